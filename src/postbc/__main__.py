@@ -1,0 +1,7 @@
+"""`python -m postbc`."""
+
+import sys
+
+from postbc.cli import main
+
+sys.exit(main())

@@ -1,0 +1,53 @@
+"""The `postbc` command: one subcommand a stage, each a frozen dataclass with a `run` method, imported when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from postbc.errors import InputError
+
+#: command words -> ("module:Dataclass", one line for the overview). The dataclass's fields are the options (via tyro).
+COMMANDS: dict[str, tuple[str, str]] = {
+    "theory": ("postbc.theory.command:Theory", "section 2 of the paper, executed: tables and plots"),
+}
+
+
+def _overview(prefix: str) -> str:
+    rows = {words: line for words, (_, line) in COMMANDS.items() if words.startswith(prefix)}
+    width = max(len(words) for words in rows)
+    head = f"usage: postbc {prefix}COMMAND [OPTIONS]     (postbc COMMAND --help lists a command's options)\n"
+    return "\n".join([head, *(f"  {words:<{width}}  {line}" for words, line in rows.items())])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status: 0 done, 2 the input cannot be used (:class:`InputError`)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    for words in sorted(COMMANDS, key=len, reverse=True):
+        parts = words.split()
+        if args[: len(parts)] == parts:
+            break
+    else:
+        group = f"{args[0]} " if args and any(words.startswith(f"{args[0]} ") for words in COMMANDS) else ""
+        asked = not args or args[-1] in ("-h", "--help") or (group and len(args) == 1)
+        print(_overview(group), file=sys.stdout if asked else sys.stderr)
+        if not asked:
+            print(f"\npostbc: there is no command {' '.join(args)!r}", file=sys.stderr)
+        return 0 if asked else 2
+    import tyro
+
+    module, name = COMMANDS[words][0].split(":")
+    try:
+        command = tyro.cli(getattr(importlib.import_module(module), name), prog=f"postbc {words}", args=args[len(parts) :])
+        command.run()
+    except InputError as error:
+        print(f"postbc {words}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"postbc {words}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
