@@ -1,0 +1,158 @@
+"""Networks with a leading *members* axis: K regressors, two critics or M seeds for the price of one pass.
+
+A stacked layer maps (M, B, i) to (M, B, o) with one batched product. Adam is elementwise and needs nothing new; a loss summed over
+members keeps their gradients apart. Every seed owns its generators, so a member's result does not depend on who shares the pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Generators = Sequence[torch.Generator]
+
+
+def make_generators(seeds: Iterable[int], stream: int = 0, device: str | torch.device = "cpu") -> list[torch.Generator]:
+    """One generator a seed. `stream` separates uses (initialisation, data order, noise, ...) so that they never share numbers."""
+    generators = []
+    for seed in seeds:
+        if seed < 0:
+            raise ValueError(f"a seed must be a non-negative integer, found {seed}")
+        generator = torch.Generator(device=device)
+        # splitmix64 of (seed, stream): neighbouring seeds and streams start far apart
+        state = (seed * 0x9E3779B97F4A7C15 + (stream + 1) * 0xBF58476D1CE4E5B9) % 2**64
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        generator.manual_seed((state ^ (state >> 31)) % 2**63)
+        generators.append(generator)
+    return generators
+
+
+def generator_states(generators: Generators) -> Tensor:
+    """(M, bytes) uint8: the states of the generators, for a checkpoint."""
+    return torch.stack([g.get_state() for g in generators])
+
+
+def set_generator_states(generators: Generators, states: Tensor) -> None:
+    """Undo :func:`generator_states`."""
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state.cpu().contiguous())
+
+
+def randn(generators: Generators, *shape: int) -> Tensor:
+    """(M, *shape) standard normal, member m drawn from `generators[m]`."""
+    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+
+
+def rand(generators: Generators, *shape: int) -> Tensor:
+    """(M, *shape) uniform on [0, 1), member m drawn from `generators[m]`."""
+    return torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generators])
+
+
+def randint(generators: Generators, high: int | Sequence[int], *shape: int) -> Tensor:
+    """(M, *shape) int64 uniform on [0, high) (or `high[m]`), member m drawn from `generators[m]`."""
+    highs = [high] * len(generators) if isinstance(high, int) else high
+    return torch.stack([torch.randint(h, shape, generator=g, device=g.device) for g, h in zip(generators, highs, strict=True)])
+
+
+class StackedLinear(nn.Module):
+    """M linear layers as one: (M, B, i) -> (M, B, o).
+
+    Args:
+        members: M. A multiple of the number of generators: each generator initialises an equal, consecutive share of the members.
+        generators: one a seed; the initialisation is that of `torch.nn.Linear` (uniform ±1/√i for weight and bias).
+    """
+
+    def __init__(self, members: int, inputs: int, outputs: int, generators: Generators, bias: bool = True) -> None:
+        super().__init__()
+        if members % len(generators):
+            raise ValueError(f"{members} members cannot be shared equally by {len(generators)} generators")
+        share, bound = members // len(generators), 1.0 / math.sqrt(inputs)
+
+        def uniform(*shape: int) -> Tensor:
+            return ((2 * rand(generators, share, *shape) - 1) * bound).flatten(0, 1)
+
+        self.weight = nn.Parameter(uniform(inputs, outputs))
+        self.bias = nn.Parameter(uniform(1, outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight) if self.bias is not None else torch.bmm(x, self.weight)
+
+    def extra_repr(self) -> str:
+        return "members={}, inputs={}, outputs={}".format(*self.weight.shape)
+
+
+class StackedLayerNorm(nn.Module):
+    """M layer normalisations over the last axis, each with its own gain and bias: (M, B, i) -> (M, B, i)."""
+
+    def __init__(self, members: int, features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(members, 1, features))
+        self.bias = nn.Parameter(torch.zeros(members, 1, features))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
+
+
+class StackedMLP(nn.Sequential):
+    """M multilayer perceptrons as one: (M, B, inputs) -> (M, B, outputs); linear → [LayerNorm] → activation, the last layer linear."""
+
+    def __init__(
+        self,
+        members: int,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        generators: Generators,
+        activation: Callable[[], nn.Module] = nn.ReLU,
+        layer_norm: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers.append(StackedLinear(members, inputs, width, generators))
+            if layer_norm:
+                layers.append(StackedLayerNorm(members, width))
+            layers.append(activation())
+            inputs = width
+        super().__init__(*layers, StackedLinear(members, inputs, outputs, generators))
+
+
+@torch.no_grad()
+def polyak(target: Sequence[Tensor], online: Sequence[Tensor], rate: float) -> None:
+    """target <- (1 − rate)·target + rate·online, in place and in one pass over all tensors."""
+    torch._foreach_lerp_(list(target), list(online), rate)
+
+
+class EMA:
+    """Exponential moving average of a module's parameters (DPPO: decay 0.995, a plain copy before it starts).
+
+    Args:
+        module: its parameters are followed; `shadow` lists the averages in `module.parameters()` order.
+        decay: weight of the old average at each :meth:`update`.
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.995) -> None:
+        self.decay = decay
+        self.online = list(module.parameters())
+        self.names = [name for name, _ in module.named_parameters()]
+        self.shadow = [p.detach().clone() for p in self.online]
+
+    def update(self) -> None:
+        polyak(self.shadow, [p.detach() for p in self.online], 1.0 - self.decay)
+
+    @torch.no_grad()
+    def copy(self) -> None:
+        """Forget the average: shadow <- parameters."""
+        torch._foreach_copy_(self.shadow, [p.detach() for p in self.online])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """name -> average; loads into the module itself with `strict=False` for its buffers."""
+        return dict(zip(self.names, self.shadow, strict=True))
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, shadow in zip(self.names, self.shadow, strict=True):
+            shadow.copy_(state[name])
