@@ -121,8 +121,8 @@ class Normalization:
     def fit(cls, demonstrations: Demonstrations, *, minimum_range: float = 0.0) -> Normalization:
         """Minimum and maximum of every dimension over all steps of all trajectories.
 
-        ``minimum_range`` (raw units) widens narrower dimensions around their middle; 0 is DPPO's behaviour, where a dimension that is
-        constant in the data is divided by 1e-6, so that any other value met later becomes huge (``demos inspect`` lists such dimensions).
+        ``minimum_range`` (raw units) widens narrower dimensions around their middle; 0 is DPPO's behaviour, where a dimension that
+        is constant in the data is divided by 1e-6, so that any other value met later becomes huge (``demos inspect`` lists them).
         """
         ends = []
         for values in (demonstrations.observations, demonstrations.actions):

@@ -156,12 +156,13 @@ def _check_actions(actions: np.ndarray, demo: str, width: int | None, bounds: tu
         return
     outside = (actions < bounds[0]) | (actions > bounds[1])  # False for NaN, which Trajectory reports as such
     if outside.any():
+        dimensions = sorted(set(np.argwhere(outside)[:, -1].tolist()))
         worst = actions[outside][np.argmax(np.abs(actions[outside]))]
         raise InputError(
             "Actions lie outside the controller's range.",
             file=path,
             key=f"data/{demo}/actions",
-            found=f"{int(outside.sum())} of {actions.size} values, the farthest {worst:.4g}, in dimensions {sorted(set(np.argwhere(outside)[:, 1].tolist()))}",
+            found=f"{int(outside.sum())} of {actions.size} values in dimensions {dimensions}, the farthest {worst:.4g}",
             expected=f"[{bounds[0]:g}, {bounds[1]:g}]",
             remedy="rescale, or clip them if the controller clipped them while recording (robosuite does)",
         )
@@ -181,9 +182,9 @@ def read_robomimic(
     Args:
         path: HDF5 file.
         filter_key: read only ``mask/<filter_key>``.
-        observation_keys: datasets under ``obs``; default robomimic's four low-dimensional ones (eef_pos, eef_quat, gripper_qpos, object).
+        observation_keys: datasets under ``obs``; default robomimic's four low-dimensional ones, :data:`LOW_DIM_KEYS`.
         action_range: accepted raw actions, None to accept any.
-        action_dim: A that is expected; default what ``env_args`` implies (7 a robot under OSC_POSE), unchecked if it implies nothing.
+        action_dim: A that is expected; default what ``env_args`` implies (7 a robot under OSC_POSE), else unchecked.
         environment: stands in for ``env_args`` in a file without one.
 
     ``operator`` is the demonstration's attribute of that name, or else the name of a filter with "operator" in it that lists the

@@ -64,7 +64,7 @@ def write_robomimic(
         path: destination; parent directories are made.
         demonstrations: written with ``obs`` split into its keys, so that reading gives the same arrays bit for bit.
         model_xml: MJCF of the simulator model, one for all or one a trajectory name (attribute ``model_file``).
-        next_observations: also write ``next_obs``: the observation one step later, the last one repeated (robomimic's IQL and BCQ read it).
+        next_observations: also write ``next_obs``: the observation one step later, the last one repeated.
 
     The same demonstrations give the same bytes. InputError when the file cannot be written (full disk, no permission).
     """

@@ -17,7 +17,7 @@ LOW_DIM_KEYS: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gr
 def _array(values: Any, dtype: type, key: str, ndim: int) -> np.ndarray:
     """``values`` as a contiguous array of ``dtype`` with ``ndim`` axes and finite numbers; InputError names ``key`` otherwise."""
     try:
-        array = np.ascontiguousarray(values, dtype=dtype)
+        array: np.ndarray = np.ascontiguousarray(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise InputError("The values are not numbers of one shape.", key=key, found=str(error)) from error
     if np.ndim(values) != ndim:
@@ -42,7 +42,7 @@ def _array(values: Any, dtype: type, key: str, ndim: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """One episode of N steps; ``observations[t]`` and ``states[t]`` are before ``actions[t]``, ``rewards[t]`` and ``dones[t]`` after it.
+    """One episode of N steps; ``observations[t]`` and ``states[t]`` are before ``actions[t]``, rewards and dones after it.
 
     Arrays are converted to the dtypes below. Raises InputError for lengths that disagree, zero steps, NaN or infinite values.
     """
@@ -264,7 +264,7 @@ class Demonstrations:
         return replace(self, trajectories=kept, filters={key: members for key, members in filters.items() if members})
 
     def select(self, filter_key: str) -> Demonstrations:
-        """The trajectories of one filter (robomimic's ``mask/<filter_key>``), in this object's order. InputError if unknown or empty."""
+        """The trajectories of one filter (robomimic's ``mask/<filter_key>``), in order. InputError if unknown or empty."""
         if filter_key not in self.filters:
             raise InputError(
                 "There is no such filter.",
