@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from postbc.demonstrations.normalization import EPSILON, Normalization
 from postbc.nn import Generators
 
 
@@ -44,17 +45,18 @@ class NormalizationTensors:
         members: M.
     """
 
-    def __init__(self, normalizations: Sequence[object], members: int, device: str | torch.device = "cpu") -> None:
+    def __init__(self, normalizations: Sequence[Normalization], members: int, device: str | torch.device = "cpu") -> None:
         if len(normalizations) not in (1, members):
             raise ValueError(f"{len(normalizations)} normalisations for {members} members")
         expanded = list(normalizations) * (members if len(normalizations) == 1 else 1)
 
-        def stack(name: str) -> Tensor:
-            return torch.stack([torch.as_tensor(getattr(n, name), dtype=torch.float32) for n in expanded]).unsqueeze(1).to(device)
+        def stack(values: list[Any]) -> Tensor:  # float64 until here: differences of float32 would lose digits
+            return torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in values]).unsqueeze(1).to(device)
 
-        self.observation_low, self.action_low = stack("observation_low"), stack("action_low")
-        self.observation_scale = 2 / (stack("observation_high") - self.observation_low + 1e-6)
-        self.action_scale = 2 / (stack("action_high") - self.action_low + 1e-6)
+        self.observation_low = stack([n.observation_low for n in expanded])
+        self.action_low = stack([n.action_low for n in expanded])
+        self.observation_scale = stack([2 / (n.observation_high - n.observation_low + EPSILON) for n in expanded])
+        self.action_scale = stack([2 / (n.action_high - n.action_low + EPSILON) for n in expanded])
 
     def normalize_observation(self, observation: Tensor) -> Tensor:
         """Raw (M, B, S) -> normalised (M, B, S)."""

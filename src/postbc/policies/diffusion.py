@@ -69,7 +69,12 @@ class DiffusionPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.seeds, self.about = config, tuple(seeds), dict(about or {})
-        self.members, self.observation_dim, self.action_dim, self.chunk = len(self.seeds), observation_dim, action_dim, config.chunk
+        self.members, self.observation_dim, self.action_dim, self.chunk = (
+            len(self.seeds),
+            observation_dim,
+            action_dim,
+            config.chunk,
+        )
         self.normalizations = list(normalizations)
         self.normalization = NormalizationTensors(self.normalizations, self.members)
         self.schedule = Schedule.cosine(config.denoising_steps)

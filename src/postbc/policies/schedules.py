@@ -75,7 +75,11 @@ def ddim(denoiser: Denoiser, schedule: Schedule, noise: Tensor, steps: int, clip
         if clip is not None:
             denoised.clamp_(-clip, clip)
         keep = math.sqrt(1 - after) / math.sqrt(1 - now)
-        x = torch.add(denoised * (math.sqrt(after) - keep * math.sqrt(now)), x, alpha=keep) if keep else denoised * math.sqrt(after)
+        x = (
+            torch.add(denoised * (math.sqrt(after) - keep * math.sqrt(now)), x, alpha=keep)
+            if keep
+            else denoised * math.sqrt(after)
+        )
     return x
 
 

@@ -1,0 +1,263 @@
+"""Algorithm 1: the demonstrator's posterior from an ensemble of regressors, K of them trained as one stacked network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from postbc.demonstrations.chunks import Windows
+from postbc.demonstrations.normalization import Normalization
+from postbc.errors import InputError
+from postbc.nn import StackedMLP, generator_states, make_generators, set_generator_states
+from postbc.posterior.bootstrap import BootstrapSampler, bootstrap_counts
+from postbc.posterior.factor import Factor
+from postbc.progress import progress
+from postbc.runs import Run, load_tree, save_tree
+
+FORMAT = 1
+MINIMUM_LOG_STD, MAXIMUM_LOG_STD = -5.0, 2.0
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """Algorithm 1 (paper, Table of pretraining)."""
+
+    ensemble_size: int = 100
+    """K, members."""
+    hidden: int = 512
+    """Width of each member (that of the diffusion MLP)."""
+    layers: int = 3
+    """Hidden layers of each member."""
+    steps: int = 6000
+    """Gradient steps of each member. The paper counts epochs: steps = epochs · ⌈windows / batch⌉."""
+    batch_size: int = 256
+    """Windows a member and step."""
+    learning_rate: float = 1e-4
+    """Adam's; the paper gives none for the ensemble, this is the policy's."""
+    bootstrap: Literal["trajectory", "pair", "none"] = "trajectory"
+    """Resample whole trajectories (Robomimic), state-action pairs (LIBERO), or nothing (then set target_noise)."""
+    target_noise: float = 0.0
+    """Standard deviation of fixed Gaussian noise on each member's targets (Gaussian lemma, w_t ~ N(0, Σ)); normalised units."""
+    prior_weight: float = 0.0
+    """Pull of each member towards its own initialisation, the lemma's ‖μ − μ̃‖² in units of one observation's Σ⁻¹."""
+    likelihood: Literal["mse", "gaussian"] = "mse"
+    """Mean-squared error, or a Gaussian head with its own variance (the covariance is still that of the members' means)."""
+    bound: Literal["clamp", "none"] = "clamp"
+    """Keep predictions inside the normalised action range [−1, 1]: members extrapolate far outside it where they have no data."""
+
+    def __post_init__(self) -> None:
+        if self.ensemble_size < 2:
+            raise InputError(
+                "A covariance needs at least two members.", key="ensemble_size", found=self.ensemble_size, expected=">= 2"
+            )
+
+
+class Ensemble(nn.Module):
+    """K regressors (B, S) -> (K, B, D), in normalised units.
+
+    Args:
+        config: architecture and training.
+        observation_dim: S.
+        chunk: T.
+        action_dim: A.
+        generator: source of the members' initialisation.
+    """
+
+    def __init__(
+        self, config: EnsembleConfig, observation_dim: int, chunk: int, action_dim: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.config, self.observation_dim, self.chunk, self.action_dim = config, observation_dim, chunk, action_dim
+        self.dim = chunk * action_dim
+        outputs = self.dim * (2 if config.likelihood == "gaussian" else 1)
+        hidden = (config.hidden,) * config.layers
+        self.network = StackedMLP(config.ensemble_size, observation_dim, hidden, outputs, [generator])
+
+    def loss(self, observation: Tensor, target: Tensor) -> Tensor:
+        """(K, B, S), (K, B, D) -> (K,): squared error, or negative log-likelihood, averaged over batch and dimensions."""
+        output = self.network(observation)
+        if self.config.likelihood == "mse":
+            return (output - target).square().mean((1, 2))
+        mean, log_std = output.split(self.dim, -1)
+        log_std = log_std.clamp(MINIMUM_LOG_STD, MAXIMUM_LOG_STD)
+        return (0.5 * ((target - mean) * torch.exp(-log_std)).square() + log_std).mean((1, 2))
+
+    @torch.no_grad()
+    def predict(self, observation: Tensor, batch: int = 1024) -> Tensor:
+        """(N, S) -> (K, N, D): every member's predicted chunk, inside the action range under `bound="clamp"`."""
+        parts = [
+            self.network(part.expand(self.config.ensemble_size, -1, -1))[..., : self.dim] for part in observation.split(batch)
+        ]
+        prediction = torch.cat(parts, 1)
+        return prediction.clamp_(-1, 1) if self.config.bound == "clamp" else prediction
+
+    def factor(self, observation: Tensor) -> Factor:
+        """(N, S) -> the posterior covariance of the chunk at each state (Algorithm 1, last line)."""
+        return Factor.from_predictions(self.predict(observation))
+
+
+class EnsembleTraining:
+    """Trains an ensemble step by step; `state`/`load_state` make it resumable bit for bit.
+
+    Args:
+        ensemble: its parameters are trained in place.
+        windows: the demonstrations' chunk windows, normalised.
+        seed: decides bootstrap, target noise and data order.
+    """
+
+    def __init__(self, ensemble: Ensemble, windows: Windows, seed: int) -> None:
+        config = ensemble.config
+        self.ensemble, self.config = ensemble, config
+        self.observations = torch.as_tensor(windows.observations)
+        self.targets = torch.as_tensor(windows.chunks).flatten(1)
+        (resample,) = make_generators([seed], stream=1)
+        counts = bootstrap_counts(torch.as_tensor(windows.trajectory), config.ensemble_size, config.bootstrap, resample)
+        self.sampler = BootstrapSampler(counts)
+        self.noise = None
+        if config.target_noise > 0:  # drawn once: each member regresses on its own noised copy of the data set
+            shape = (config.ensemble_size, *self.targets.shape)
+            self.noise = torch.randn(shape, generator=resample) * config.target_noise
+        self.parameters = list(ensemble.parameters())
+        self.anchor = [p.detach().clone() for p in self.parameters] if config.prior_weight > 0 else None
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
+        self.data = make_generators([seed], stream=2)
+
+    def step(self) -> Tensor:
+        """One gradient step of every member; returns their losses (K,)."""
+        index = self.sampler.draw(self.config.batch_size, self.data[0])
+        target = self.targets[index]
+        if self.noise is not None:
+            target = target + self.noise.gather(1, index.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
+        losses = self.ensemble.loss(self.observations[index], target)
+        total = losses.sum()
+        if self.anchor is not None:  # Σ_t‖·‖² + λ‖θ − θ₀‖² over N windows and D dimensions, as the loss is their mean
+            pull = sum(((p - a).square().sum() for p, a in zip(self.parameters, self.anchor)), torch.zeros(()))
+            total = total + self.config.prior_weight / self.targets.numel() * pull
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        return losses.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides the remaining steps (bootstrap and noise follow from the seed)."""
+        return {
+            "parameters": dict(self.ensemble.named_parameters()),
+            "optimiser": self.optimiser.state_dict(),
+            "data": generator_states(self.data),
+            **({"anchor": self.anchor} if self.anchor is not None else {}),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        self.ensemble.load_state_dict(state["parameters"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        set_generator_states(self.data, state["data"])
+        self.anchor = state.get("anchor")
+
+
+class Posterior:
+    """Fitted ensembles, one a seed, with what is needed to use them: saved once, reused by any policy of the same chunk.
+
+    Attributes:
+        seeds: one an ensemble.
+        ensembles: fitted, frozen.
+        normalizations: of the demonstrations each was fitted on.
+        fingerprints: of those demonstrations' windows, so that a posterior is not used with other data by mistake.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        ensembles: Sequence[Ensemble],
+        normalizations: Sequence[Normalization],
+        fingerprints: Sequence[str],
+    ) -> None:
+        self.seeds, self.ensembles = tuple(seeds), list(ensembles)
+        self.normalizations, self.fingerprints = list(normalizations), list(fingerprints)
+
+    def member(self, seed: int) -> int:
+        """Index of the ensemble of `seed`.
+
+        Raises:
+            InputError: none was fitted for it.
+        """
+        if seed not in self.seeds:
+            raise InputError(
+                "No posterior was fitted for this seed.", key="seed", found=seed, expected=f"one of {list(self.seeds)}",
+                remedy="run `postbc posterior fit` with the seeds that you pretrain",
+            )  # fmt: skip
+        return self.seeds.index(seed)
+
+    def save(self, directory: str | Path) -> None:
+        """Write `directory`/posterior_seed_<seed>.safetensors, one a seed."""
+        for seed, ensemble, normalization, fingerprint in zip(
+            self.seeds, self.ensembles, self.normalizations, self.fingerprints, strict=True
+        ):
+            tree = {
+                "format": FORMAT, "kind": "posterior", "seed": seed, "config": asdict(ensemble.config), "chunk": ensemble.chunk,
+                "observation_dim": ensemble.observation_dim, "action_dim": ensemble.action_dim, "fingerprint": fingerprint,
+                "normalization": normalization.to_dict(), "parameters": dict(ensemble.named_parameters()),
+            }  # fmt: skip
+            save_tree(Path(directory) / f"posterior_seed_{seed}.safetensors", tree)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Posterior:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: no posterior there, or not one of this format.
+        """
+        paths = sorted(Path(directory).glob("posterior_seed_*.safetensors"), key=lambda p: int(p.stem.rsplit("_", 1)[1]))
+        if not paths:
+            raise InputError(
+                "There is no posterior here.", file=directory, expected="posterior_seed_<seed>.safetensors",
+                remedy="run `postbc posterior fit`, or wait until it has finished",
+            )  # fmt: skip
+        known = {f.name for f in fields(EnsembleConfig)}
+        seeds, ensembles, normalizations, fingerprints = [], [], [], []
+        for path in paths:
+            tree = load_tree(path)
+            if not isinstance(tree, dict) or tree.get("kind") != "posterior" or tree.get("format") != FORMAT:
+                raise InputError(
+                    "This is not a posterior file.", file=path, key="kind", expected=f"'posterior', format {FORMAT}",
+                    found=tree.get("kind") if isinstance(tree, dict) else type(tree).__name__,
+                    remedy="give the directory that `postbc posterior fit` wrote",
+                )  # fmt: skip
+            config = EnsembleConfig(**{k: v for k, v in tree["config"].items() if k in known})
+            ensemble = Ensemble(config, tree["observation_dim"], tree["chunk"], tree["action_dim"], torch.Generator())
+            ensemble.load_state_dict(tree["parameters"])
+            seeds.append(tree["seed"])
+            ensembles.append(ensemble.eval().requires_grad_(False))
+            normalizations.append(Normalization.from_dict(tree["normalization"]))
+            fingerprints.append(tree["fingerprint"])
+        return cls(seeds, ensembles, normalizations, fingerprints)
+
+
+def fit_ensemble(
+    windows: Windows, config: EnsembleConfig, seed: int, run: Run | None = None, checkpoint_every: int = 500
+) -> Ensemble:
+    """Fit one ensemble (Algorithm 1) on normalised windows; resumable when a `run` is given.
+
+    Returns:
+        The fitted ensemble, frozen.
+    """
+    (initialise,) = make_generators([seed], stream=0)
+    ensemble = Ensemble(config, windows.observations.shape[1], *windows.chunks.shape[1:], generator=initialise)
+    training = EnsembleTraining(ensemble, windows, seed)
+    start, found = 0, run.load() if run else None
+    if found:
+        start = found[0]
+        training.load_state(found[1])
+    with progress(f"posterior, seed {seed}: {config.ensemble_size} members", config.steps, start) as bar:
+        for step in range(start + 1, config.steps + 1):
+            losses = training.step()
+            if run and (step % checkpoint_every == 0 or step == config.steps):
+                run.log(step, {"ensemble/loss": losses.mean().item(), "ensemble/loss_max": losses.max().item()})
+                run.save(step, training.state())
+            bar.advance(loss=losses)
+    return ensemble.eval().requires_grad_(False)
