@@ -9,6 +9,8 @@ from postbc.errors import InputError
 
 #: command words -> ("module:Dataclass", one line for the overview). The dataclass's fields are the options (via tyro).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "posterior fit": ("postbc.pretraining_command:PosteriorFit", "Algorithm 1: the posterior, by a bootstrapped ensemble"),
+    "pretrain": ("postbc.pretraining_command:Pretrain", "Algorithm 2: BC, σ-BC or PostBC"),
     "theory": ("postbc.theory.command:Theory", "section 2 of the paper, executed: tables and plots"),
 }
 

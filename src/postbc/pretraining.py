@@ -7,13 +7,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,15 +60,6 @@ class PretrainingConfig:
     """Clip perturbed targets to the action range. It biases the mean where actions sit at the bound (the gripper)."""
     diagonal: bool = False
     """Use the variances alone, without correlation over chunk and action (LIBERO Best-of-N)."""
-
-
-def fingerprint(windows: Windows) -> str:
-    """Identifies the windows that a posterior was fitted on and a policy is trained on."""
-    digest = hashlib.sha256()
-    for array in (windows.observations, windows.chunks):
-        digest.update(str(array.shape).encode())
-        digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class Data:

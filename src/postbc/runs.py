@@ -352,6 +352,12 @@ class Run:
             self._rewrite(path) if self._rows else path.unlink()
         return found
 
+    def drop_checkpoints(self) -> None:
+        """Delete the checkpoints of a stage that has finished and saved its result."""
+        (self.directory / "latest").unlink(missing_ok=True)
+        for path in (self.directory / "checkpoints").glob("step_*.safetensors"):
+            path.unlink()
+
     def close(self) -> None:
         """Flush what is buffered."""
         if self._writer:

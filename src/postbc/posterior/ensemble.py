@@ -180,7 +180,11 @@ class Posterior:
         self.seeds, self.ensembles = tuple(seeds), list(ensembles)
         self.normalizations, self.fingerprints = list(normalizations), list(fingerprints)
 
-    def member(self, seed: int) -> int:
+    def of(self, seed: int) -> Ensemble:
+        """The ensemble of `seed`."""
+        return self.ensembles[self.index(seed)]
+
+    def index(self, seed: int) -> int:
         """Index of the ensemble of `seed`.
 
         Raises:
