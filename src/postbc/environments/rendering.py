@@ -1,0 +1,58 @@
+"""Frames without a display."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from postbc.errors import InputError
+
+REMEDY = (
+    "install EGL (Debian, Ubuntu: apt install libegl1 libgl1) and set MUJOCO_GL=egl, "
+    "or software rendering (apt install libosmesa6) and set MUJOCO_GL=osmesa before Python starts"
+)
+
+
+class Renderer:
+    """Draws any simulation of one task: one OpenGL context, made with the first frame of a size; not for several threads."""
+
+    def __init__(self) -> None:
+        self._size: tuple[int, int] | None = None
+        self._renderer: Any = None
+        self._options = mujoco.MjvOption()
+        self._options.geomgroup[0] = 0  # robosuite's collision geoms
+
+    def frame(self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int, camera: str) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8."""
+        if self._size != (height, width):
+            self.close()
+            self._renderer, self._size = _renderer(model, height, width), (height, width)
+        camera_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
+        if camera_id < 0:
+            names = ", ".join(model.camera(i).name for i in range(model.ncam))
+            raise InputError("unknown camera", found=camera, expected=names)
+        mujoco.mj_kinematics(model, data)  # poses lag a substep behind qpos; the next step computes them again
+        mujoco.mj_camlight(model, data)
+        self._renderer._model = model  # another simulation's model differs at most in a geom's size
+        self._renderer.update_scene(data, camera_id, self._options)
+        return np.array(self._renderer.render())
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+        self._renderer = self._size = None
+
+
+def _renderer(model: mujoco.MjModel, height: int, width: int) -> Any:
+    model.vis.global_.offheight = max(model.vis.global_.offheight, height)
+    model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
+    try:
+        return mujoco.Renderer(model, height, width)
+    except Exception as error:  # each OpenGL platform fails with exceptions of its own
+        raise InputError(
+            f"cannot render without a display: {error}", found=f"MUJOCO_GL={os.environ.get('MUJOCO_GL')}", remedy=REMEDY
+        ) from error
