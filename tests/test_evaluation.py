@@ -32,14 +32,15 @@ class Toy(VectorEnv):
         self.num_envs, self.horizon, self.log = num_envs, horizon, log
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (observation_dim,), np.float32)
         self.single_action_space = spaces.Box(-1, 1, (T, A), np.float32)
-        self.x, self.t, self.live = np.zeros((num_envs, A)), np.zeros(num_envs, int), np.zeros(num_envs, bool)
+        self.x, self.t = np.zeros((num_envs, A)), np.zeros(num_envs, int)
+        self.live, self.over = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
         self.closed_once = False
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         assert options is not None
         for i in np.flatnonzero(options["reset_mask"]):
             self.x[i] = np.random.default_rng(int(options["seeds"][i])).uniform(-3, 3, A)
-            self.t[i], self.live[i] = 0, True
+            self.t[i], self.live[i], self.over[i] = 0, True, False
             if self.log is not None:
                 self.log.append((int(i), int(options["seeds"][i])))
         return self.observation(), {}
@@ -48,23 +49,24 @@ class Toy(VectorEnv):
         return np.column_stack([self.x, self.t]).astype(np.float32)
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        assert self.live.all(), "stepped after the end without a reset"
         assert actions.shape == (self.num_envs, T, A)
-        taken = np.minimum(T, self.horizon - self.t)
+        was = self.live.copy()  # an ended environment waits
+        taken = np.where(was, np.minimum(T, self.horizon - self.t), 0)
         hits = np.zeros((self.num_envs, T), bool)
         for k in range(T):
             on = k < taken
             self.x[on] += actions[on, k]
             hits[:, k] = on & (np.linalg.norm(self.x, axis=1) < 0.5)
         self.t += taken
-        whole = (hits | (np.arange(T) >= taken[:, None])).all(1)
-        truncated = (self.t >= self.horizon) & ~whole
-        self.live = ~(whole | truncated)
+        whole = hits.all(1)
+        self.over = np.where(was, whole, self.over)
+        truncated = (self.t >= self.horizon) & ~self.over
+        self.live = ~(self.over | truncated)
         info = {
             "success": hits.any(1), "chunk_success": whole, "num_steps": taken, "step_rewards": hits.astype(np.float32),
             "diverged": np.zeros(self.num_envs, bool),
         }  # fmt: skip
-        return self.observation(), hits.sum(1).astype(np.float32), whole, truncated, info
+        return self.observation(), hits.sum(1).astype(np.float32), self.over, truncated, info
 
     def close_extras(self, **kwargs: Any) -> None:
         self.closed_once = True
@@ -105,9 +107,10 @@ def by_hand(clumsiness: float, seed: int, episodes: int, n: int, horizon: int = 
                 hits.append(bool(np.linalg.norm(x[j]) < 0.5))
                 if hits[-1] and first[j] is None:
                     first[j] = t[j]
-            if all(hits) or t[j] >= horizon:
+            whole = len(hits) == T and all(hits)
+            if whole or t[j] >= horizon:
                 if index[j] < episodes:
-                    found[index[j]] = (first[j] is not None, all(hits), t[j], first[j])
+                    found[index[j]] = (first[j] is not None, whole, t[j], first[j])
                 index[j] += n
                 x[j] = np.random.default_rng(int(seeds[min(index[j], episodes - 1)])).uniform(-3, 3, A)
                 t[j], first[j] = 0, None

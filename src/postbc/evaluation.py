@@ -211,7 +211,7 @@ def evaluate(
         actor: M members.
         make_env: N -> a chunked `VectorEnv` of N environments that ends an episode at `chunk_success`, with autoreset disabled, whose
             `reset` takes options `reset_mask` (N,) and `seeds` (N,), and whose info has success, chunk_success, num_steps,
-            step_rewards and diverged. It is closed at the end.
+            step_rewards and diverged. An ended one waits: stepping it does nothing. It is closed at the end.
         envs_per_member: n; N = M·n, member m has the environments m·n, ..., m·n + n − 1.
         policy_seeds: one a member, of its generator; default the actor's `seeds`, or 0, 1, ....
         record_actions: keep the raw actions (for videos).
@@ -238,11 +238,11 @@ def evaluate(
                 observation, reward, terminated, truncated, info = env.step(chunk)
                 ended = recorder.step(chunk, reward, terminated | truncated | info["diverged"], info)
                 if bar is not None and ended.any():
-                    bar.advance(int((ended & recorder.counted).sum()), success=recorder.running_success)
-                if ended.any() and not recorder.done:
-                    recorder.next(ended)
-                    observation, _ = env.reset(options={"reset_mask": ended, "seeds": recorder.seeds()})
-                    recorder.begin(ended, observation)
+                    bar.advance(int(ended.sum()), success=recorder.running_success)
+                again = recorder.next(ended)
+                if again.any():
+                    observation, _ = env.reset(options={"reset_mask": again, "seeds": recorder.seeds()})
+                    recorder.begin(again, observation)
     finally:
         env.close()
     return recorder.evaluation()
@@ -256,7 +256,6 @@ class _Recorder:
         self.current = np.tile(np.arange(n), members)  # index of the episode; one beyond the last: idle
         self.finished: dict[tuple[int, int], Episode] = {}
         self.actions: dict[tuple[int, int], np.ndarray] = {}
-        self.counted = np.ones(members * n, bool)
         self.steps, self.first = np.zeros(members * n, int), np.zeros(members * n, int)
         self.success, self.chunk_success = np.zeros(members * n, bool), np.zeros(members * n, bool)
         self.reward = np.zeros(members * n)
@@ -272,11 +271,13 @@ class _Recorder:
         return float(np.mean([e.success for e in self.finished.values()]))
 
     def seeds(self) -> np.ndarray:
-        """(N,) episode seeds; an environment without an episode left repeats the last, which does not count."""
+        """(N,) episode seeds; those of environments without an episode left mean nothing."""
         return self.episode_seeds[np.minimum(self.current, len(self.episode_seeds) - 1)]
 
-    def next(self, ended: np.ndarray) -> None:
+    def next(self, ended: np.ndarray) -> np.ndarray:
+        """Give the ended environments their next episodes; returns (N,) which of them have one."""
         self.current[ended] += self.n
+        return ended & (self.current < len(self.episode_seeds))
 
     def begin(self, mask: np.ndarray, observation: np.ndarray) -> None:
         self.steps[mask], self.first[mask], self.reward[mask] = 0, 0, 0.0
@@ -287,7 +288,7 @@ class _Recorder:
                 self.played[i] = []
 
     def step(self, chunk: np.ndarray, reward: np.ndarray, ended: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-        """Book one vector step; returns (N,) which environments' episodes ended."""
+        """Book one vector step; returns (N,) in which environments an episode ended."""
         taken, success = np.asarray(info["num_steps"], int), np.asarray(info["success"], bool)
         new = success & ~self.success
         # a success pays the chunk's highest reward (0 of −1/0, 1 of 0/1), so its first occurrence is the first success
@@ -296,11 +297,12 @@ class _Recorder:
         self.success |= success
         self.chunk_success |= np.asarray(info["chunk_success"], bool)
         self.reward += reward
-        self.counted = self.current < len(self.episode_seeds)
+        active = self.current < len(self.episode_seeds)
         if self.played is not None:
-            for i in np.flatnonzero(self.counted):
+            for i in np.flatnonzero(active):
                 self.played[i].append(chunk[i, : taken[i]])
-        for i in np.flatnonzero(ended & self.counted):
+        ended = ended & active
+        for i in np.flatnonzero(ended):
             m, episode_seed = int(i) // self.n, int(self.episode_seeds[self.current[i]])
             self.finished[m, episode_seed] = Episode(
                 m, int(self.policy_seeds[m]), episode_seed, bool(self.success[i]), bool(self.chunk_success[i]), int(self.steps[i]),
