@@ -1,0 +1,207 @@
+"""Record scripted operators in the simulator: only successes are kept, and the same seed gives the same demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from postbc.demonstrations.operators import OPERATORS, Operator, find_operators
+from postbc.demonstrations.scripted import ScriptedOperators, geometry_of
+from postbc.demonstrations.types import LOW_DIM_KEYS, Demonstrations, Trajectory
+from postbc.errors import InputError
+
+#: Called after every episode with the operator's name, whether it succeeded, and its length in steps.
+Progress = Callable[[str, bool, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """What :func:`collect` returns."""
+
+    demonstrations: Demonstrations
+    """The successes, people taking turns; filters for each operator and each quality."""
+    attempts: dict[str, tuple[int, int]]
+    """Operator -> (successes, episodes)."""
+    model_xml: dict[str, str]
+    """Trajectory name -> MJCF."""
+
+
+@dataclass(eq=False)
+class _Episode:
+    """One running attempt: what has been recorded so far."""
+
+    operator: Operator
+    attempt: int
+    observations: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
+    successes: list[bool] = field(default_factory=list)
+    model_xml: str = ""
+
+    def finished(self, horizon: int, tail: int) -> bool:
+        first = self.successes.index(True) if any(self.successes) else None
+        return len(self.successes) >= horizon if first is None else len(self.successes) > first + tail
+
+    @property
+    def succeeded(self) -> bool:
+        """Solved, and still so at the last recorded step: an object that was thrown up and fell is no demonstration."""
+        return self.successes[-1]
+
+    def trajectory(self, name: str) -> Trajectory:
+        n = len(self.actions)
+        return Trajectory(
+            observations=np.stack(self.observations),
+            actions=np.stack(self.actions),
+            rewards=np.array(self.successes, dtype=np.float32),
+            dones=np.arange(n) == n - 1,
+            states=np.stack(self.states),
+            name=name,
+            operator=self.operator.name,
+        )
+
+
+class _Person:
+    """One operator's attempts 0, 1, 2, …: as many as it takes for ``quota`` successes, and no more whatever runs in parallel."""
+
+    def __init__(self, operator: Operator, quota: int) -> None:
+        self.operator, self.quota, self.launched, self.running = operator, quota, 0, 0
+        self.kept: dict[int, _Episode] = {}
+
+    @property
+    def missing(self) -> int:
+        """Attempts that have to be launched now, should all running ones succeed."""
+        return self.quota - len(self.kept) - self.running
+
+    def launch(self) -> _Episode:
+        if self.launched >= 20 * self.quota + 20:
+            raise InputError(
+                "An operator hardly ever succeeds at this task.",
+                key=self.operator.name,
+                found=f"{len(self.kept)} successes in {self.launched} episodes",
+                remedy="leave this operator out, or allow longer episodes (horizon)",
+            )
+        episode = _Episode(self.operator, self.launched)
+        self.launched += 1
+        self.running += 1
+        return episode
+
+    def finish(self, episode: _Episode) -> None:
+        self.running -= 1
+        if episode.succeeded:
+            self.kept[episode.attempt] = episode
+
+
+def episode_seed(seed: int, operator: Operator, attempt: int) -> int:
+    """Seed of the environment in one attempt, whoever else takes part."""
+    return int(np.random.SeedSequence([seed, list(OPERATORS).index(operator.name), attempt]).generate_state(1)[0])
+
+
+def collect(
+    task: str = "Lift",
+    num: int = 50,
+    operators: Sequence[str] = ("all",),
+    seed: int = 0,
+    *,
+    num_envs: int = 8,
+    horizon: int | None = None,
+    tail: int = 5,
+    native: bool = True,
+    progress: Progress | None = None,
+) -> Collection:
+    """Let operators demonstrate until ``num`` episodes have succeeded, equally many of each (the first ones one more).
+
+    Args:
+        task: "Lift" or "Can".
+        num: successes wanted in all.
+        operators: names, qualities ("better", "okay", "worse") or "all".
+        seed: decides everything; ``num_envs`` does not change the result.
+        num_envs: environments run side by side.
+        horizon: control steps after which an unsolved episode counts as failed; default the task's (Lift 250, Can 450).
+        tail: steps kept after the first success.
+        native: the compiled control loop (fast) instead of robosuite's own.
+        progress: called after each episode.
+
+    Raises InputError for an unknown task or operator, fewer than one demonstration, or an operator that hardly ever succeeds.
+    """
+    from postbc.environments import make
+
+    if num < 1:
+        raise InputError("Nothing to collect.", key="num", found=num, expected=">= 1")
+    chosen = find_operators(operators)
+    horizon = geometry_of(task).patience if horizon is None else horizon
+    quotas = [num // len(chosen) + (i < num % len(chosen)) for i in range(len(chosen))]
+    people = [_Person(operator, quota) for operator, quota in zip(chosen, quotas)]
+    num_envs = min(num_envs, num)  # all are busy from the first step, so none is stepped that was never reset
+    hands = ScriptedOperators(task, num_envs, horizon + tail)
+    # Nobody ends an episode but the loop below: an operator goes on lifting for `tail` steps.
+    env: Any = make(
+        task, num_envs=num_envs, chunk=1, horizon=horizon + tail + 1, reward="sparse", terminate_on="never", native=native,
+        autoreset="disabled",
+    )  # fmt: skip
+    try:
+        _run(env, hands, people, seed, horizon, tail, progress)
+        environment = env.env_args()
+    finally:
+        env.close()
+    return _assemble(people, environment)
+
+
+def _run(
+    env: Any, hands: ScriptedOperators, people: list[_Person], seed: int, horizon: int, tail: int, progress: Progress | None
+) -> None:
+    """Keep every environment busy until nobody misses a success."""
+    n = env.num_envs
+    slots: list[_Episode | None] = [None] * n
+    by_name = {person.operator.name: person for person in people}
+    observation = np.zeros(0)
+    while True:
+        mask, seeds = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+        for i in range(n):
+            person = max(people, key=lambda person: person.missing)
+            if slots[i] is None and person.missing > 0:
+                slots[i] = episode = person.launch()
+                mask[i], seeds[i] = True, episode_seed(seed, episode.operator, episode.attempt)
+                hands.begin(i, episode.operator, [seed, list(OPERATORS).index(episode.operator.name), episode.attempt, 1])
+        if all(slot is None for slot in slots):
+            return
+        idle = np.array([slot is None for slot in slots])
+        if mask.any():
+            observation, _ = env.reset(options={"reset_mask": mask, "seeds": seeds})
+        for slot in np.flatnonzero(mask).tolist():
+            slots[slot].model_xml = env.model_xml(slot)  # type: ignore[union-attr]
+        states = env.sim_states()
+        actions = hands.act(observation)
+        actions[idle] = 0
+        following, _, _, _, info = env.step(actions[:, None])
+        for i, episode in enumerate(slots):  # type: ignore[assignment]
+            if episode is None:
+                continue
+            episode.observations.append(np.array(observation[i], dtype=np.float32))
+            episode.actions.append(actions[i].copy())
+            episode.states.append(np.array(states[i], dtype=np.float64))
+            episode.successes.append(bool(info["success"][i]))
+            if episode.finished(horizon, tail):
+                by_name[episode.operator.name].finish(episode)
+                slots[i] = None
+                if progress is not None:
+                    progress(episode.operator.name, episode.succeeded, len(episode.actions))
+        observation = following
+
+
+def _assemble(people: list[_Person], environment: dict[str, Any]) -> Collection:
+    kept = [[person.kept[attempt] for attempt in sorted(person.kept)] for person in people]
+    turns = [episodes[turn] for turn in range(max(map(len, kept))) for episodes in kept if turn < len(episodes)]
+    trajectories = tuple(episode.trajectory(f"demo_{i}") for i, episode in enumerate(turns))
+    filters: dict[str, tuple[str, ...]] = {}
+    for episode, trajectory in zip(turns, trajectories):
+        for key in (episode.operator.name, episode.operator.quality):
+            filters[key] = (*filters.get(key, ()), trajectory.name)
+    width = trajectories[0].observations.shape[1]
+    demonstrations = Demonstrations(
+        trajectories, LOW_DIM_KEYS, (3, 4, 2, width - 9), environment, dict(sorted(filters.items())), "scripted operators"
+    )
+    attempts = {person.operator.name: (len(person.kept), person.launched) for person in people}
+    return Collection(demonstrations, attempts, {t.name: e.model_xml for t, e in zip(trajectories, turns)})

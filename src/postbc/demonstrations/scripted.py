@@ -1,0 +1,216 @@
+"""Scripted operators: they see what a policy sees (the low-dimensional observation) and answer with commands at 20 Hz (OSC_POSE).
+
+Every episode draws its habits (the way it comes, its errors, its noise, its pauses) from a generator of its own before it starts,
+so its actions depend on its seed and its observations alone, not on which other episodes run beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from postbc.demonstrations.operators import Operator
+from postbc.errors import InputError
+
+#: Phases of an episode; Lift ends in LIFT.
+APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, RELEASE, LEAVE = range(8)
+
+#: Metres and radians for a command of 1 (robosuite's OSC_POSE output_max).
+_METRES, _RADIANS = 0.05, 0.5
+
+#: Grasps that an episode may try; each has its own error.
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What an operator knows about a task."""
+
+    patience: int
+    """Steps after which an episode that is not solved is given up."""
+    grasp_height: float
+    """Of the gripper above the object's centre when it closes (m)."""
+    symmetry: float | None
+    """The object looks the same after a turn by this angle about the vertical (rad); None: any angle will do."""
+    goal: tuple[float, float, float] | None = None
+    """Where the object's centre is let go (m, world), None when lifting it is all."""
+    travel_height: float = 0.0
+    """Height of the gripper while carrying (m, world)."""
+
+
+#: Task -> geometry. All share the observation's layout: eef_pos 0:3, eef_quat 3:7 (x y z w), gripper_qpos 7:9, object position 9:12,
+#: object quaternion 12:16.
+GEOMETRIES: dict[str, Geometry] = {
+    "Lift": Geometry(patience=250, grasp_height=0.0, symmetry=np.pi / 2),
+    # goal: in the can's quarter of the second bin (x 0.10 to 0.30, y 0.28 to 0.53), on the side that the arm reaches well
+    "Can": Geometry(patience=450, grasp_height=0.015, symmetry=None, goal=(0.19, 0.37, 0.90), travel_height=1.02),
+}
+
+
+def geometry_of(task: str) -> Geometry:
+    """The task's geometry; InputError for a task that no operator knows."""
+    if task not in GEOMETRIES:
+        raise InputError("No operator knows this task.", key="task", found=repr(task), expected=" or ".join(GEOMETRIES))
+    return GEOMETRIES[task]
+
+
+class ScriptedOperators:
+    """N hands at N environments: :meth:`begin` gives an environment to an operator, :meth:`act` moves them all.
+
+    Args:
+        task: a key of :data:`GEOMETRIES`.
+        num_envs: N.
+        horizon: longest episode (steps); noise is drawn for that many.
+    """
+
+    def __init__(self, task: str, num_envs: int, horizon: int) -> None:
+        n, self.geometry, self.horizon = num_envs, geometry_of(task), horizon
+        self.phase = np.full(n, APPROACH)
+        self.clock = np.zeros(n, dtype=int)  # steps since begin
+        self.since = np.zeros(n, dtype=int)  # steps since the phase began
+        self.attempt = np.zeros(n, dtype=int)
+        self.speed, self.gain, self.smoothing, self.hover, self.tolerance, self.lift = (np.zeros(n) for _ in range(6))
+        self.settle = np.zeros(n, dtype=int)
+        self.face = np.full(n, np.nan)  # 0 nearest, 1 second nearest pair of faces; NaN: not aligned
+        self.via = np.zeros((n, 3))  # where it comes through, relative to the object; used until reached
+        self.via_left = np.zeros(n, dtype=bool)
+        self.error = np.zeros((n, _ATTEMPTS, 3))
+        self.noise = np.zeros((n, horizon, 6))
+        self.pause = np.zeros((n, horizon), dtype=bool)
+        self.last = np.zeros((n, 6))
+        self.yaw = np.zeros(n)
+        self.grasp = np.zeros((n, 3))
+
+    def begin(self, index: int, operator: Operator, seed: Sequence[int] | int) -> None:
+        """Start an episode of ``operator`` in environment ``index``; ``seed`` decides all that is random in it."""
+        rng, o, i = np.random.default_rng(seed), operator, index
+        self.phase[i], self.clock[i], self.since[i], self.attempt[i] = APPROACH, 0, 0, 0
+        self.speed[i] = o.speed * rng.uniform(0.85, 1.1)
+        self.gain[i], self.smoothing[i], self.tolerance[i] = o.gain, o.smoothing, o.tolerance
+        self.hover[i] = max(rng.normal(*o.hover), 0.01)
+        self.lift[i] = o.lift * rng.uniform(0.9, 1.2)
+        self.settle[i] = 3 + rng.poisson(o.settle - 3)
+        self.face[i] = (1.0 if rng.random() < o.other_face else 0.0) if rng.random() < o.align else np.nan
+        side = rng.choice([-1.0, 1.0]) * o.side * rng.uniform(0.7, 1.3)
+        self.via[i] = (rng.normal(0, 0.3 * o.side), side, self.hover[i] + 0.5 * abs(side))
+        self.via_left[i] = o.side > 0
+        self.error[i] = rng.normal(0, o.precision, (_ATTEMPTS, 3)) * (1, 1, 0.7)
+        if rng.random() < o.fumble:  # beside the object, in a direction of its own
+            angle = rng.uniform(0, 2 * np.pi)
+            self.error[i, 0, :2] = rng.uniform(0.035, 0.055) * np.array([np.cos(angle), np.sin(angle)])
+            self.error[i, 0, 2] = 0.012  # not so deep as to push the object away
+        rho = np.exp(-1 / o.noise_time)
+        white = rng.standard_normal((self.horizon, 6)) * (np.sqrt(1 - rho**2) * o.noise * np.repeat([1, 1 / 3], 3))
+        value = rng.standard_normal(6) * o.noise * np.repeat([1, 1 / 3], 3)
+        for t in range(self.horizon):
+            value = rho * value + white[t]
+            self.noise[i, t] = value
+        self.pause[i] = False
+        for start in np.flatnonzero(rng.random(self.horizon) < o.pause_rate):
+            self.pause[i, start : start + rng.geometric(1 / o.pause_time)] = True
+        self.last[i] = 0
+
+    def _turn(self, observation: np.ndarray, current: np.ndarray) -> None:
+        """Decide once, at the first step, to which yaw (rad, world) the gripper is turned."""
+        first = self.clock == 0
+        if not first.any():
+            return
+        self.yaw[first] = current[first]  # who does not align keeps the yaw of the start
+        quarter = self.geometry.symmetry
+        align = first & ~np.isnan(self.face)
+        if quarter is None or not align.any():
+            return
+        turn = _yaw(Rotation.from_quat(observation[align, 12:16])) - current[align]
+        nearest = (turn + quarter / 2) % quarter - quarter / 2
+        second = nearest - np.where(nearest >= 0, quarter, -quarter)
+        self.yaw[align] += np.where(self.face[align] == 1, second, nearest)
+
+    def _enter(self, mask: np.ndarray, phase: int) -> None:
+        self.phase[mask], self.since[mask] = phase, 0
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """(N, S) raw observations -> (N, 7) commands in [-1, 1]: x y z, axis-angle, gripper (1 closes)."""
+        hand, thing = observation[:, :3].astype(np.float64), observation[:, 9:12].astype(np.float64)
+        # The gripper points down at rotation pi about x; what is left of that is yaw and a little tilt.
+        orientation = Rotation.from_quat(observation[:, 3:7]) * Rotation.from_rotvec([-np.pi, 0, 0])
+        self._turn(observation, _yaw(orientation))
+        geometry, rows = self.geometry, np.arange(len(hand))
+        aim = thing + self.error[rows, self.attempt]
+        aim[:, 2] += geometry.grasp_height
+        off = np.linalg.norm(hand[:, :2] - aim[:, :2], axis=1)
+
+        # Transitions, on what is seen now.
+        pausing = self.pause[rows, np.minimum(self.clock, self.horizon - 1)]
+        via = thing + self.via
+        self.via_left &= (np.linalg.norm(hand - via, axis=1) > 0.03) & (self.since < 60)
+        above = (
+            (self.phase == APPROACH) & ~self.via_left & (off < self.tolerance) & (hand[:, 2] - aim[:, 2] < self.hover + 0.03)
+        )
+        self._enter(above, DESCEND)
+        low = (self.phase == DESCEND) & (np.abs(hand[:, 2] - aim[:, 2]) < 0.008) & (off < np.maximum(0.006, self.tolerance / 3))
+        low |= (self.phase == DESCEND) & (self.since > 45)  # as near as it gets
+        self._enter(low & ~pausing, CLOSE)
+        closed = (self.phase == CLOSE) & (self.since >= self.settle)
+        self.grasp[closed] = hand[closed]
+        self._enter(closed, LIFT)
+        # Not there after all: the object stayed behind. Open, rise, try again with another error.
+        carrying = (self.phase >= LIFT) & (self.phase <= LOWER)
+        lost = carrying & (self.since > 4) & (hand[:, 2] - thing[:, 2] - geometry.grasp_height > 0.045)
+        self.attempt[lost] = np.minimum(self.attempt[lost] + 1, _ATTEMPTS - 1)
+        self._enter(lost, APPROACH)
+
+        # Where to go.
+        target, grip = hand.copy(), np.full(len(hand), -1.0)
+        at = self.phase == APPROACH
+        target[at] = aim[at] + [0, 0, 1] * self.hover[at, None]
+        target[at & self.via_left] = via[at & self.via_left]
+        at = self.phase == DESCEND
+        target[at] = aim[at]
+        at = self.phase == CLOSE
+        grip[at] = 1
+        at = self.phase == LIFT
+        target[at], grip[at] = self.grasp[at] + [0, 0, 1] * self.lift[at, None], 1
+        if geometry.goal is not None:
+            self._place(hand, thing, target, grip)
+
+        command = np.zeros((len(hand), 6))
+        command[:, :3] = self.gain[:, None] * (target - hand) / _METRES
+        length = np.linalg.norm(command[:, :3], axis=1, keepdims=True)
+        command[:, :3] *= np.minimum(1, self.speed[:, None] / np.maximum(length, 1e-9))
+        upright = Rotation.from_rotvec(np.outer(self.yaw, [0, 0, 1]))
+        turn = (upright * orientation.inv()).as_rotvec() / _RADIANS
+        command[:, 3:] = np.clip(turn, -0.6 * self.speed[:, None], 0.6 * self.speed[:, None])
+        command[pausing] = 0
+        self.last = self.smoothing[:, None] * self.last + (1 - self.smoothing[:, None]) * command
+        shake = self.noise[rows, np.minimum(self.clock, self.horizon - 1)]
+        shake = shake * np.where(pausing | (self.phase == CLOSE), 0.3, 1.0)[:, None]  # a waiting hand rests
+        self.clock += 1
+        self.since += ~pausing
+        return np.concatenate([np.clip(self.last + shake, -1, 1), grip[:, None]], axis=1).astype(np.float32)
+
+    def _place(self, hand: np.ndarray, thing: np.ndarray, target: np.ndarray, grip: np.ndarray) -> None:
+        """The phases after lifting: carry above the goal, lower, let go, leave."""
+        goal, rise = np.asarray(self.geometry.goal), self.geometry.travel_height
+        near = np.linalg.norm(thing[:, :2] - goal[:2], axis=1)
+        at = self.phase == LIFT
+        target[at, 2] = rise  # over the wall between the bins, however high this operator likes to lift
+        self._enter(at & ((hand[:, 2] > rise - 0.02) | (self.since > 60)), CARRY)
+        self._enter((self.phase == CARRY) & (near < np.maximum(0.03, 0.6 * self.tolerance)), LOWER)
+        self._enter((self.phase == LOWER) & ((thing[:, 2] < goal[2] + 0.02) | (self.since > 40)), RELEASE)
+        self._enter((self.phase == RELEASE) & (self.since >= 4), LEAVE)
+        at = self.phase == CARRY
+        target[at, :2] = hand[at, :2] + (goal[:2] - thing[at, :2])
+        target[at, 2], grip[at] = rise, 1
+        at = self.phase == LOWER
+        target[at], grip[at] = hand[at] + (goal - thing[at]), 1
+        at = self.phase == LEAVE
+        target[at, 2] = np.minimum(hand[at, 2] + 0.06, rise)
+
+
+def _yaw(rotation: Rotation) -> np.ndarray:
+    """(N,) angle about the vertical (rad)."""
+    matrix = rotation.as_matrix()
+    return np.arctan2(matrix[:, 1, 0], matrix[:, 0, 0])
