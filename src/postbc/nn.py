@@ -38,7 +38,7 @@ def generator_states(generators: Generators) -> Tensor:
 def set_generator_states(generators: Generators, states: Tensor) -> None:
     """Undo :func:`generator_states`."""
     for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state.cpu().contiguous())
+        generator.set_state(state.cpu().clone())  # a view with an offset crashes torch
 
 
 def randn(generators: Generators, *shape: int) -> Tensor:

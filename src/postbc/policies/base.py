@@ -51,7 +51,7 @@ class NormalizationTensors:
         expanded = list(normalizations) * (members if len(normalizations) == 1 else 1)
 
         def stack(values: list[Any]) -> Tensor:  # float64 until here: differences of float32 would lose digits
-            return torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in values]).unsqueeze(1).to(device)
+            return torch.stack([torch.tensor(v, dtype=torch.float32) for v in values]).unsqueeze(1).to(device)
 
         self.observation_low = stack([n.observation_low for n in expanded])
         self.action_low = stack([n.action_low for n in expanded])
