@@ -148,8 +148,8 @@ def run_evaluation(config: Evaluate) -> Evaluation:
     """What `postbc evaluate` does, short of printing; returns the episodes.
 
     Raises:
-        InputError: the policy is not one, is of another task or size, the directory holds another run, or (after the results are
-            written) videos cannot be rendered here.
+        InputError: the policy is not one, is of another task or size, the directory holds another run, or videos
+            are asked for and cannot be rendered here. Nothing is written then.
     """
     if config.videos < 0 or config.envs_per_member < 1 or config.episodes < 1:
         raise InputError("episodes and envs_per_member start at 1, videos at 0.", key="episodes, envs_per_member, videos")
@@ -168,6 +168,14 @@ def run_evaluation(config: Evaluate) -> Evaluation:
             found=actor.observation_dim, expected=f"{TASKS[task].observation_dim} ({task})",
             remedy="evaluate a policy that was trained on this task",
         )  # fmt: skip
+
+    def scene() -> VectorEnv:
+        return make(task, num_envs=1, chunk=1, horizon=10**9, terminate_on="never", autoreset="disabled")
+
+    if config.videos:
+        from postbc.videos import check_rendering, record
+
+        check_rendering(scene)
     run = Run(config.output, config, resume=config.resume, volatile=("output", "resume", "threads"))
     path = config.output / EPISODES
     if path.exists():
@@ -187,12 +195,7 @@ def run_evaluation(config: Evaluate) -> Evaluation:
     )  # fmt: skip
     run.close()
     if config.videos:
-        from postbc.videos import record
-
-        record(
-            evaluation, lambda: make(task, num_envs=1, chunk=1, horizon=10**9, terminate_on="never", autoreset="disabled"),
-            config.output / "videos", config.videos,
-        )  # fmt: skip
+        record(evaluation, scene, config.output / "videos", config.videos)
     return evaluation
 
 

@@ -46,6 +46,17 @@ def play(
         yield renderer.render_frame(0, height, width)
 
 
+def check_rendering(make_env: Callable[[], VectorEnv]) -> None:
+    """Draw one small frame. InputError saying what to install if that is not possible: better now than after 200 episodes."""
+    env = make_env()
+    try:
+        next(iter(play(env, 0, np.zeros((0, 1)), height=64, width=64)))
+    except InputError as error:
+        raise InputError(f"Videos cannot be rendered here.\n{error}", remedy="or go without videos: --videos 0") from error
+    finally:
+        env.close()
+
+
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) -> None:
     """H.264 in MP4, playable in browsers, atomically.
 
