@@ -1,0 +1,334 @@
+"""DSRL (Wagenmaker et al. 2025, arXiv 2506.15799): SAC over the latent noise of a frozen, deterministic generative policy.
+
+Two variants. Both learn an actor u = π(s) ∈ (−1, 1)^D whose output, times `action_magnitude`, is the noise w that the policy turns
+into an action chunk a = DP(s, w).
+
+- **sac**: plain SAC whose action is u; critics Q(s, u).
+- **na** ("noise aliased"): critics Q(s, a) of the real chunk learn by temporal differences, a noise critic Q^W(s, u) is distilled from
+  them at w ~ N(0, I), and the actor climbs Q^W. Data of any source can enter the critics, as they see real chunks.
+
+Everything is in normalised units and has a leading members axis M: one member a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from postbc.errors import InputError
+from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, adam, copy_into, step
+from postbc.finetuning.replay import Batch, Replay
+from postbc.nn import Generators, polyak, randn
+from postbc.policies.base import NormalizationTensors, Policy
+from postbc.policies.diffusion import DiffusionPolicy
+from postbc.runs import load_tree, save_tree
+
+AGENT_FILE, BASE_POLICY_FILE = "agent.safetensors", "base_policy.safetensors"
+Info = dict[str, Tensor]  # metric name -> (M,)
+
+
+@dataclass(frozen=True)
+class DSRLConfig:
+    """The algorithm's numbers; defaults are the paper's for DSRL on Robomimic Lift (paper.md section 6) unless said otherwise."""
+
+    variant: Literal["na", "sac"] = "na"
+    """na: critic on real chunks, noise critic by distillation (sample-efficient). sac: SAC in noise space (cheap)."""
+    hidden: int = 2048
+    """Width of actor and critics (2048 Robomimic, 1024 LIBERO; 128 to 256 do on a laptop)."""
+    layers: int = 3
+    """Hidden layers of actor and critics."""
+    layer_norm: bool = True
+    """LayerNorm before each activation (DSRL's use_layer_norm)."""
+    activation: Activation = "tanh"
+    """Activation of actor and critics."""
+    critics: int = 2
+    """Critics a seed."""
+    lr: float = 3e-4
+    """Adam's step size, for all networks and the temperature."""
+    batch_size: int = 256
+    """Transitions a gradient step."""
+    discount: float = 0.99
+    """γ (0.999 on Square)."""
+    tau: float = 0.005
+    """Target networks move by this share at every gradient step."""
+    utd: int = 20
+    """Gradient steps a vector step, that is, per `num_envs` chunks (paper: 20 PostBC, 10 BC and σ-BC)."""
+    noise_critic_steps: int = 20
+    """na: distillation steps a vector step (paper: 20 Lift, 10 Can and Square)."""
+    action_magnitude: float = 1.5
+    """Bound of each latent noise component; the actor's ±1 becomes ± this. (Upstream's NA code ignored it: 1.0 there.)"""
+    target_entropy: float | Literal["auto"] = 0.0
+    """Entropy that the temperature aims at; auto: −D."""
+    first_temperature: float = 1.0
+    """Entropy coefficient at the start (SB3: 1). About 0.02 learns much faster in short runs."""
+    learn_temperature: bool = True
+    """Adjust the entropy coefficient (SB3's "auto"); off: it stays at first_temperature."""
+    backup: Literal["min", "mean"] = "min"
+    """How the target critics are combined in the backup."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "critics", "lr", "batch_size", "action_magnitude", "first_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if not 0 <= self.discount <= 1 or not 0 < self.tau <= 1:
+            raise ValueError(f"discount must lie in [0, 1] and tau in (0, 1], found {self.discount} and {self.tau}")
+        if min(self.utd, self.noise_critic_steps) < 0:
+            raise ValueError("utd and noise_critic_steps must not be negative")
+
+
+# -- nets ----------------------------------------------------------------------------------------------------------------------
+class Networks(nn.Module):
+    """All that learns: actor, critics and their targets, the noise critics (na), the log temperature (M,)."""
+
+    def __init__(self, config: DSRLConfig, observation_dim: int, action_dim: int, generators: Generators) -> None:
+        super().__init__()
+        members, hidden = len(generators), (config.hidden,) * config.layers
+        nets = (config.activation, config.layer_norm)
+
+        def critics() -> Critics:
+            return Critics(members, observation_dim, action_dim, hidden, generators, *nets, critics=config.critics)
+
+        self.actor = TanhGaussianActor(members, observation_dim, action_dim, hidden, generators, *nets)
+        self.critics = critics()
+        self.target_critics = critics()
+        copy_into(self.target_critics, self.critics)
+        self.noise_critics = critics() if config.variant == "na" else None
+        self.log_temperature = nn.Parameter(torch.full((members,), config.first_temperature).log())
+
+
+# -- losses --------------------------------------------------------------------------------------------------------------------
+def temperature_loss(networks: Networks, log_prob: Tensor, target_entropy: float) -> tuple[Tensor, Info]:
+    """−log α·(log π(u|s) + target entropy), (M,). `log_prob` (M, B) carries no gradient here."""
+    loss = -(networks.log_temperature.unsqueeze(-1) * (log_prob.detach() + target_entropy)).mean(-1)
+    return loss, {"temperature/loss": loss.detach(), "actor/entropy": -log_prob.detach().mean(-1)}
+
+
+def critic_loss(networks: Networks, batch: Batch, next_action: Tensor, soft: Tensor, backup: str) -> tuple[Tensor, Info]:
+    """½·Σ_i mean (Q_i(s, a) − y)², y = r + γ(1−d)·[agg_i Q̄_i(s', a') − α·log π(w'|s')], (M,).
+
+    Args:
+        next_action: a' (M, B, D): the next chunk (na) or the next u (sac).
+        soft: α·log π (M, B) of it.
+        backup: agg, "min" or "mean".
+    """
+    with torch.no_grad():
+        next_q = networks.target_critics(batch.next_observation, next_action)
+        next_q = next_q.amin(1) if backup == "min" else next_q.mean(1)
+        target = torch.addcmul(batch.reward, batch.discount, next_q - soft)
+    q = networks.critics(batch.observation, batch.action)
+    loss = 0.5 * (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
+    return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)}
+
+
+def actor_loss(critics: Critics, observation: Tensor, u: Tensor, soft: Tensor) -> tuple[Tensor, Info]:
+    """mean [α·log π(u|s) − min_i Q_i(s, u)], (M,); `critics` are those over the noise (na: Q^W)."""
+    loss = (soft - critics(observation, u).amin(1)).mean(-1)
+    return loss, {"actor/loss": loss.detach(), "actor/magnitude": u.detach().abs().mean((1, 2))}
+
+
+def distillation_loss(critics: Critics, observation: Tensor, u: Tensor, target: Tensor) -> tuple[Tensor, Info]:
+    """½·Σ_i mean (Q^W_i(s, u) − Q_i(s, DP(s, w)))², (M,); `target` (M, C, B) from the online critics, member to member."""
+    loss = 0.5 * (critics(observation, u) - target).square().mean(-1).sum(-1)
+    return loss, {"noise_critic/loss": loss.detach()}
+
+
+# -- update --------------------------------------------------------------------------------------------------------------------
+class DSRL:
+    """The learner: networks, optimisers and the frozen policy.
+
+    Args:
+        config: the algorithm's numbers.
+        policy: frozen; `sample(s, w)` must be deterministic.
+        generators: one a member, for initialisation.
+    """
+
+    def __init__(self, config: DSRLConfig, policy: Policy, generators: Generators) -> None:
+        self.config, self.policy, self.members = config, policy, policy.members
+        self.action_dim = policy.chunk * policy.action_dim
+        self.target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
+        self.networks = networks = Networks(config, policy.observation_dim, self.action_dim, generators)
+        self.optimizers = {
+            "actor": adam(list(networks.actor.parameters()), config.lr),
+            "critic": adam(list(networks.critics.parameters()), config.lr),
+            "temperature": adam([networks.log_temperature], config.lr),
+        }
+        if networks.noise_critics is not None:
+            self.optimizers["noise_critic"] = adam(list(networks.noise_critics.parameters()), config.lr)
+        self._online, self._target = list(networks.critics.parameters()), list(networks.target_critics.parameters())
+
+    def denoise(self, observation: Tensor, u: Tensor) -> Tensor:
+        """DP(s, magnitude·u): (M, B, S), (M, B, D) -> flattened chunk (M, B, D), no gradient."""
+        shape = (*u.shape[:2], self.policy.chunk, self.policy.action_dim)
+        with torch.no_grad():
+            return self.policy.sample(observation, noise=(u.detach() * self.config.action_magnitude).view(shape)).flatten(2)
+
+    def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Info:
+        """One gradient step of temperature, critics and actor, then the targets, in stable-baselines3's order.
+
+        Args:
+            batch: B transitions a member.
+            noise, next_noise: (M, B, D) standard normal, the actor's randomness at s and at s'.
+        """
+        networks, config = self.networks, self.config
+        u, log_prob = networks.actor.sample(batch.observation, noise)
+        temperature = networks.log_temperature.detach().exp().unsqueeze(-1)  # before its own step, as in SB3
+        info: Info = {"temperature/value": temperature.squeeze(-1)}
+        if config.learn_temperature:
+            loss, extra = temperature_loss(networks, log_prob, self.target_entropy)
+            step(self.optimizers["temperature"], loss)
+            info |= extra
+
+        with torch.no_grad():
+            next_u, next_log_prob = networks.actor.sample(batch.next_observation, next_noise)
+        next_action = next_u if config.variant == "sac" else self.denoise(batch.next_observation, next_u)
+        loss, extra = critic_loss(networks, batch, next_action, temperature * next_log_prob, config.backup)
+        step(self.optimizers["critic"], loss)
+        info |= extra
+
+        climbed = networks.critics if networks.noise_critics is None else networks.noise_critics
+        loss, extra = actor_loss(climbed, batch.observation, u, temperature * log_prob)
+        step(self.optimizers["actor"], loss)
+        polyak(self._target, self._online, config.tau)
+        return info | extra
+
+    def distill(self, observation: Tensor, noise: Tensor, steps: int = 1) -> Info:
+        """`steps` steps of Q^W towards Q(s, DP(s, w)), w = `noise` ~ N(0, I), unclipped; (M, steps·B, S), (M, steps·B, D).
+
+        The denoiser and the critics do not change meanwhile, so all targets are made in one pass.
+        """
+        critics = self.networks.noise_critics
+        assert critics is not None, "the sac variant has no noise critic"
+        u = noise / self.config.action_magnitude
+        with torch.no_grad():
+            target = self.networks.critics(observation, self.denoise(observation, u))
+        info: Info = {}
+        size = observation.shape[1] // steps
+        for part, part_u, part_target in zip(observation.split(size, 1), u.split(size, 1), target.split(size, 2), strict=True):
+            loss, info = distillation_loss(critics, part, part_u, part_target)
+            step(self.optimizers["noise_critic"], loss)
+        return info
+
+    def train(self, replay: Replay, sampling: Generators, noise: Generators) -> Info:
+        """The gradient steps of one vector step: `utd` updates, then (na) `noise_critic_steps` distillations. Info of the last ones."""
+        config, info = self.config, {}
+        for batch, first, second in self._batches(replay, sampling, noise):
+            info = self.update(batch, first, second)
+        if config.variant == "na" and config.noise_critic_steps:
+            total = config.noise_critic_steps * config.batch_size
+            fresh = replay.sample(sampling, total).observation
+            info |= self.distill(fresh, randn(noise, total, self.action_dim), config.noise_critic_steps)
+        return info
+
+    def _batches(self, replay: Replay, sampling: Generators, noise: Generators) -> Iterator[tuple[Batch, Tensor, Tensor]]:
+        config = self.config
+        if not config.utd:
+            return
+        total = config.utd * config.batch_size  # drawn at once: one gather, one draw of noise a vector step
+        fresh = randn(noise, 2, total, self.action_dim)
+        noises = fresh[:, 0].split(config.batch_size, 1), fresh[:, 1].split(config.batch_size, 1)
+        yield from zip(replay.sample(sampling, total).split(config.batch_size), *noises, strict=True)
+
+    # -- act -------------------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def act(self, observation: Tensor, generators: Generators, deterministic: bool = False) -> tuple[Tensor, Tensor]:
+        """(M, n, S) -> the chunk to play (M, n, T, A), normalised, and what the replay stores as action (M, n, D)."""
+        if deterministic:
+            u = self.networks.actor.mode(observation)
+        else:
+            u, _ = self.networks.actor.sample(observation, randn(generators, observation.shape[1], self.action_dim))
+        return self._play(observation, u)
+
+    @torch.no_grad()
+    def act_pretrained(self, observation: Tensor, generators: Generators) -> tuple[Tensor, Tensor]:
+        """As :meth:`act`, from the base policy: w ~ N(0, I), which sac clips to ± magnitude so that its replay can hold it."""
+        u = randn(generators, observation.shape[1], self.action_dim) / self.config.action_magnitude
+        return self._play(observation, u.clamp(-1, 1) if self.config.variant == "sac" else u)
+
+    def _play(self, observation: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        flat = self.denoise(observation, u)  # the only denoising of an action
+        return flat.view(*u.shape[:2], self.policy.chunk, self.policy.action_dim), u if self.config.variant == "sac" else flat
+
+    # -- state -----------------------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and optimiser moments."""
+        return {
+            "networks": self.networks.state_dict(),
+            "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.networks.load_state_dict(state["networks"])
+        for name, optimizer in self.optimizers.items():
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+
+
+def make_actor(config: DSRLConfig, policy: Policy) -> TanhGaussianActor:
+    """An actor for `policy`, to load parameters into."""
+    hidden, generators = (config.hidden,) * config.layers, [torch.Generator() for _ in range(policy.members)]
+    dims = (policy.members, policy.observation_dim, policy.chunk * policy.action_dim)
+    return TanhGaussianActor(*dims, hidden, generators, config.activation, config.layer_norm).requires_grad_(False)
+
+
+class DSRLActor:
+    """A finetuned agent in raw units (:class:`postbc.evaluation.Actor`): observation -> actor -> noise -> frozen policy -> chunk.
+
+    Args:
+        policy: the frozen policy, M members; carries `normalization`.
+        actor: the noise policy.
+        action_magnitude: of its output.
+        deterministic: play tanh(mean) instead of a sample (DSRL evaluates stochastically by default).
+    """
+
+    def __init__(self, policy: Policy, actor: TanhGaussianActor, action_magnitude: float, deterministic: bool = False) -> None:
+        self.policy, self.actor, self.action_magnitude, self.deterministic = policy, actor, action_magnitude, deterministic
+        self.members, self.observation_dim = policy.members, policy.observation_dim
+        self.chunk, self.action_dim = policy.chunk, policy.action_dim
+        self.seeds, self.about = getattr(policy, "seeds", range(policy.members)), getattr(policy, "about", {})
+        self.normalization: NormalizationTensors = policy.normalization  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, generators: Generators) -> Tensor:
+        """Raw (M, n, S) -> raw chunks (M, n, T, A)."""
+        observation = self.normalization.normalize_observation(observation)
+        if self.deterministic:
+            u = self.actor.mode(observation)
+        else:
+            noise = randn(generators, observation.shape[1], self.chunk * self.action_dim)
+            u, _ = self.actor.sample(observation, noise)
+        noise = (u * self.action_magnitude).view(*u.shape[:2], self.chunk, self.action_dim)
+        return self.normalization.unnormalize_chunk(self.policy.sample(observation, noise=noise))
+
+    def save(self, directory: str | Path, config: DSRLConfig) -> None:
+        """Write agent.safetensors and, for a policy with `save`, base_policy.safetensors: all that inference needs."""
+        directory = Path(directory)
+        if hasattr(self.policy, "save"):
+            self.policy.save(directory / BASE_POLICY_FILE)
+        tree = {"kind": "dsrl", "config": asdict(config), "deterministic": self.deterministic, "seeds": list(self.seeds)}
+        save_tree(directory / AGENT_FILE, {**tree, "actor": self.actor.state_dict()})
+
+    @classmethod
+    def load(cls, directory: str | Path, policy: Policy | None = None, deterministic: bool | None = None) -> DSRLActor:
+        """Read :meth:`save`'s files; `policy` replaces the saved one (for policy classes of your own).
+
+        Raises:
+            InputError: there is no agent, or it is not DSRL's.
+        """
+        path = Path(directory) / AGENT_FILE
+        tree = load_tree(path)
+        if not isinstance(tree, dict) or tree.get("kind") != "dsrl":
+            raise InputError(
+                "This is not an agent of DSRL.", file=path, key="kind", expected="the directory of `finetune dsrl`"
+            )
+        policy = policy or DiffusionPolicy.load(Path(directory) / BASE_POLICY_FILE)
+        config = DSRLConfig(**tree["config"])
+        actor = make_actor(config, policy)
+        actor.load_state_dict(tree["actor"])
+        chosen = tree["deterministic"] if deterministic is None else deterministic
+        return cls(policy, actor, config.action_magnitude, chosen)
