@@ -1,0 +1,167 @@
+"""The official robomimic files from their public hub, checked on arrival."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from postbc.errors import InputError
+
+REPOSITORY = "robomimic/robomimic_datasets"
+#: Tasks and data sets with low-dimensional files; proficient-human files hold 200 demonstrations, multi-human ones 300 (6 people × 50).
+TASKS = ("lift", "can", "square")
+DEMONSTRATIONS = {"ph": 200, "mh": 300}
+#: Simulator that the hub's v1.5 files were made with.
+MADE_WITH = "1.5.1"
+VERSION_NOTE = (
+    f"The hub's v1.5 files were made with robosuite {MADE_WITH}. They can be inspected and trained on here, but robosuite 1.4.0,\n"
+    "which postbc simulates with, moves differently under the same commands: `demos replay` refuses them, and a policy trained on\n"
+    "them may succeed near 0 % in evaluation without any error. For use in the simulator make your own with `demos collect`, or\n"
+    "take robomimic's older v1.4.1 files."
+)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What the hub says about a file."""
+
+    filename: str
+    """Path inside the repository."""
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """Of the content, where the hub knows it."""
+    licence: str
+    """As the repository's card states it, or "not stated"."""
+    commit: str
+    """Revision that will be downloaded."""
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(
+            "Downloading needs huggingface_hub.", found="not installed", remedy="pip install 'postbc[hub]'"
+        ) from error
+    return huggingface_hub
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    """What huggingface_hub raises when the hub cannot be reached or refuses.
+
+    Its HTTP library changes with its version (requests, httpx, httpx2); its own error derives from that library's root error.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
+
+
+def _unreachable(error: Exception, filename: str) -> InputError:
+    if getattr(error, "errno", None) == 28:
+        return InputError("The disk is full.", found=str(error), remedy="free space and run the same command: it resumes")
+    return InputError(
+        "The file could not be fetched from the hub.",
+        key=f"{REPOSITORY}: {filename}",
+        found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}",
+        expected="a connection to the Hugging Face hub (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids it)",
+        remedy="connect and run the same command again: it resumes. Without a connection, `postbc demos collect` makes demonstrations",
+    )
+
+
+def look_up(task: str, dataset: str) -> Remote:
+    """Size, checksum, licence and revision of a file, without downloading it. InputError: unknown data set, or no hub."""
+    if task not in TASKS or dataset not in DEMONSTRATIONS:
+        raise InputError(
+            "There is no such data set.",
+            key="task, dataset",
+            found=f"{task}, {dataset}",
+            expected=f"{' | '.join(TASKS)} and {' | '.join(DEMONSTRATIONS)}",
+        )
+    filename = f"v1.5/{task}/{dataset}/low_dim_v15.hdf5"
+    api = _hub().HfApi()
+    try:
+        info = api.dataset_info(REPOSITORY)
+        files = api.get_paths_info(REPOSITORY, [filename], repo_type="dataset", revision=info.sha)
+    except _network_errors() as error:
+        raise _unreachable(error, filename) from error
+    if not files:
+        raise InputError(
+            "The hub no longer has this file.",
+            key=f"{REPOSITORY}: {filename}",
+            found=f"nothing at revision {info.sha}",
+            remedy="look at the repository's file list, and tell us",
+        )
+    licence = getattr(info.card_data, "license", None) if getattr(info, "card_data", None) else None
+    lfs = getattr(files[0], "lfs", None)
+    return Remote(
+        filename, int(files[0].size), getattr(lfs, "sha256", None), str(licence) if licence else "not stated", str(info.sha)
+    )
+
+
+def check_arrived(path: Path, remote: Remote, demonstrations: int) -> int:
+    """Number of demonstrations in a downloaded file. InputError when size, checksum, format or that number is not as expected."""
+    import h5py
+
+    remedy = "delete it and run the same command again with --force"
+    size = path.stat().st_size
+    if size != remote.size:
+        raise InputError(
+            "The file arrived incomplete.", file=path, found=f"{size:,} bytes", expected=f"{remote.size:,} bytes", remedy=remedy
+        )
+    if remote.sha256 is not None:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+        if digest != remote.sha256:
+            raise InputError(
+                "The file arrived damaged.", file=path, key="SHA-256", found=digest, expected=remote.sha256, remedy=remedy
+            )
+    try:
+        with h5py.File(path, "r") as file:
+            found = len(file["data"])
+    except (OSError, KeyError) as error:
+        raise InputError("What arrived is not a robomimic file.", file=path, found=str(error), remedy=remedy) from error
+    if found != demonstrations:
+        raise InputError(
+            "The file holds another number of demonstrations than it should.",
+            file=path,
+            found=found,
+            expected=demonstrations,
+            remedy="look whether the hub's file has changed",
+        )
+    return found
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no file_digest
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def fetch(remote: Remote, directory: str | Path, *, force: bool = False) -> Path:
+    """Download into ``directory`` under the hub's own path, resuming what an earlier call began. InputError: no hub, no space."""
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("The directory cannot be made.", file=directory, found=error.strerror) from error
+    free = shutil.disk_usage(directory).free
+    if free < remote.size:
+        raise InputError(
+            "There is not enough space on the disk.",
+            file=directory,
+            found=f"{free:,} bytes free",
+            expected=f"{remote.size:,} bytes",
+            remedy="free space or choose another directory",
+        )
+    try:
+        arrived = _hub().hf_hub_download(
+            REPOSITORY, remote.filename, repo_type="dataset", revision=remote.commit, local_dir=directory, force_download=force
+        )
+    except _network_errors() as error:
+        raise _unreachable(error, remote.filename) from error
+    return Path(arrived)
