@@ -5,21 +5,21 @@ Importing this module registers them: `gymnasium.make_vec("postbc/Lift-v0", num_
 
 from __future__ import annotations
 
-import os
-
 import gymnasium
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is first imported; robosuite insists on it too
-
+from postbc.environments import opengl  # noqa: F401  before anything imports mujoco
+from postbc.environments.native_control import NativeControl
 from postbc.environments.robosuite import TASKS, Task
+from postbc.environments.single import RobosuiteEnv
 from postbc.environments.vector import RobosuiteVectorEnv, make
 
-__all__ = ["TASKS", "RobosuiteVectorEnv", "Task", "make"]
+__all__ = ["TASKS", "NativeControl", "RobosuiteEnv", "RobosuiteVectorEnv", "Task", "make"]
 
 for _name in TASKS:
     if f"postbc/{_name}-v0" not in gymnasium.registry:
         gymnasium.register(
             f"postbc/{_name}-v0",
+            entry_point="postbc.environments.single:RobosuiteEnv",
             vector_entry_point="postbc.environments.vector:make",
             kwargs={"task": _name},
         )

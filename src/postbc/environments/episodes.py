@@ -144,6 +144,11 @@ def resize_cube(env: Any, model: mujoco.MjModel, data: mujoco.MjData, size: Floa
     mujoco.mj_setConst(model, data)
 
 
+def cube_size(env: Any, model: mujoco.MjModel) -> Floats:
+    """Half edges (3,) of Lift's cube in a compiled model; (0,) for another task."""
+    return np.array(model.geom_size[model.body_geomadr[env.cube_body_id]]) if hasattr(env, "cube") else np.zeros(0)
+
+
 def put(env: Any, model: mujoco.MjModel, data: mujoco.MjData, state: InitialState) -> None:
     """Reset a simulation to an initial state, forwarded, as `env.reset` does."""
     mujoco.mj_resetData(model, data)

@@ -160,7 +160,11 @@ class NativeControl:
         arm, gains = arm_of(env), gains_of(env.robots[0].controller)
         joints = len(arm.dofs)
         self.controller = Controller(
-            arm, gains, Goal(np.zeros(3), np.zeros((3, 3)), np.zeros(joints)), np.zeros(len(arm.fingers)), Workspace.allocate(joints)
+            arm,
+            gains,
+            Goal(np.zeros(3), np.zeros((3, 3)), np.zeros(joints)),
+            np.zeros(len(arm.fingers)),
+            Workspace.allocate(joints),
         )
         self.physics = Physics.of(self.model, self.data)
         watch(self.data)

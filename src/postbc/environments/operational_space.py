@@ -160,9 +160,7 @@ def solve(matrix: Floats, start: int, size: int, vector: Floats, factor: Floats)
 
 
 @compiled
-def torques(
-    q: Floats, v: Floats, position: Floats, orientation: Floats, gains: Gains, goal: Goal, work: Workspace
-) -> None:
+def torques(q: Floats, v: Floats, position: Floats, orientation: Floats, gains: Gains, goal: Goal, work: Workspace) -> None:
     """Joint torques into `work.torque`, without the bias force; `work.jacobian` and `work.mass` are given.
 
     Args: q, v (n,) joint positions and velocities; position (3,), orientation (9,) of the end-effector site.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -9,12 +10,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from postbc.environments.opengl import REMEDY
 from postbc.errors import InputError
-
-REMEDY = (
-    "install EGL (Debian, Ubuntu: apt install libegl1 libgl1) and set MUJOCO_GL=egl, "
-    "or software rendering (apt install libosmesa6) and set MUJOCO_GL=osmesa before Python starts"
-)
 
 
 class Renderer:
@@ -31,19 +28,24 @@ class Renderer:
         if self._size != (height, width):
             self.close()
             self._renderer, self._size = _renderer(model, height, width), (height, width)
+            atexit.register(self.close)  # a context that outlives EGL complains
         camera_id = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, camera)
         if camera_id < 0:
             names = ", ".join(model.camera(i).name for i in range(model.ncam))
             raise InputError("unknown camera", found=camera, expected=names)
         mujoco.mj_kinematics(model, data)  # poses lag a substep behind qpos; the next step computes them again
         mujoco.mj_camlight(model, data)
-        self._renderer._model = model  # another simulation's model differs at most in a geom's size
-        self._renderer.update_scene(data, camera_id, self._options)
+        view = mujoco.MjvCamera()
+        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id
+        # the simulations' models differ in geom sizes, which the scene takes from the model given here
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, self._options, None, view, everything, self._renderer.scene)
         return np.array(self._renderer.render())
 
     def close(self) -> None:
         if self._renderer is not None:
             self._renderer.close()
+            atexit.unregister(self.close)
         self._renderer = self._size = None
 
 

@@ -4,10 +4,10 @@ The observation is robomimic's: robot0_eef_pos 3, robot0_eef_quat 4 (x, y, z, w)
 part is its position 3 and quaternion 4, then either the end effector's position minus the object's (3; Lift) or the object's pose in
 the end effector's frame (3 + 4; Can, Square). robosuite computes that pose in float32; so does this.
 
-When robosuite samples: an observable is sampled once a 1/20 s of its own clock, which is 2 ms ahead of the control step's since the
-reset samples too. So the sample falls on the last of the 25 substeps (now and then, by rounding, on a neighbour), after `mj_step`
-has moved qpos but before anything recomputes the poses: in what `env.step` returns, gripper_qpos is new and every pose is one
-substep (2 ms) old. The success check, too, sees poses one substep old. `Clock` and `sample` reproduce this exactly.
+When robosuite samples: an observable is sampled once every 1/20 s of its own clock, which runs 2 ms ahead of the control step
+since the reset's own sample counts too. So the sample falls on the last of the 25 substeps (rounding never moves it: tested), after
+`mj_step` has moved qpos, but before anything recomputes the poses. Hence, in what `env.step` returns, gripper_qpos is new and every
+pose is one substep (2 ms) old, and so it is for the success check. Reading the simulation after the last mj_step2 gives just that.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ class Sensors(NamedTuple):
     low: Floats  # (3,) solved: the object's position is strictly inside this box …
     high: Floats  # (3,)
     released: bool  # … and, if True, the hand is away: 1 − tanh(10 · distance) < 0.6
-    timestep: float  # seconds, of the physics
-    period: float  # seconds between samples
-    clock: Floats  # (2,) mutable: time since the last sample, and whether this period's sample has been taken
 
 
 @compiled
@@ -65,21 +62,6 @@ def observe(physics: Physics, sensors: Sensors, out: Floats) -> None:
 
 
 @compiled
-def sample(physics: Physics, sensors: Sensors, out: Floats) -> None:
-    """After each substep: sample the observation if robosuite's `Observable.update` would."""
-    clock = sensors.clock
-    clock[0] += sensors.timestep
-    if clock[1] == 0.0 and sensors.period >= clock[0]:
-        observe(physics, sensors, out)
-        clock[1] = 1.0
-    if clock[0] >= sensors.period:
-        if clock[1] == 0.0:
-            observe(physics, sensors, out)
-        clock[0] %= sensors.period
-        clock[1] = 0.0
-
-
-@compiled
 def solved(physics: Physics, sensors: Sensors) -> bool:
     """Whether the task's success check holds."""
     position, eef = physics.xpos[sensors.object], physics.site_xpos[sensors.site]
@@ -103,7 +85,4 @@ def sensors_of(env: Any, object_body: int, low: Floats, high: Floats, released: 
         low=np.array(low, float),
         high=np.array(high, float),
         released=released,
-        timestep=float(env.model_timestep),
-        period=1.0 / env.control_freq,
-        clock=np.zeros(2),
     )

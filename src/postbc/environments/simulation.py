@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from postbc.environments import episodes
-from postbc.environments.native_control import Controller, NativeControl, Physics, control_substep, diverged, watch
+from postbc.environments.native_control import Controller, NativeControl, Physics, control_step, diverged, watch
 from postbc.environments.operational_space import Floats, compiled
 from postbc.environments.robosuite import Task, numpy_seeded, task_sensors
-from postbc.environments.sensing import Sensors, observe, sample, solved
+from postbc.environments.sensing import Sensors, observe, solved
 
 Bools = NDArray[np.bool_]
+#: What robosuite's controller keeps between `update`s; its first step after a reset works with the values of the reset.
+CACHED = ("ee_pos", "ee_ori_mat", "ee_pos_vel", "ee_ori_vel", "joint_pos", "joint_vel", "J_pos", "J_ori", "J_full", "mass_matrix",
+          "new_update")  # fmt: skip
 WHOLE_STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # with the accelerations that warm-start the solver
 
 
@@ -59,16 +62,41 @@ class Simulation(Protocol):
         """The MJCF of the model."""
 
 
+def _physics_state(simulation: Simulation) -> dict[str, Any]:
+    physics = np.empty(mujoco.mj_stateSize(simulation.model, WHOLE_STATE))
+    mujoco.mj_getState(simulation.model, simulation.data, physics, WHOLE_STATE)
+    cube_size = episodes.cube_size(simulation.env, simulation.model)
+    return {"physics": physics, "cube_size": cube_size, "observation": simulation.observation.copy()}
+
+
+def _set_physics_state(simulation: Simulation, state: Mapping[str, Any]) -> None:
+    model, data = simulation.model, simulation.data
+    if len(state["cube_size"]):
+        episodes.resize_cube(simulation.env, model, data, np.array(state["cube_size"], float))
+    mujoco.mj_resetData(model, data)
+    physics = np.array(state["physics"], float)
+    mujoco.mj_setState(model, data, physics, WHOLE_STATE)
+    mujoco.mj_forward(model, data)  # for whoever looks at the poses; the next step computes them again
+    mujoco.mj_setState(model, data, physics, WHOLE_STATE)  # forward has replaced the warm start
+    watch(data)
+    simulation.observation[:] = state["observation"]
+
+
 @compiled
 def run_chunk(
-    physics: Physics, controller: Controller, sensors: Sensors, actions: Floats, until_solved: bool, successes: Bools, out: Floats
+    physics: Physics,
+    controller: Controller,
+    sensors: Sensors,
+    actions: Floats,
+    until_solved: bool,
+    successes: Bools,
+    out: Floats,
 ) -> tuple[int, bool]:
     """`Simulation.run`: all control steps of a chunk, their observations and success checks, without Python."""
     for t in range(len(actions)):
-        for k in range(controller.arm.substeps):
-            if not control_substep(physics, controller, actions[t], k == 0):
-                return t + 1, True
-            sample(physics, sensors, out)
+        if not control_step(physics, controller, actions[t]):
+            return t + 1, True
+        observe(physics, sensors, out)
         successes[t] = solved(physics, sensors)
         if until_solved and successes[t]:
             return t + 1, False
@@ -84,9 +112,7 @@ class NativeSimulation:
         self._data = mujoco.MjData(self._model)
         self.observation = np.zeros(task.observation_dim)
         self.control = NativeControl(env, self.model, self.data)
-        sensors = task_sensors(task, env)
-        self.sensors = sensors._replace(clock=sensors.clock.copy())
-        self.cube_size = np.array(env.cube.size, float) if hasattr(env, "cube") else np.zeros(0)
+        self.sensors = task_sensors(task, env)
 
     @property
     def model(self) -> mujoco.MjModel:
@@ -99,7 +125,7 @@ class NativeSimulation:
     def reset(self, seed: int) -> None:
         state = episodes.draw(self.env, seed)
         if state.size is not None:
-            self._resize(state.size)
+            episodes.resize_cube(self.env, self.model, self.data, state.size)
         episodes.put(self.env, self.model, self.data, state)
         self._begin()
 
@@ -107,17 +133,13 @@ class NativeSimulation:
         watch(self.data)
         self.control.restart()
         observe(self.control.physics, self.sensors, self.observation)
-        self.sensors.clock[:] = self.sensors.timestep, 1.0  # the reset's own sample counts as one substep's
-
-    def _resize(self, size: Floats) -> None:
-        self.cube_size = size
-        episodes.resize_cube(self.env, self.model, self.data, size)
 
     def run(self, actions: Floats, until_solved: bool, successes: Bools) -> tuple[int, bool]:
         control = self.control
-        return run_chunk(
+        steps, failed = run_chunk(
             control.physics, control.controller, self.sensors, actions, until_solved, successes, self.observation
-        )  # type: ignore[no-any-return]
+        )
+        return int(steps), bool(failed)
 
     def set_sim_state(self, state: Floats) -> None:
         mujoco.mj_resetData(self.model, self.data)
@@ -127,41 +149,26 @@ class NativeSimulation:
         self._begin()
 
     def get_state(self) -> dict[str, Any]:
-        physics = np.empty(mujoco.mj_stateSize(self.model, WHOLE_STATE))
-        mujoco.mj_getState(self.model, self.data, physics, WHOLE_STATE)
         goal = self.control.controller.goal
-        return {
-            "physics": physics,
-            "cube_size": self.cube_size.copy(),
+        return _physics_state(self) | {
             "goal_position": goal.position.copy(),
             "goal_orientation": goal.orientation.copy(),
             "rest": goal.rest.copy(),
             "fingers": self.control.controller.fingers.copy(),
-            "clock": self.sensors.clock.copy(),
-            "observation": self.observation.copy(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        if len(state["cube_size"]):
-            self._resize(np.array(state["cube_size"], float))
-        mujoco.mj_resetData(self.model, self.data)
-        physics = np.array(state["physics"], float)
-        mujoco.mj_setState(self.model, self.data, physics, WHOLE_STATE)
-        mujoco.mj_forward(self.model, self.data)  # for the poses that render_frame and sim_states see; the next step repeats it
-        mujoco.mj_setState(self.model, self.data, physics, WHOLE_STATE)  # forward replaced the warm start
-        watch(self.data)
+        _set_physics_state(self, state)
         goal = self.control.controller.goal
         goal.position[:], goal.orientation[:], goal.rest[:] = state["goal_position"], state["goal_orientation"], state["rest"]
         self.control.controller.fingers[:] = state["fingers"]
-        self.sensors.clock[:] = state["clock"]
-        self.observation[:] = state["observation"]
 
     def model_xml(self) -> str:
         root = ET.fromstring(self.env.sim.model.get_xml())
-        if len(self.cube_size):
-            for geom in root.iter("geom"):
-                if geom.get("name", "").startswith("cube_g0"):
-                    geom.set("size", " ".join(repr(float(x)) for x in self.cube_size))
+        size = episodes.cube_size(self.env, self.model)
+        for geom in root.iter("geom"):
+            if len(size) and geom.get("name", "").startswith("cube_g0"):
+                geom.set("size", " ".join(repr(float(edge)) for edge in size))
         return ET.tostring(root, encoding="unicode")
 
 
@@ -208,42 +215,33 @@ class RobosuiteSimulation:
         robot = self.env.robots[0]
         robot.controller.update_initial_joints(self.data.qpos[robot._ref_joint_pos_indexes])
         robot.gripper.current_action = np.zeros(robot.gripper.dof)
-        for observable in self.env._observables.values():
-            observable.reset()
         self._observe(self.env._get_observations(force_update=True))
+        self._restart_observables()
         watch(self.data)
 
     def get_state(self) -> dict[str, Any]:
-        physics = np.empty(mujoco.mj_stateSize(self.model, WHOLE_STATE))
-        mujoco.mj_getState(self.model, self.data, physics, WHOLE_STATE)
         controller, gripper = self.env.robots[0].controller, self.env.robots[0].gripper
-        observables = self.env._observables
-        return {
-            "physics": physics,
-            "cube_size": np.array(self.env.cube.size, float) if hasattr(self.env, "cube") else np.zeros(0),
+        return _physics_state(self) | {
             "goal_position": np.array(controller.goal_pos),
             "goal_orientation": np.array(controller.goal_ori),
             "rest": np.array(controller.initial_joint),
             "fingers": np.array(gripper.current_action) * np.ones(2),
-            "clock": np.array([[o._time_since_last_sample, float(o._sampled)] for o in observables.values()]),
-            "observation": self.observation.copy(),
+            "cached": {name: np.array(getattr(controller, name)) for name in CACHED},
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        physics = np.array(state["physics"], float)
-        if len(state["cube_size"]):
-            episodes.resize_cube(self.env, self.model, self.data, np.array(state["cube_size"], float))
-        mujoco.mj_setState(self.model, self.data, physics, WHOLE_STATE)
+        """As above; also takes a `NativeSimulation`'s state, so that the two can be compared from anywhere."""
+        _set_physics_state(self, state)
         controller, gripper = self.env.robots[0].controller, self.env.robots[0].gripper
-        controller.update(force=True)
-        controller.new_update = True
+        for name, value in state.get("cached", {"new_update": True}).items():
+            setattr(controller, name, bool(value) if name == "new_update" else np.array(value))
         controller.goal_pos, controller.goal_ori = np.array(state["goal_position"]), np.array(state["goal_orientation"])
         controller.initial_joint, gripper.current_action = np.array(state["rest"]), np.array(state["fingers"])
-        for observable, (elapsed, sampled) in zip(self.env._observables.values(), state["clock"]):
-            observable._time_since_last_sample, observable._sampled = float(elapsed), bool(sampled)
-        mujoco.mj_setState(self.model, self.data, physics, WHOLE_STATE)
-        watch(self.data)
-        self.observation[:] = state["observation"]
+        self._restart_observables()
+
+    def _restart_observables(self) -> None:
+        for observable in self.env._observables.values():  # as after a reset, and (to rounding) after every control step
+            observable._time_since_last_sample, observable._sampled = self.env.model_timestep, True
 
     def model_xml(self) -> str:
         return str(self.env.sim.model.get_xml())

@@ -83,6 +83,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
             "autoreset_mode": AutoresetMode.SAME_STEP if autoreset == "same_step" else AutoresetMode.DISABLED,
         }
         self.simulations, self.fallback = _simulations(self.task, self.num_envs, native, self.env_kwargs)
+        self.render_mode = "rgb_array"
         self.action_dim = 7
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.observation_dim,), np.float32)
         self.single_action_space = self._action_space()
@@ -315,6 +316,10 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         if self._renderer is None:
             self._renderer = Renderer()
         return self._renderer.frame(self.simulations[i].model, self.simulations[i].data, height, width, camera)
+
+    def render(self) -> tuple[NDArray[np.uint8], ...]:
+        """A frame of each environment."""
+        return tuple(self.render_frame(i) for i in range(self.num_envs))
 
     def close_extras(self, **kwargs: Any) -> None:
         self._pool.shutdown()
