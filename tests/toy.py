@@ -18,6 +18,7 @@ from postbc.demonstrations.normalization import Normalization
 from postbc.nn import Generators, randn
 from postbc.policies.base import NormalizationTensors
 
+torch.set_num_threads(1)  # networks of these sizes lose by a second thread
 SPEED, RADIUS = 0.1, 0.12
 
 
@@ -111,7 +112,7 @@ class PointReach(gymnasium.vector.VectorEnv):
 
 
 class ToyPolicy:
-    """a = clip(drift·(goal − position) + noise·w): deterministic given w. With w ~ N(0, I) it wanders; the right w goes straight there."""
+    """a = clip(drift·(goal − position) + noise·w), deterministic given w: w ~ N(0, I) wanders, the right w goes straight there."""
 
     action_dim, observation_dim = 2, 4
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, adam, copy_into, step
+from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, adam, copy_into, load_optimizer, step
 from postbc.finetuning.replay import Batch, Replay
 from postbc.nn import Generators, polyak, randn
 from postbc.policies.base import NormalizationTensors, Policy
@@ -265,8 +265,7 @@ class DSRL:
         """Undo :meth:`state_dict`."""
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+            load_optimizer(optimizer, state["optimizers"][name])
 
 
 def make_actor(config: DSRLConfig, policy: Policy) -> TanhGaussianActor:

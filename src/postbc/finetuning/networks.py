@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,11 @@ def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss.sum(), parameters), strict=True):
         parameter.grad = gradient
     optimizer.step()
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[int, Any]) -> None:
+    """Restore the moments of `optimizer.state_dict()["state"]`; copied, as torch would go on using the very tensors it is given."""
+    optimizer.load_state_dict({"state": copy.deepcopy(state), "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def copy_into(target: nn.Module, source: nn.Module) -> None:
