@@ -126,14 +126,14 @@ def collect(
 
     Raises InputError for an unknown task or operator, fewer than one demonstration, or an operator that hardly ever succeeds.
     """
-    from postbc.environments import make
-
     if num < 1:
         raise InputError("Nothing to collect.", key="num", found=num, expected=">= 1")
     chosen = find_operators(operators)
     horizon = geometry_of(task).patience if horizon is None else horizon
     quotas = [num // len(chosen) + (i < num % len(chosen)) for i in range(len(chosen))]
     people = [_Person(operator, quota) for operator, quota in zip(chosen, quotas)]
+    from postbc.environments import make
+
     num_envs = min(num_envs, num)  # all are busy from the first step, so none is stepped that was never reset
     hands = ScriptedOperators(task, num_envs, horizon + tail)
     # Nobody ends an episode but the loop below: an operator goes on lifting for `tail` steps.

@@ -152,9 +152,9 @@ def _check_actions(actions: np.ndarray, demo: str, width: int | None, bounds: tu
             expected=f"(N, {width}) for this robot and controller",
             remedy="use data of an OSC_POSE controller (x y z, axis-angle, gripper)",
         )
-    if bounds is None or not actions.size:
+    if bounds is None or not np.isfinite(actions).all():  # Trajectory says what is not finite
         return
-    outside = (actions < bounds[0]) | (actions > bounds[1])  # False for NaN, which Trajectory reports as such
+    outside = (actions < bounds[0]) | (actions > bounds[1])
     if outside.any():
         dimensions = sorted(set(np.argwhere(outside)[:, -1].tolist()))
         worst = actions[outside][np.argmax(np.abs(actions[outside]))]
@@ -246,14 +246,16 @@ def read_robomimic(
             operator = group.attrs.get("operator") or next(
                 (key for key, who in masks.items() if "operator" in key and name in who), None
             )
+            rewards, dones = _values(group, "rewards", path, name), _values(group, "dones", path, name)
+            states = _values(group, "states", path, name) if "states" in group else None
             try:
                 trajectories.append(
                     Trajectory(
                         observations=np.concatenate(parts, axis=1),
                         actions=actions,
-                        rewards=_values(group, "rewards", path, name),
-                        dones=_values(group, "dones", path, name),
-                        states=_values(group, "states", path, name) if "states" in group else None,
+                        rewards=rewards,
+                        dones=dones,
+                        states=states,
                         name=name,
                         operator=None if operator is None else str(operator),
                     )

@@ -1,0 +1,249 @@
+"""Bad demonstration files and requests: each ends with exit status 2, a message that names what is wrong where, and nothing written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from postbc import cli
+from postbc.demonstrations import LOW_DIM_KEYS, Demonstrations, read_robomimic, write_robomimic
+
+ENVIRONMENT = {
+    "env_name": "Lift",
+    "env_version": "1.4.1",
+    "type": 1,
+    "env_kwargs": {"robots": ["Panda"], "controller_configs": {"type": "OSC_POSE"}},
+}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A sound file of three short demonstrations."""
+    n, rng = 6, np.random.default_rng(0)
+    demonstrations = Demonstrations.from_arrays(
+        [rng.standard_normal((n, 19)) for _ in range(3)],
+        [rng.uniform(-1, 1, (n, 7)) for _ in range(3)],
+        states=[rng.standard_normal((n, 32)) for _ in range(3)],
+        observation_keys=LOW_DIM_KEYS,
+        observation_dims=(3, 4, 2, 10),
+        environment=ENVIRONMENT,
+        filters={"train": ["demo_0", "demo_1"]},
+    )
+    return write_robomimic(tmp_path / "data.hdf5", demonstrations)
+
+
+@pytest.fixture(autouse=True)
+def commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Collect", "Inspect", "Replay", "Download"):
+        monkeypatch.setitem(cli.COMMANDS, f"demos {name.lower()}", (f"postbc.demonstrations.commands:{name}", name))
+
+
+def edit(change: Callable[[h5py.File], None]) -> Callable[[Path], Path]:
+    """A spoiler that changes the HDF5 file in place."""
+
+    def spoil(path: Path) -> Path:
+        with h5py.File(path, "r+") as file:
+            change(file)
+        return path
+
+    return spoil
+
+
+def replace(key: str, values: np.ndarray) -> Callable[[Path], Path]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+        file[key] = values
+
+    return edit(change)
+
+
+def put(key: str, index: tuple[int, ...], value: float) -> Callable[[Path], Path]:
+    def change(file: h5py.File) -> None:
+        file[key][index] = value
+
+    return edit(change)
+
+
+def delete(key: str) -> Callable[[Path], Path]:
+    def change(file: h5py.File) -> None:
+        del file[key]
+
+    return edit(change)
+
+
+def environment(**changes: object) -> Callable[[Path], Path]:
+    def change(file: h5py.File) -> None:
+        file["data"].attrs["env_args"] = json.dumps(ENVIRONMENT | changes)
+
+    return edit(change)
+
+
+def missing(path: Path) -> Path:
+    return path.with_name("nowhere.hdf5")
+
+
+def directory(path: Path) -> Path:
+    return path.parent
+
+
+def truncated(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def overwritten(path: Path) -> Path:
+    """A sound header, then rubbish where the contents were."""
+    content = path.read_bytes()
+    path.write_bytes(content[:600] + b"\xff" * (len(content) - 600))
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("demo,action\n0,1\n")
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.write_bytes(b"")
+    return path
+
+
+def no_demonstrations(file: h5py.File) -> None:
+    for name in list(file["data"]):
+        del file["data"][name]
+
+
+def zero_length(file: h5py.File) -> None:
+    demo = file["data/demo_1"]
+    for key in ["actions", "rewards", "dones", "states", *(f"obs/{k}" for k in LOW_DIM_KEYS)]:
+        shape = demo[key].shape
+        del demo[key]
+        demo[key] = np.zeros((0, *shape[1:]))
+
+
+def narrow_actions(file: h5py.File) -> None:
+    for demo in file["data"].values():
+        del demo["actions"]
+        demo["actions"] = np.zeros((6, 6))
+
+
+def no_env_args(file: h5py.File) -> None:
+    del file["data"].attrs["env_args"]
+
+
+def broken_env_args(file: h5py.File) -> None:
+    file["data"].attrs["env_args"] = "{env_name: Lift"
+
+
+#: what is done to the file, further arguments of `demos inspect`, what the message must say
+FILES = [
+    ("missing file", missing, [], ["no such demonstration file", "nowhere.hdf5", "demos collect"]),
+    ("directory", directory, [], ["directory"]),
+    ("truncated file", truncated, [], ["truncated", "data.hdf5", "copy or download"]),
+    ("overwritten file", overwritten, [], ["data.hdf5"]),
+    ("not HDF5", text, [], ["not HDF5", "data.hdf5", "demo,act"]),
+    ("empty file", empty, [], ["not HDF5", "0 bytes"]),
+    ("no data group", delete("data"), [], ["lacks a group", "key: data"]),
+    ("no demonstrations", edit(no_demonstrations), [], ["no demonstrations"]),
+    ("no obs group", delete("data/demo_1/obs"), [], ["lacks a group", "data/demo_1/obs", "dataset_states_to_obs"]),
+    ("no observation key", delete("data/demo_1/obs/object"), [], ["lacks a dataset", "data/demo_1/obs/object", "robot0_eef_pos"]),
+    ("no actions", delete("data/demo_2/actions"), [], ["lacks a dataset", "data/demo_2/actions"]),
+    ("no rewards", delete("data/demo_2/rewards"), [], ["lacks a dataset", "data/demo_2/rewards"]),
+    ("no dones", delete("data/demo_2/dones"), [], ["lacks a dataset", "data/demo_2/dones"]),
+    ("group for dataset", edit(lambda f: (f["data/demo_0"].move("actions", "a"), f["data/demo_0"].create_group("actions"))), [],
+     ["something else in place of a dataset", "data/demo_0/actions"]),
+    ("text for numbers", replace("data/demo_0/actions", np.array([b"up"] * 6)), [], ["does not hold numbers", "data/demo_0/actions"]),
+    ("NaN observation", put("data/demo_1/obs/object", (2, 3), np.nan), [], ["NaN", "demo_1/observations", "(2, 12)", "data.hdf5"]),
+    ("infinite action", put("data/demo_1/actions", (4, 0), np.inf), [], ["infinite", "demo_1/actions", "inf at index (4, 0)", "data.hdf5"]),
+    ("NaN action", put("data/demo_1/actions", (4, 0), np.nan), [], ["NaN", "demo_1/actions", "(4, 0)"]),
+    ("NaN state", put("data/demo_1/states", (0, 0), np.nan), [], ["NaN", "demo_1/states"]),
+    ("NaN reward", put("data/demo_1/rewards", (0,), np.nan), [], ["NaN", "demo_1/rewards"]),
+    ("action out of range", put("data/demo_1/actions", (4, 2), 1.2), [],
+     ["range", "data/demo_1/actions", "1.2", "[-1, 1]", "dimensions [2]"]),
+    ("actions of wrong width", replace("data/demo_1/actions", np.zeros((6, 8))), [],
+     ["wrong width", "data/demo_1/actions", "(6, 8)", "7"]),
+    ("all actions of wrong width", edit(narrow_actions), [], ["wrong width", "(6, 6)", "(N, 7)"]),
+    ("actions flat", replace("data/demo_1/actions", np.zeros(6)), [], ["axes", "demo_1/actions"]),
+    ("actions too few", replace("data/demo_1/actions", np.zeros((5, 7))), [], ["data/demo_1/obs/robot0_eef_pos", "(5, d)"]),
+    ("rewards too few", replace("data/demo_1/rewards", np.zeros(5)), [], ["disagree", "demo_1", "rewards: 5", "data.hdf5"]),
+    ("states too few", replace("data/demo_1/states", np.zeros((5, 32))), [], ["disagree", "demo_1", "states: 5"]),
+    ("observation of other width", replace("data/demo_1/obs/object", np.zeros((6, 14))), [],
+     ["width", "data/demo_1/obs/object", "14", "10"]),
+    ("images for low-dim", replace("data/demo_1/obs/object", np.zeros((6, 8, 8, 3))), [], ["data/demo_1/obs/object", "(6, 8, 8, 3)"]),
+    ("zero length", edit(zero_length), [], ["no steps", "demo_1", "data.hdf5"]),
+    ("unknown filter", lambda path: path, ["--filter-key", "valid"], ["no such filter", "mask/valid", "train", "data.hdf5"]),
+    ("filter of a missing demonstration", delete("data/demo_1"), [], ["mask/train", "demo_1"]),
+    ("empty filter", replace("mask/train", np.array([], dtype="S6")), ["--filter-key", "train"],
+     ["selects no demonstration", "mask/train"]),
+    ("no env_args", edit(no_env_args), [], ["which environment", "env_args", "data.hdf5"]),
+    ("broken env_args", edit(broken_env_args), [], ["not a JSON object", "env_args"]),
+]  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """Standard error of a command that must end with status 2."""
+    assert cli.main(list(args)) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(("spoil", "options", "words"), [row[1:] for row in FILES], ids=[row[0] for row in FILES])
+def test_bad_file(
+    good: Path, spoil: Callable[[Path], Path], options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spoil(good)
+    before = sorted(p.name for p in good.parent.iterdir())
+    message = run(capsys, "demos", "inspect", str(path), *options)
+    for word in words:
+        assert word in message
+    assert sorted(p.name for p in good.parent.iterdir()) == before  # no picture
+
+
+def test_the_good_file_is_good(good: Path) -> None:
+    assert len(read_robomimic(good)) == 3
+
+
+#: what is done to the file, further arguments of `demos replay`, what the message must say
+REPLAYS = [
+    ("fewer than asked", lambda path: path, ["--num", "4"], ["4 asked for, 3 there", "data.hdf5"]),
+    ("none asked", lambda path: path, ["--num", "0"], ["0 asked for"]),
+    ("other simulator version", environment(env_version="1.5.1"), [], ["1.5.1", "1.4.0", "--allow-version-mismatch"]),
+    ("unknown simulator version", environment(env_version=None), [], ["does not say", "1.4.0"]),
+    ("unknown task", environment(env_name="Stack"), [], ["env_name", "Stack", "Lift"]),
+    ("no states", edit(lambda file: [file.__delitem__(f"data/{name}/states") for name in list(file["data"])]), [], ["states"]),
+]
+
+
+@pytest.mark.parametrize(("spoil", "options", "words"), [row[1:] for row in REPLAYS], ids=[row[0] for row in REPLAYS])
+def test_bad_replay(
+    good: Path, spoil: Callable[[Path], Path], options: list[str], words: list[str], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("postbc.demonstrations.versions.installed_simulator", lambda: "1.4.0")
+    message = run(capsys, "demos", "replay", str(spoil(good)), *options)
+    for word in words:
+        assert word in message
+
+
+COLLECTS = [
+    ("nothing to collect", ["--num", "0"], ["num", ">= 1"]),
+    ("unknown operator", ["--operators", "operator_z"], ["operator_z", "operator_a", "worse"]),
+    ("output exists", [], ["exists already", "--overwrite"]),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), [row[1:] for row in COLLECTS], ids=[row[0] for row in COLLECTS])
+def test_bad_collect(good: Path, options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    output = good.with_name("new.hdf5") if options else good
+    content = good.read_bytes()
+    message = run(capsys, "demos", "collect", "--output", str(output), *options)
+    for word in words:
+        assert word in message
+    assert [p.name for p in good.parent.iterdir()] == ["data.hdf5"]
+    assert good.read_bytes() == content
