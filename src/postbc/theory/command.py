@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,16 @@ class Theory:
             "seed": self.seed,
             "repetitions": self.repetitions,
             "checks": [{"claim": c.claim, "found": c.found, "holds": bool(c.holds), "how": c.how} for c in result.checks()],
-            "rows": result.rows(),
+            "rows": [{key: _plain(value) for key, value in row.items()} for row in result.rows()],
         }
         numbers.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         console.print(f"{picture}\n{numbers}", highlight=False, soft_wrap=True)
         return result
+
+
+def _plain(value: float | int | str) -> float | int | str | None:
+    """JSON has no NaN (a quantity of an event that no dataset fell into)."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _statement(name: str) -> str:

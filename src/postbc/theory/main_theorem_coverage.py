@@ -102,10 +102,14 @@ class MainTheoremCoverage(StatementResult):
             left.loglog(self.trajectories, np.maximum(family.constant, 1e-2), "o-", ms=4, label=name)
         left.set_yticks([0.01, 0.1, 1, 10, 64], ["0", "0.1", "1", "10", "64"])
         left.axhline(64, color=COLORS["bound"], ls="--", lw=1, label="the theorem's 64")
+        left.set_ylim(top=150)
         tidy(left, f"Constant that the guarantee needs (δ = {self.failure:g})", "demonstrations T", "constant")
+        labels = {"uniform": "uniform, α = S·log T/T", "posterior": "posterior, the theorem's α"}
         for estimator in ESTIMATORS:
             coverage = np.maximum(self.families["rare starts"].coverage[estimator], 1e-4)
-            right.loglog(self.trajectories, coverage, "o-", ms=4, color=COLORS[estimator], label=estimator)
+            right.loglog(
+                self.trajectories, coverage, "o-", ms=4, color=COLORS[estimator], label=labels.get(estimator, estimator)
+            )
         right.set_yticks([1e-4, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
         tidy(right, f"Rare starts: γ reached with probability {1 - self.failure:g}", "demonstrations T", "coverage γ")
 

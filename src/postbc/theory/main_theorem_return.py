@@ -168,7 +168,9 @@ class MainTheoremReturn(StatementResult):
             tidy(axes, fixed, name, "J(demonstrator) − J" if name == "T" else "")
             axes.set_xticks(sweep.x, [f"{x:.0f}" for x in sweep.x], rotation=45 if name == "T" else 0)
             axes.minorticks_off()
-            axes.legend(fontsize=7, frameon=False, title="slope", title_fontsize=7)
+            axes.legend(
+                fontsize=7, frameon=False, loc="best" if name == "T" else "lower right", title="slope", title_fontsize=7
+            )
 
 
 def main_theorem_return(seed: int = 0, repetitions: int = 200, track: Track = untracked) -> MainTheoremReturn:

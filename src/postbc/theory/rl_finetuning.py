@@ -135,7 +135,7 @@ class RLFinetuning(StatementResult):
                 axes.set_ylim(0, 1.02)
                 first = trajectories == SPARSE
                 tidy(axes, f"{learner}, T = {trajectories}", "rollouts seen", "success rate J" if first else "", legend=False)
-        grid[0][0].legend(fontsize=7, frameon=False, ncols=2, loc="upper left")
+        grid[1][-1].legend(fontsize=8, frameon=False, loc="lower right")
 
 
 def _label(estimator: str) -> str:
@@ -144,7 +144,7 @@ def _label(estimator: str) -> str:
 
 def rl_finetuning(
     seed: int = 0,
-    repetitions: int = 100,
+    repetitions: int = 60,
     track: Track = untracked,
     *,
     candidates: int = 32,

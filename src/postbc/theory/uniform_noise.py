@@ -169,10 +169,10 @@ def uniform_noise_fails(
         note("typical_weight", np.median(weight))
         note("event", size * mass * (1 - mass) ** (size - 1.0))
         note("covered_little", (coverage["uniform"] <= 32 * tolerance).mean())
-        note("event_coverage", coverage["uniform"][event].max())
+        note("event_coverage", coverage["uniform"][event].max(initial=0.0))
         note("clones_within", (loss["BC"] <= tolerance).mean())
         for name in policies:
-            note(f"coverage {name}", np.median(coverage[name][event]))
+            note(f"coverage {name}", np.median(coverage[name][event]) if event.any() else np.nan)
             note(f"loss {name}", loss[name].mean())
     arrays = {name: np.array(values) for name, values in columns.items()}
     plain = {name: values for name, values in arrays.items() if " " not in name}
