@@ -210,7 +210,7 @@ class Download:
 
     def run(self) -> None:
         """State, download, check."""
-        from postbc.demonstrations.download import DEMONSTRATIONS, REPOSITORY, VERSION_NOTE, check_arrived, fetch, look_up
+        from postbc.demonstrations.download import DEMONSTRATIONS, REPOSITORY, VERSION_NOTE, fetch, look_up
 
         console = _console()
         remote = look_up(self.task, self.dataset)
@@ -219,6 +219,6 @@ class Download:
         console.print(VERSION_NOTE)
         if self.dry_run:
             return
-        path = fetch(remote, self.output_dir, force=self.force)
-        count = check_arrived(path, remote, DEMONSTRATIONS[self.dataset])
+        count = DEMONSTRATIONS[self.dataset]
+        path = fetch(remote, self.output_dir, count, force=self.force)
         console.print(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")

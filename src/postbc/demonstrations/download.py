@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +52,11 @@ def _hub() -> Any:
     return huggingface_hub
 
 
+def _endpoint() -> str | None:
+    """A mirror instead of the public hub, as huggingface_hub's own variable names it; read at each call, not at import."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
 def _network_errors() -> tuple[type[Exception], ...]:
     """What huggingface_hub raises when the hub cannot be reached or refuses.
 
@@ -61,7 +68,7 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
 
 def _unreachable(error: Exception, filename: str) -> InputError:
-    if getattr(error, "errno", None) == 28:
+    if getattr(error, "errno", None) == errno.ENOSPC:
         return InputError("The disk is full.", found=str(error), remedy="free space and run the same command: it resumes")
     return InputError(
         "The file could not be fetched from the hub.",
@@ -82,7 +89,7 @@ def look_up(task: str, dataset: str) -> Remote:
             expected=f"{' | '.join(TASKS)} and {' | '.join(DEMONSTRATIONS)}",
         )
     filename = f"v1.5/{task}/{dataset}/low_dim_v15.hdf5"
-    api = _hub().HfApi()
+    api = _hub().HfApi(endpoint=_endpoint())
     try:
         info = api.dataset_info(REPOSITORY)
         files = api.get_paths_info(REPOSITORY, [filename], repo_type="dataset", revision=info.sha)
@@ -106,18 +113,18 @@ def check_arrived(path: Path, remote: Remote, demonstrations: int) -> int:
     """Number of demonstrations in a downloaded file. InputError when size, checksum, format or that number is not as expected."""
     import h5py
 
-    remedy = "delete it and run the same command again with --force"
+    remedy = "run the same command again"
     size = path.stat().st_size
     if size != remote.size:
         raise InputError(
-            "The file arrived incomplete.", file=path, found=f"{size:,} bytes", expected=f"{remote.size:,} bytes", remedy=remedy
+            "The file is incomplete.", file=path, found=f"{size:,} bytes", expected=f"{remote.size:,} bytes", remedy=remedy
         )
     if remote.sha256 is not None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
         if digest != remote.sha256:
             raise InputError(
-                "The file arrived damaged.", file=path, key="SHA-256", found=digest, expected=remote.sha256, remedy=remedy
+                "The file is damaged.", file=path, key="SHA-256", found=digest, expected=remote.sha256, remedy=remedy
             )
     try:
         with h5py.File(path, "r") as file:
@@ -142,26 +149,66 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def fetch(remote: Remote, directory: str | Path, *, force: bool = False) -> Path:
-    """Download into ``directory`` under the hub's own path, resuming what an earlier call began. InputError: no hub, no space."""
-    directory = Path(directory)
+def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: bool = False) -> Path:
+    """Download into ``directory`` under the hub's own path and check what arrived; a whole file that is there already is kept.
+
+    What has arrived of an interrupted download waits beside the file (``….part``), and the next call goes on from there:
+    ``hf_hub_download`` itself resumes within one call only (since huggingface_hub 2). The file gets its name when it is whole.
+
+    Args:
+        remote: from :func:`look_up`.
+        directory: made if it is missing.
+        demonstrations: number that the file must hold.
+        force: download again, over whatever is there.
+
+    Raises InputError: no hub, no space, another file of that name, or a file that arrived damaged.
+    """
+    path = Path(directory) / remote.filename
+    if path.exists() and not force:
+        try:
+            check_arrived(path, remote, demonstrations)
+        except InputError as error:
+            raise InputError(
+                "There is another file of this name, or a damaged one.", file=path, found=str(error).splitlines()[0],
+                remedy="move it away, or pass --force to replace it",
+            ) from error  # fmt: skip
+        return path
+    part = path.with_name(f".{path.name}.{(remote.sha256 or remote.commit)[:12]}.part")
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if force:
+            part.unlink(missing_ok=True)
+        have = part.stat().st_size if part.exists() else 0
+        free = shutil.disk_usage(path.parent).free
     except OSError as error:
-        raise InputError("The directory cannot be made.", file=directory, found=error.strerror) from error
-    free = shutil.disk_usage(directory).free
-    if free < remote.size:
+        raise InputError("The directory cannot be used.", file=path.parent, found=error.strerror) from error
+    if free < remote.size - have:
         raise InputError(
             "There is not enough space on the disk.",
-            file=directory,
+            file=path.parent,
             found=f"{free:,} bytes free",
-            expected=f"{remote.size:,} bytes",
+            expected=f"{remote.size - have:,} bytes",
             remedy="free space or choose another directory",
         )
+    hub = _hub()
+    from huggingface_hub.file_download import http_get
+
+    url = hub.hf_hub_url(REPOSITORY, remote.filename, repo_type="dataset", revision=remote.commit, endpoint=_endpoint())
     try:
-        arrived = _hub().hf_hub_download(
-            REPOSITORY, remote.filename, repo_type="dataset", revision=remote.commit, local_dir=directory, force_download=force
-        )
+        if have < remote.size:
+            with part.open("ab") as file:
+                http_get(
+                    url, file, resume_size=have, headers=hub.utils.build_hf_headers(), expected_size=remote.size,
+                    displayed_filename=path.name,
+                )  # fmt: skip
+                file.flush()
+                os.fsync(file.fileno())
     except _network_errors() as error:
         raise _unreachable(error, remote.filename) from error
-    return Path(arrived)
+    try:
+        check_arrived(part, remote, demonstrations)
+    except InputError:
+        part.unlink()  # or every later call would resume the damaged one
+        raise
+    os.replace(part, path)
+    return path
