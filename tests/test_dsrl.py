@@ -186,7 +186,8 @@ def test_distillation_is_member_to_member_and_leaves_the_critics_alone() -> None
     before = {k: v.clone() for k, v in agent.networks.state_dict().items()}
     agent.distill(observation, w)
     changed = {k for k, v in agent.networks.state_dict().items() if not torch.equal(v, before[k])}
-    assert changed and all(k.startswith("noise_critics") for k in changed)
+    assert changed
+    assert all(k.startswith("noise_critics") for k in changed)
 
 
 def test_na_backs_up_the_real_chunk_and_climbs_the_noise_critic() -> None:
@@ -300,8 +301,12 @@ def test_an_agent_is_loaded_without_demonstrations(tmp_path: Any) -> None:
     observation = randn(make_generators([1, 2]), 5, 3)
     raw = original.act(observation, make_generators([3, 4]))
     assert torch.equal(raw, loaded.act(observation, make_generators([3, 4])))
-    assert raw.shape == (2, 5, 2, 2) and loaded.seeds == (4, 9) and loaded.about == {"method": "bc"}
-    assert float(raw.min()) >= -2 - 1e-5 and float(raw.max()) <= 1 + 1e-5 and float(raw.min()) < -1.2  # raw units
+    assert raw.shape == (2, 5, 2, 2)
+    assert loaded.seeds == (4, 9)
+    assert loaded.about == {"method": "bc"}
+    assert float(raw.min()) >= -2 - 1e-5
+    assert float(raw.max()) <= 1 + 1e-5
+    assert float(raw.min()) < -1.2
     greedy = DSRLActor.load(tmp_path, deterministic=True)
     assert torch.equal(greedy.act(observation, make_generators([3, 4])), greedy.act(observation, make_generators([5, 6])))
 
@@ -309,4 +314,5 @@ def test_an_agent_is_loaded_without_demonstrations(tmp_path: Any) -> None:
 def test_initialisation_is_that_of_torch_linear() -> None:
     critics = Critics(40, S, D, (64, 64), make_generators(range(40)), critics=2)
     weight = critics.net[3].weight if isinstance(critics.net[3], StackedLinear) else stacks(critics)[2].weight
-    assert weight.shape == (80, 64, 64) and abs(float(weight.std()) - 1 / math.sqrt(3 * 64)) < 1e-3  # type: ignore[operator]
+    assert weight.shape == (80, 64, 64)
+    assert abs(float(weight.std()) - 1 / math.sqrt(3 * 64)) < 1e-3

@@ -46,7 +46,9 @@ def test_sampling_is_uniform_and_each_seeds_own() -> None:
     rows = (batch.reward - 0.4 - 1000 * torch.arange(3).unsqueeze(1)).round().long()
     for m in range(3):
         counts = torch.bincount(rows[m], minlength=10)
-        assert counts.sum() == 20_000 and len(counts) == 10 and (counts - 2000).abs().max() < 200
+        assert counts.sum() == 20_000
+        assert len(counts) == 10
+        assert (counts - 2000).abs().max() < 200
     alone = Replay(1, 100, S, D)
     alone.add(*transitions(1, 0, 10))
     assert torch.equal(

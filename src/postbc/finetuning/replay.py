@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,7 @@ class Replay:
         self.widths = (observation_dim, action_dim, observation_dim, 1, 1)
         self.rows = torch.empty(members, capacity, sum(self.widths))
         self.size = self.position = 0
+        self._sizes: list[int] | None = None
 
     def __len__(self) -> int:
         """Transitions a member that can be sampled."""
@@ -75,9 +77,26 @@ class Replay:
 
     def sample(self, generators: Generators, batch: int) -> Batch:
         """`batch` transitions a member, uniform with replacement, member m's drawn by `generators[m]`."""
-        if not self.size:
+        if not min(self.sizes):
             raise ValueError("the replay buffer is empty")
-        return self.batch(randint(generators, self.size, batch))
+        return self.batch(randint(generators, self.sizes, batch))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Transitions of each member."""
+        return self._sizes or [self.size] * self.members
+
+    @classmethod
+    def fixed(cls, members: Sequence[Batch]) -> Replay:
+        """A data set that does not grow: one batch of (1, K_m, ·) a member, their numbers K_m may differ."""
+        sizes = [batch.reward.shape[1] for batch in members]
+        first = members[0]
+        replay = cls(len(members), max(sizes), first.observation.shape[-1], first.action.shape[-1])
+        for m, batch in enumerate(members):
+            rows = (batch.observation, batch.action, batch.next_observation, batch.reward[..., None], batch.discount[..., None])
+            replay.rows[m, : sizes[m]] = torch.cat(rows, -1)[0]
+        replay._sizes = sizes
+        return replay
 
     def state_dict(self) -> dict[str, Any]:
         """The filled part (a view: cheap until it is written) and the position."""
