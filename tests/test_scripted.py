@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from postbc import cli
-from postbc.demonstrations import Demonstrations, read_robomimic
+from postbc.demonstrations import Demonstrations, read_robomimic, write_robomimic
 from postbc.demonstrations.collect import Collection, collect
 from postbc.demonstrations.inspect import summarise
 from postbc.demonstrations.operators import OPERATORS, find_operators
@@ -75,7 +75,7 @@ def test_finding_operators() -> None:
 @pytest.fixture(scope="module")
 def collection() -> Collection:
     pytest.importorskip("robosuite")
-    return collect("Lift", num=7, seed=3, num_envs=4)
+    return collect("Lift", num=7, seed=3, num_envs=7)
 
 
 @pytest.mark.simulator
@@ -97,7 +97,7 @@ def test_what_is_collected(collection: Collection) -> None:
         assert trajectory.states is not None
         assert trajectory.states.shape == (len(trajectory), 32)
         np.testing.assert_allclose(
-            trajectory.states[:, 10:13], trajectory.observations[:, 9:12], atol=1e-5
+            trajectory.states[:, 10:13], trajectory.observations[:, 9:12], atol=2e-3
         )  # the cube's position
         assert set(np.unique(trajectory.actions[:, 6])) == {-1, 1}
     narrow = [d.name for d in (*summarise(demonstrations).observations, *summarise(demonstrations).actions) if d.narrow]
@@ -105,10 +105,15 @@ def test_what_is_collected(collection: Collection) -> None:
 
 
 @pytest.mark.simulator
-def test_number_of_environments_does_not_matter(collection: Collection) -> None:
+def test_number_of_environments_does_not_matter(collection: Collection, tmp_path: Path) -> None:
     again = collect("Lift", num=7, seed=3, num_envs=3)
     assert again.attempts == collection.attempts
     assert again.model_xml == collection.model_xml
+    files = [
+        write_robomimic(tmp_path / f"{i}.hdf5", c.demonstrations, model_xml=c.model_xml)
+        for i, c in enumerate([again, collection])
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
     for a, b in zip(again.demonstrations, collection.demonstrations):
         for key in ("observations", "actions", "rewards", "states"):
             np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
@@ -147,7 +152,7 @@ def test_replay_refuses_another_controller(collection: Collection) -> None:
     controller = {**environment["env_kwargs"]["controller_configs"], "control_delta": False}
     environment["env_kwargs"] = {**environment["env_kwargs"], "controller_configs": controller}
     with pytest.raises(InputError, match="control_delta"):
-        replay(replace(collection.demonstrations, environment=environment))
+        replay(replace(collection.demonstrations.subset(1, 0), environment=environment))
 
 
 @pytest.mark.simulator
@@ -171,11 +176,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     pytest.importorskip("robosuite")
     for name in ("Collect", "Inspect", "Replay"):
         monkeypatch.setitem(cli.COMMANDS, f"demos {name.lower()}", (f"postbc.demonstrations.commands:{name}", ""))
-    path, twin = tmp_path / "lift.hdf5", tmp_path / "twin.hdf5"
-    for output, environments in ((path, "2"), (twin, "1")):
-        options = ["--num", "2", "--operators", "operator_a", "operator_b", "--num-envs", environments]
-        assert cli.main(["demos", "collect", "--output", str(output), *options]) == 0
-    assert path.read_bytes() == twin.read_bytes()
+    path = tmp_path / "lift.hdf5"
+    assert cli.main(["demos", "collect", "--output", str(path), "--num", "2", "--operators", "operator_a", "operator_b"]) == 0
     out = capsys.readouterr().out
     assert "operator_a" in out
     assert "Written" in out
