@@ -76,9 +76,15 @@ def test_ema_and_polyak():
     with torch.no_grad():
         for p in module.parameters():
             p.add_(1)
+    ema.updates = 1000  # past the warm-up
     ema.update()
     for shadow, old in zip(ema.shadow, before):
         torch.testing.assert_close(shadow, 0.9 * old + 0.1 * (old + 1))
+    fresh = EMA(module, decay=0.995)
+    with torch.no_grad():
+        module.weight.add_(1)
+    fresh.update()
+    torch.testing.assert_close(fresh.shadow[0], module.weight.detach() - 0.1)
     ema.copy()
     torch.testing.assert_close(ema.shadow[0], module.weight.detach())
     target = [torch.zeros(3)]

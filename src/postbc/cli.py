@@ -9,9 +9,19 @@ from postbc.errors import InputError
 
 #: command words -> ("module:Dataclass", one line for the overview). The dataclass's fields are the options (via tyro).
 COMMANDS: dict[str, tuple[str, str]] = {
+    "demos collect": ("postbc.demonstrations.commands:Collect", "record scripted operators of several styles and qualities"),
+    "demos inspect": ("postbc.demonstrations.commands:Inspect", "counts, lengths, ranges and a picture of a demonstration file"),
+    "demos replay": ("postbc.demonstrations.commands:Replay", "play demonstrations open-loop in the simulator"),
+    "demos download": ("postbc.demonstrations.commands:Download", "fetch the official robomimic files"),
     "posterior fit": ("postbc.pretraining_command:PosteriorFit", "Algorithm 1: the posterior, by a bootstrapped ensemble"),
     "pretrain": ("postbc.pretraining_command:Pretrain", "Algorithm 2: BC, σ-BC or PostBC"),
+    "evaluate": ("postbc.evaluation_command:Evaluate", "success rates with intervals, episodes and videos"),
+    "finetune dsrl": ("postbc.finetuning.commands:Dsrl", "RL over the policy's latent noise (NA or SAC)"),
+    "finetune best-of-n": ("postbc.finetuning.commands:BestOfN", "IQL on the policy's rollouts, then the best of N samples"),
+    "report": ("postbc.experiments.report_command:Report", "one self-contained page: table, curves, pictures, commands"),
+    "run": ("postbc.experiments.recipes:RunRecipe", "a whole experiment by name, from demonstrations to report"),
     "theory": ("postbc.theory.command:Theory", "section 2 of the paper, executed: tables and plots"),
+    "doctor": ("postbc.doctor:Doctor", "check this machine, and data against the simulator"),
 }
 
 

@@ -129,6 +129,9 @@ def polyak(target: Sequence[Tensor], online: Sequence[Tensor], rate: float) -> N
 class EMA:
     """Exponential moving average of a module's parameters (DPPO: decay 0.995, a plain copy before it starts).
 
+    The n-th update uses min(decay, n/(n + 9)): without such a warm-up a short training ends with an average of its first steps
+    (DPPO's counter has the same flaw: its average was all but untrained until v0.7).
+
     Args:
         module: its parameters are followed; `shadow` lists the averages in `module.parameters()` order.
         decay: weight of the old average at each :meth:`update`.
@@ -139,9 +142,12 @@ class EMA:
         self.online = list(module.parameters())
         self.names = [name for name, _ in module.named_parameters()]
         self.shadow = [p.detach().clone() for p in self.online]
+        self.updates = 0
 
     def update(self) -> None:
-        polyak(self.shadow, [p.detach() for p in self.online], 1.0 - self.decay)
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 9))
+        polyak(self.shadow, [p.detach() for p in self.online], 1.0 - decay)
 
     @torch.no_grad()
     def copy(self) -> None:

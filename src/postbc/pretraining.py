@@ -202,6 +202,7 @@ class Pretraining:
             "optimiser": self.optimiser.state_dict(),
             "streams": {name: generator_states(g) for name, g in self.streams.items()},
             "done": self.done,
+            "ema_updates": self.ema.updates,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -212,6 +213,7 @@ class Pretraining:
         for name, generators in self.streams.items():
             set_generator_states(generators, state["streams"][name])
         self.done = state["done"]
+        self.ema.updates = state["ema_updates"]
 
 
 def pretrain(
