@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postbc.demonstrations import Demonstrations, Normalization, Trajectory, chunk_windows, fit_normalization
+from postbc.demonstrations.inspect import draw, summarise
 from postbc.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
@@ -89,6 +91,24 @@ def test_trajectory_refuses(change: dict[str, np.ndarray], words: str) -> None:
     Trajectory(**good)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=words):
         Trajectory(**(good | change))  # type: ignore[arg-type]
+
+
+def test_any_observation_is_drawn(tmp_path: Path) -> None:
+    """Data of another robot, without named parts and with a single number to see."""
+    demonstrations = make([3, 5], s=1, a=1)
+    summary = summarise(demonstrations)
+    assert [d.name for d in summary.observations] == ["observation[0]"]
+    assert [(g.name, g.count, g.length) for g in summary.operators] == [("unknown", 2, (3, 4.0, 5))]
+    assert draw(demonstrations, tmp_path / "sub" / "d.png").stat().st_size > 1000
+
+
+def test_constant_dimensions_are_reported() -> None:
+    x = np.zeros((4, 2), np.float32)
+    x[:, 1] = [0, 1, 0.5, -1]
+    summary = summarise(Demonstrations.from_arrays([x], [x]))
+    assert [d.narrow for d in summary.observations] == [True, False]
+    assert summary.observations[0].off_by_a_hundredth > 1e4
+    assert summary.actions[1].at_bound == 0.5
 
 
 def test_demonstrations_refuse() -> None:

@@ -214,6 +214,7 @@ def test_the_good_file_is_good(good: Path) -> None:
 REPLAYS = [
     ("fewer than asked", lambda path: path, ["--num", "4"], ["4 asked for, 3 there", "data.hdf5"]),
     ("none asked", lambda path: path, ["--num", "0"], ["0 asked for"]),
+    ("negative seed", lambda path: path, ["--num", "1", "--seed", "-1"], ["seed", "-1", ">= 0"]),
     ("other simulator version", environment(env_version="1.5.1"), [], ["1.5.1", "1.4.0", "--allow-version-mismatch"]),
     ("unknown simulator version", environment(env_version=None), [], ["does not say", "1.4.0"]),
     ("unknown task", environment(env_name="Stack"), [], ["env_name", "Stack", "Lift"]),
@@ -234,6 +235,9 @@ def test_bad_replay(
 
 COLLECTS = [
     ("nothing to collect", ["--num", "0"], ["num", ">= 1"]),
+    ("negative seed", ["--seed", "-1"], ["seed", "-1", ">= 0"]),
+    ("negative tail", ["--tail", "-1"], ["tail", "-1", ">= 0"]),
+    ("no environments", ["--num-envs", "0"], ["num_envs", "0"]),
     ("unknown operator", ["--operators", "operator_z"], ["operator_z", "operator_a", "worse"]),
     ("output exists", [], ["exists already", "--overwrite"]),
 ]

@@ -128,6 +128,9 @@ def collect(
     """
     if num < 1:
         raise InputError("Nothing to collect.", key="num", found=num, expected=">= 1")
+    for key, value in (("seed", seed), ("tail", tail)):
+        if value < 0:
+            raise InputError(f"The {key} is not negative.", key=key, found=value, expected=">= 0")
     chosen = find_operators(operators)
     horizon = geometry_of(task).patience if horizon is None else horizon
     quotas = [num // len(chosen) + (i < num % len(chosen)) for i in range(len(chosen))]

@@ -142,6 +142,7 @@ def draw(demonstrations: Demonstrations, path: str | Path) -> Path:
     order = [(name, i) for name, indices in groups.items() for i in indices]
     for axis, u, v, title in views:
         # Paths of different people in turn, so that the last one drawn does not hide the others.
+        u, v = min(u, demonstrations.observation_dim - 1), min(v, demonstrations.observation_dim - 1)
         for name, i in sorted(order, key=lambda item: groups[item[0]].index(item[1])):
             path_ = demonstrations[i].observations
             axis.plot(path_[:, u], path_[:, v], color=colour[name], lw=0.9, alpha=0.55)

@@ -294,5 +294,7 @@ class Demonstrations:
                 expected=f"1 to {len(self)}",
                 remedy="ask for fewer, or use a larger file or another filter",
             )
+        if seed < 0:
+            raise InputError("A seed is not negative.", key="seed", found=seed, expected=">= 0")
         chosen = np.random.default_rng(seed).permutation(len(self))[:n]
         return self._keep({self.trajectories[int(i)].name for i in chosen})
