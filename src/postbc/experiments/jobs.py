@@ -38,7 +38,8 @@ def run_jobs(jobs: Mapping[str, Job], at_once: int, logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's and the simulator's threads
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    waiting, running, failed = list(jobs), {}, {}
+    waiting, failed = list(jobs), dict[str, int]()
+    running: dict[str, Any] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[doing]}"), TimeElapsedColumn())
     console = Console(stderr=True)
     if not console.is_terminal:

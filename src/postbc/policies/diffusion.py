@@ -146,7 +146,9 @@ class DiffusionPolicy(nn.Module):
                 expected=f"kind 'diffusion', format {FORMAT}", remedy="give the policy.safetensors that `postbc pretrain` wrote",
             )  # fmt: skip
         known = {f.name for f in fields(DiffusionConfig)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in {**tree["config"], **overrides}.items() if k in known}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in {**tree["config"], **overrides}.items() if k in known
+        }
         seeds = tree["seeds"]
         policy = cls(
             DiffusionConfig(**values), tree["observation_dim"], tree["action_dim"], seeds, [torch.Generator() for _ in seeds],

@@ -91,6 +91,7 @@ class DiffusionMLP(nn.Module):
         The first layer's share of the observation and of the time is computed once for all steps: equal to `forward` up to rounding.
         """
         of_x, of_time, of_observation = self.input.weight.split(self.split, 1)
+        assert self.input.bias is not None
         base = torch.baddbmm(self.input.bias, self.condition(observation), of_observation)
         times = torch.bmm(self._times()[:, list(timesteps)], of_time)  # (M, steps, hidden)
         of_x = of_x.contiguous()

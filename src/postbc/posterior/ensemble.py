@@ -251,7 +251,8 @@ def fit_ensemble(
         The fitted ensemble, frozen.
     """
     (initialise,) = make_generators([seed], stream=0)
-    ensemble = Ensemble(config, windows.observations.shape[1], *windows.chunks.shape[1:], generator=initialise)
+    chunk, action_dim = windows.chunks.shape[1:]
+    ensemble = Ensemble(config, windows.observations.shape[1], chunk, action_dim, initialise)
     training = EnsembleTraining(ensemble, windows, seed)
     start, found = 0, run.load() if run else None
     if found:
