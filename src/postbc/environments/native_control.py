@@ -92,6 +92,8 @@ def control_substep(physics: Physics, controller: Controller, action: Floats, fi
     """One physics substep under `action` (n_a,); `first`: the action is new. Returns False if the simulation diverged."""
     arm, work = controller.arm, controller.work
     call(physics.step1, physics.model, physics.data)
+    if diverged(physics):
+        return False
     position, orientation = physics.site_xpos[arm.site], physics.site_xmat[arm.site]
     if first:
         set_goal(action, position, orientation, controller.gains, controller.goal, work)
@@ -109,7 +111,8 @@ def control_substep(physics: Physics, controller: Controller, action: Floats, fi
     q, v = work.q, work.v
     for j in range(n):
         q[j], v[j] = physics.qpos[arm.qpos[j]], physics.qvel[arm.dofs[j]]
-    torques(q, v, position, orientation, controller.gains, controller.goal, work)
+    if not torques(q, v, position, orientation, controller.gains, controller.goal, work):
+        return False
     for j in range(n):
         torque = work.torque[j] + physics.bias[arm.dofs[j]]
         physics.ctrl[arm.actuators[j]] = min(max(torque, arm.torque_low[j]), arm.torque_high[j])

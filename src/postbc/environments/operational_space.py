@@ -85,8 +85,8 @@ def rotation_of(vector: Floats, matrix: Floats) -> None:
         np.float32(vector[1] * s),
         np.float32(vector[2] * s),
     )
-    f = np.float32(np.sqrt(2.0 / np.float64(w * w + x * x + y * y + z * z)))
-    w, x, y, z = w * f, x * f, y * f, z * f
+    f = np.sqrt(2.0 / np.float64(w * w + x * x + y * y + z * z))
+    w, x, y, z = np.float32(w * f), np.float32(x * f), np.float32(y * f), np.float32(z * f)
     matrix[0, 0] = 1.0 - np.float64(y * y) - np.float64(z * z)
     matrix[0, 1] = x * y - z * w
     matrix[0, 2] = x * z + y * w
@@ -160,11 +160,14 @@ def solve(matrix: Floats, start: int, size: int, vector: Floats, factor: Floats)
 
 
 @compiled
-def torques(q: Floats, v: Floats, position: Floats, orientation: Floats, gains: Gains, goal: Goal, work: Workspace) -> None:
+def torques(q: Floats, v: Floats, position: Floats, orientation: Floats, gains: Gains, goal: Goal, work: Workspace) -> bool:
     """Joint torques into `work.torque`, without the bias force; `work.jacobian` and `work.mass` are given.
 
     Args: q, v (n,) joint positions and velocities; position (3,), orientation (9,) of the end-effector site.
+    Returns: False if the mass matrix is not positive definite, as it always is unless the simulation has diverged.
     """
+    if not factorise(work.mass, 0, len(q), work.mass_factor):
+        return False
     n = len(q)
     J, M, L, W, A = work.jacobian, work.mass, work.mass_factor, work.whitened, work.inverse_inertia
     u, null, wrench, R, G = work.joint_acceleration, work.null_wrench, work.wrench, orientation, goal.orientation
@@ -188,21 +191,18 @@ def torques(q: Floats, v: Floats, position: Floats, orientation: Floats, gains: 
             velocity += J[i, j] * v[j]
             null[i] += J[i, j] * u[j]
         wrench[i] -= gains.kd[i] * velocity
-    if factorise(M, 0, n, L):
-        for c in range(6):
+    for c in range(6):
+        for i in range(n):
+            total = J[c, i]
+            for k in range(i):
+                total -= L[i, k] * W[k, c]
+            W[i, c] = total / L[i, i]
+    for a in range(6):
+        for b in range(a + 1):
+            total = 0.0
             for i in range(n):
-                total = J[c, i]
-                for k in range(i):
-                    total -= L[i, k] * W[k, c]
-                W[i, c] = total / L[i, i]
-        for a in range(6):
-            for b in range(a + 1):
-                total = 0.0
-                for i in range(n):
-                    total += W[i, a] * W[i, b]
-                A[a, b] = A[b, a] = total
-    else:
-        A[:, :] = J @ np.linalg.inv(M) @ J.T
+                total += W[i, a] * W[i, b]
+            A[a, b] = A[b, a] = total
     solve(A, 0, 6, null, work.factor)
     if gains.uncoupled:
         solve(A, 0, 3, wrench, work.factor)
@@ -216,3 +216,4 @@ def torques(q: Floats, v: Floats, position: Floats, orientation: Floats, gains: 
         for i in range(6):
             total += J[i, j] * (wrench[i] - null[i])
         work.torque[j] = total
+    return True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -114,6 +116,19 @@ def build(task: Task, env_kwargs: Mapping[str, Any]) -> Any:
         env = robosuite.make(task.robosuite_name, hard_reset=False, **environment_arguments(env_kwargs))
         env.reset()
     return env
+
+
+def template(task: Task, env_kwargs: Mapping[str, Any]) -> Any:
+    """An environment to read from, never to step: compiling a model takes a second, so equal ones are built once a process."""
+    try:
+        return _template(task, json.dumps(env_kwargs, sort_keys=True))
+    except TypeError:  # objects among the arguments
+        return build(task, env_kwargs)
+
+
+@functools.cache
+def _template(task: Task, env_kwargs: str) -> Any:
+    return build(task, json.loads(env_kwargs))
 
 
 def task_sensors(task: Task, env: Any) -> Sensors:

@@ -333,15 +333,17 @@ def make(task: str | Task, num_envs: int = 1, **kwargs: Any) -> RobosuiteVectorE
 
 
 def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[str, Any]) -> tuple[list[Simulation], str | None]:
-    """The simulations, and why they are not compiled ones although that was asked for (or None)."""
-    env = robosuite.build(task, env_kwargs)
-    reason = (unsupported(env) or unsupported_reset(env)) if native else None
-    if reason is not None:
+    """The simulations, and why they are not the compiled ones that were asked for, or None."""
+    if native:
+        env = robosuite.template(task, env_kwargs)
+        reason = unsupported(env) or unsupported_reset(env)
+        if reason is None:
+            return [NativeSimulation(task, env) for _ in range(num_envs)], None
         message = f"{task.name} is stepped by robosuite's own Python, not by the compiled loop: {reason}"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
-    if native and reason is None:
-        return [NativeSimulation(task, env) for _ in range(num_envs)], None
-    return [RobosuiteSimulation(task, env if i == 0 else robosuite.build(task, env_kwargs)) for i in range(num_envs)], reason
+    else:
+        reason = None
+    return [RobosuiteSimulation(task, robosuite.build(task, env_kwargs)) for _ in range(num_envs)], reason
 
 
 def _task(task: str | Task) -> Task:

@@ -1,0 +1,456 @@
+"""The vector environment: episodes, seeds, chunks, endings, states, gymnasium's conventions."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+pytest.importorskip("robosuite")
+
+from postbc.environments import TASKS, RobosuiteVectorEnv, make
+from postbc.environments.episodes import cube_size
+from postbc.environments.robosuite import build, environment_arguments, numpy_seeded
+from postbc.errors import InputError
+
+pytestmark = pytest.mark.simulator
+
+FALL = 12  # index of the cube's height in Lift's flattened state: time, 7 arm, 2 fingers, x, y, z
+
+
+@pytest.fixture(scope="module")
+def lift() -> Any:
+    env = make("Lift", 3, chunk=4)
+    yield env
+    env.close()
+
+
+def smooth(count: int, num_envs: int, chunk: int, seed: int = 0) -> np.ndarray:
+    """(count, N, T, 7) actions that move the arm about."""
+    return np.random.default_rng(seed).uniform(-0.6, 0.6, (count, num_envs, 1, 7)) * np.ones((chunk, 1))
+
+
+def rollout(env: RobosuiteVectorEnv, actions: np.ndarray) -> np.ndarray:
+    return np.stack([env.step(a)[0] for a in actions])
+
+
+def with_cube_at(env: RobosuiteVectorEnv, heights: list[float]) -> np.ndarray:
+    """Simulator states in which each environment's cube hangs in the air at a height (m); above 0.84 is success."""
+    states = env.sim_states()
+    states[:, FALL] = heights
+    states[:, FALL + 1 : FALL + 5] = (1, 0, 0, 0)
+    return states
+
+
+# --- spaces, registration, gymnasium's checks
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_registered_with_gymnasium(task: str) -> None:
+    env = gymnasium.make_vec(f"postbc/{task}-v0", num_envs=2, chunk=3, horizon=9)
+    assert isinstance(env, RobosuiteVectorEnv)
+    assert env.single_observation_space.shape == (TASKS[task].observation_dim,)
+    assert env.single_action_space.shape == (3, 7)
+    assert (env.task.name, env.chunk, env.horizon, env.control_freq) == (task, 3, 9, 20)
+    observations, info = env.reset(seed=0)
+    assert env.observation_space.contains(observations)
+    assert info["episode_seed"].dtype == np.int64
+    observations, rewards, terminated, truncated, info = env.step(env.action_space.sample())
+    assert env.observation_space.contains(observations)
+    assert rewards.shape == terminated.shape == truncated.shape == (2,)
+    for key, shape in {
+        "success": (2,),
+        "chunk_success": (2,),
+        "num_steps": (2,),
+        "step_rewards": (2, 3),
+        "diverged": (2,),
+    }.items():
+        assert info[key].shape == shape
+        assert info[f"_{key}"].all()
+    env.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space.*infinity")
+def test_gymnasiums_environment_check() -> None:
+    env = gymnasium.make("postbc/Lift-v0", chunk=2, horizon=6)
+    check_env(env.unwrapped, skip_render_check=True)
+    env.close()
+
+
+def test_gymnasiums_own_vectorisation_agrees() -> None:
+    theirs = gymnasium.make_vec("postbc/Lift-v0", num_envs=2, vectorization_mode="sync", chunk=2)
+    ours = make("Lift", 2, chunk=2)
+    theirs.reset(seed=[5, 6])
+    ours.reset(seed=[5, 6])
+    for action in smooth(3, 2, 2):
+        a, b = ours.step(action), theirs.step(action.astype(np.float32))
+        np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+        np.testing.assert_allclose(a[1], b[1])
+        assert a[4].keys() == b[4].keys()
+    theirs.close()
+
+
+def test_metadata_says_how_it_resets(lift: RobosuiteVectorEnv) -> None:
+    assert lift.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.SAME_STEP
+    assert lift.render_mode == "rgb_array"
+
+
+# --- initial states
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_a_seed_gives_the_state_that_robosuites_own_reset_gives(task: str) -> None:
+    import robosuite
+
+    reference = robosuite.make(TASKS[task].robosuite_name, **environment_arguments({}))  # hard_reset=True, its default
+    env = make(task, 1)
+    for seed in (0, 7, 2**32 - 1):
+        with numpy_seeded(seed):
+            expected = reference.reset()
+        observations, info = env.reset(options={"seeds": [seed]})
+        assert info["episode_seed"] == [seed]
+        flat = reference.sim.get_state().flatten()
+        np.testing.assert_array_equal(env.sim_states()[0], flat)
+        keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object-state")
+        np.testing.assert_allclose(observations[0], np.concatenate([expected[key] for key in keys]), atol=1e-6)
+        ours, theirs = env.simulations[0].model, reference.sim.model._model
+        for field in ("geom_size", "geom_rbound", "geom_aabb", "body_mass", "body_inertia", "body_subtreemass", "body_invweight0",
+                      "dof_invweight0", "dof_M0", "geom_friction"):  # fmt: skip
+            np.testing.assert_allclose(getattr(ours, field), getattr(theirs, field), rtol=1e-12, atol=1e-18, err_msg=field)
+        assert ours.stat.meaninertia == theirs.stat.meaninertia
+
+
+def test_drawing_leaves_numpys_global_generator_alone(lift: RobosuiteVectorEnv) -> None:
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    lift.reset(seed=1)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_an_episode_depends_on_its_seed_alone() -> None:
+    a, b = make("Lift", 3, chunk=2, num_threads=1), make("Lift", 2, chunk=2, num_threads=4)
+    a.reset(seed=0)
+    rollout(a, smooth(5, 3, 2))  # a history that must not matter
+    a.reset(options={"seeds": [3, 4, 5]})
+    b.reset(options={"seeds": [5, 3]})
+    actions = smooth(4, 1, 2, seed=9)
+    ours, others = rollout(a, np.repeat(actions, 3, 1)), rollout(b, np.repeat(actions, 2, 1))
+    np.testing.assert_array_equal(ours[:, 2], others[:, 0])
+    np.testing.assert_array_equal(ours[:, 0], others[:, 1])
+
+
+def test_seeds_of_successive_episodes() -> None:
+    env = make("Lift", 3, horizon=1)
+    first = env.reset(seed=4)[1]["episode_seed"]
+    following = [env.step(np.zeros((3, 1, 7)))[4]["episode_seed"] for _ in range(3)]
+    np.testing.assert_array_equal(following[0], first)  # of the episode that was stepped
+    assert len(np.unique(following)) == 9
+    derived = [np.random.SeedSequence([4, i, k]).generate_state(1)[0] for k in range(3) for i in range(3)]
+    np.testing.assert_array_equal(np.ravel(following), derived)
+    again = env.reset(seed=4)[1]["episode_seed"]
+    np.testing.assert_array_equal(again, first)
+    as_list = env.reset(seed=[4, 5, 4])[1]["episode_seed"]
+    assert as_list[0] == as_list[2] != as_list[1]
+    onwards = env.reset()[1]["episode_seed"]
+    assert (onwards != as_list).all()
+
+
+def test_reset_mask_resets_only_those_named(lift: RobosuiteVectorEnv) -> None:
+    lift.reset(seed=0)
+    before = rollout(lift, smooth(2, 3, 4))[-1]
+    after, info = lift.reset(options={"reset_mask": np.array([False, True, False]), "seeds": np.array([1, 2, 3])})
+    np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+    assert (after[1] != before[1]).any()
+    assert info["episode_seed"][1] == 2
+    assert info["_episode_seed"].tolist() == [False, True, False]
+
+
+# --- rewards and endings
+
+
+@pytest.mark.parametrize(("reward", "expected"), [("negative", [0.0, -4.0, -4.0]), ("sparse", [4.0, 0.0, 0.0])])
+def test_rewards_and_success(reward: str, expected: list[float]) -> None:
+    env = make("Lift", 3, chunk=4, reward=reward, terminate_on="never")
+    env.reset(seed=0)
+    env.set_sim_states(with_cube_at(env, [1.3, 0.83, 0.83]))
+    _, rewards, terminated, truncated, info = env.step(np.zeros((3, 4, 7)))
+    np.testing.assert_array_equal(rewards, expected)
+    np.testing.assert_array_equal(info["step_rewards"].sum(1), expected)
+    assert info["success"].tolist() == info["chunk_success"].tolist() == [True, False, False]
+    assert not terminated.any()
+    assert not truncated.any()
+
+
+def test_termination_on_the_first_success_stops_the_chunk() -> None:
+    env = make("Lift", 2, chunk=4, terminate_on="success", autoreset="disabled")
+    env.reset(seed=0)
+    env.set_sim_states(with_cube_at(env, [1.3, 0.83]))
+    _, rewards, terminated, truncated, info = env.step(np.zeros((2, 4, 7)))
+    assert terminated.tolist() == [True, False]
+    assert not truncated.any()
+    assert info["num_steps"].tolist() == [1, 4]
+    assert info["chunk_success"].tolist() == [False, False]
+    np.testing.assert_array_equal(rewards, [0, -4])
+    np.testing.assert_array_equal(info["step_rewards"], [[0, 0, 0, 0], [-1, -1, -1, -1]])
+
+
+def test_termination_on_a_chunk_of_successes_waits_for_a_whole_one() -> None:
+    env = make("Lift", 2, chunk=4, terminate_on="chunk_success", autoreset="disabled")
+    env.reset(seed=0)
+    env.set_sim_states(with_cube_at(env, [1.3, 0.862]))  # the second falls below 0.84 within the chunk
+    _, _, terminated, _, info = env.step(np.zeros((2, 4, 7)))
+    assert info["success"].tolist() == [True, True]
+    assert info["chunk_success"].tolist() == terminated.tolist() == [True, False]
+    assert info["num_steps"].tolist() == [4, 4]
+
+
+def test_the_horizon_truncates_within_a_chunk_and_the_next_episode_begins() -> None:
+    env = make("Lift", 2, chunk=4, horizon=6)
+    env.reset(seed=0)
+    _, _, _, truncated, info = env.step(np.zeros((2, 4, 7)))
+    assert not truncated.any()
+    assert "final_obs" not in info
+    observations, rewards, terminated, truncated, info = env.step(np.zeros((2, 4, 7)))
+    assert truncated.all()
+    assert not terminated.any()
+    assert info["num_steps"].tolist() == [2, 2]
+    np.testing.assert_array_equal(rewards, [-2, -2])
+    assert info["_final_obs"].all()
+    assert info["final_info"]["num_steps"].tolist() == [2, 2]
+    assert info["final_info"]["_num_steps"].all()
+    for i in range(2):
+        assert info["final_obs"][i].shape == (19,)
+        assert (info["final_obs"][i] != observations[i]).any()
+    fresh, _ = make("Lift", 2).reset(options={"seeds": env._seeds})
+    np.testing.assert_array_equal(observations, fresh)
+
+
+def test_without_autoreset_an_ended_environment_waits() -> None:
+    env = make("Lift", 2, chunk=2, horizon=4, autoreset="disabled")
+    env.reset(seed=0)
+    env.step(np.zeros((2, 2, 7)))
+    env.reset(options={"reset_mask": np.array([False, True]), "seeds": [0, 8]})
+    ended, *_ = env.step(np.zeros((2, 2, 7)))
+    waiting, rewards, _, truncated, info = env.step(np.full((2, 2, 7), 0.5))
+    assert truncated.tolist() == [True, True]  # the second only now
+    assert info["num_steps"].tolist() == [0, 2]
+    assert rewards.tolist() == [0, -2]
+    np.testing.assert_array_equal(waiting[0], ended[0])
+
+
+def test_actions_are_clipped() -> None:
+    env = make("Lift", 2, chunk=2)
+    env.reset(options={"seeds": [1, 1]})
+    actions = np.random.default_rng(0).uniform(-3, 3, (2, 7))
+    observations, *_ = env.step(np.stack([actions, np.clip(actions, -1, 1)]))
+    np.testing.assert_array_equal(observations[0], observations[1])
+
+
+# --- robosuite's own step behind the same interface
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_native_and_robosuite_agree(task: str) -> None:
+    native, reference = make(task, 1, chunk=2), make(task, 1, chunk=2, native=False)
+    a, b = native.reset(seed=3), reference.reset(seed=3)
+    np.testing.assert_allclose(a[0], b[0], atol=1e-6)
+    for action in smooth(5, 1, 2):
+        a, b = native.step(action), reference.step(action)
+        np.testing.assert_allclose(a[0], b[0], atol=2e-5)
+        for ours, theirs in zip(a[1:4], b[1:4]):
+            np.testing.assert_array_equal(ours, theirs)
+        assert a[4].keys() == b[4].keys()
+    np.testing.assert_allclose(
+        native.set_sim_states(native.sim_states()), reference.set_sim_states(native.sim_states()), atol=1e-6
+    )
+
+
+# --- threads, states
+
+
+def test_threads_do_not_matter() -> None:
+    actions = smooth(12, 8, 2)
+    runs = []
+    for threads in (1, 8):
+        env = make("Lift", 8, chunk=2, horizon=14, num_threads=threads)
+        env.reset(seed=11)
+        runs.append(rollout(env, actions))
+        env.close()
+    np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize(("task", "native"), [("Lift", True), ("Can", True), ("Square", True), ("Lift", False)])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_resuming_is_bit_for_bit(task: str, native: bool, steps: int) -> None:
+    env, other = (make(task, 2, chunk=2, horizon=10, native=native) for _ in range(2))
+    env.reset(seed=5)
+    rollout(env, smooth(steps, 2, 2))
+    state = _through_disk(env.get_state())
+    actions = smooth(4 if not native else 8, 2, 2, seed=1)
+    expected = rollout(env, actions)  # over the end of the episode
+    other.reset(seed=6)
+    other.set_state(state)
+    np.testing.assert_array_equal(rollout(other, actions), expected)
+    np.testing.assert_array_equal(other.sim_states(), env.sim_states())
+
+
+def _through_disk(state: Any) -> Any:
+    """A nested dict's leaves as arrays, numbers and strings: nothing else may be in it."""
+    if isinstance(state, Mapping):
+        return {key: _through_disk(value) for key, value in state.items()}
+    if isinstance(state, np.ndarray):
+        assert state.dtype != object
+        return np.frombuffer(state.tobytes(), state.dtype).reshape(state.shape).copy()
+    assert isinstance(state, (str, int, float, bool))
+    return json.loads(json.dumps(state))
+
+
+def test_a_state_of_another_environment_is_refused(lift: RobosuiteVectorEnv) -> None:
+    lift.reset(seed=0)
+    with pytest.raises(InputError, match="another vector environment"):
+        make("Lift", 2).set_state(lift.get_state())
+
+
+def test_simulator_states_come_back() -> None:
+    env = make("Lift", 3)
+    env.reset(seed=0)
+    rollout(env, smooth(5, 3, 1))
+    states = env.sim_states()
+    env.reset(seed=1)
+    observations = env.set_sim_states(states[[2, 0]], [0, 1])
+    assert observations.shape == (2, 19)
+    np.testing.assert_array_equal(env.sim_states()[:2], states[[2, 0]])
+    with pytest.raises(InputError, match="shape"):
+        env.set_sim_states(states[:, :-1])
+
+
+def test_the_model_can_be_compiled_again(lift: RobosuiteVectorEnv) -> None:
+    lift.reset(seed=0)
+    sizes = [cube_size(s.env, s.model) for s in lift.simulations]
+    assert len({tuple(size) for size in sizes}) == 3  # robosuite draws it with every hard reset
+    for i in range(2):
+        model = mujoco.MjModel.from_xml_string(lift.model_xml(i))
+        np.testing.assert_allclose(model.geom_size, lift.simulations[i].model.geom_size, atol=1e-12)
+
+
+def test_env_args_are_plain_and_make_the_environment(lift: RobosuiteVectorEnv) -> None:
+    import robosuite
+
+    arguments = json.loads(json.dumps(lift.env_args()))
+    assert arguments["env_name"] == "Lift"
+    assert arguments["env_version"] == "1.4.0"
+    assert arguments["type"] == 1
+    env = robosuite.make(arguments["env_name"], **arguments["env_kwargs"])
+    assert env.action_dim == 7
+
+
+# --- what goes wrong
+
+
+def test_a_diverging_simulation_ends_its_episode_only() -> None:
+    env, calm = make("Lift", 3, chunk=2, autoreset="disabled"), make("Lift", 3, chunk=2)
+    for e in (env, calm):
+        e.reset(seed=0)
+        e.set_sim_states(e.sim_states())
+    states = env.sim_states()
+    states[1, 1 + env.simulations[1].model.nq] = 1e13
+    env.set_sim_states(states[[1]], [1])
+    env._seeds[1] = 123
+    with pytest.warns(RuntimeWarning, match="environment 1 .* seed 123") as caught:
+        observations, _, terminated, truncated, info = env.step(np.zeros((3, 2, 7)))
+    assert len(caught) == 1
+    assert info["diverged"].tolist() == truncated.tolist() == [False, True, False]
+    assert not terminated.any()
+    assert np.isfinite(observations).all()
+    np.testing.assert_array_equal(observations[[0, 2]], calm.step(np.zeros((3, 2, 7)))[0][[0, 2]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env.step(np.zeros((3, 2, 7)))  # said once
+        observations, _ = env.reset(options={"reset_mask": np.array([False, True, False]), "seeds": [0, 9, 0]})
+        _, _, _, truncated, info = env.step(np.zeros((3, 2, 7)))
+    assert not truncated.any()
+    assert not info["diverged"].any()
+
+
+def test_a_diverged_environment_is_reset_in_the_same_step() -> None:
+    env = make("Lift", 2)
+    env.reset(seed=0)
+    env.simulations[0].data.qvel[3] = np.nan
+    with pytest.warns(RuntimeWarning, match="diverged"):
+        observations, _, _, truncated, info = env.step(np.zeros((2, 1, 7)))
+    assert truncated.tolist() == info["final_info"]["diverged"].tolist() == [True, False]
+    assert np.isfinite(observations).all()
+    assert np.isfinite(info["final_obs"][0]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "Juggle"}, "unknown task"),
+        ({"num_envs": 0}, "num_envs"),
+        ({"chunk": 0}, "chunk"),
+        ({"reward": "dense"}, "reward"),
+        ({"terminate_on": "boredom"}, "terminate_on"),
+        ({"autoreset": "next_step"}, "autoreset"),
+        ({"env_kwargs": {"control_freq": 10}}, "20 Hz"),
+    ],
+)
+def test_arguments_that_cannot_be_used(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(**({"task": "Lift"} | arguments))
+
+
+def test_calls_that_cannot_be_served(lift: RobosuiteVectorEnv) -> None:
+    with pytest.raises(InputError, match="before reset"):
+        make("Lift", 1).step(np.zeros((1, 1, 7)))
+    lift.reset(seed=0)
+    with pytest.raises(InputError, match="shape"):
+        lift.step(np.zeros((3, 7)))
+    with pytest.raises(InputError, match=r"not finite[\s\S]*\[1\]"):
+        lift.step(np.where(np.arange(3)[:, None, None] == 1, np.nan, np.zeros((3, 4, 7))))
+    with pytest.raises(InputError, match="out of range"):
+        lift.reset(options={"seeds": [0, 1, 2**32]})
+    with pytest.raises(InputError, match="reset_mask"):
+        lift.reset(options={"reset_mask": np.ones(2, bool)})
+
+
+# --- frames
+
+
+def test_frames(lift: RobosuiteVectorEnv) -> None:
+    lift.reset(seed=0)
+    try:
+        frame = lift.render_frame(0, 64, 96)
+    except InputError as error:
+        assert "MUJOCO_GL" in str(error)  # noqa: PT017
+        pytest.skip("no OpenGL")
+    assert frame.shape == (64, 96, 3)
+    assert frame.dtype == np.uint8
+    assert frame.std() > 10
+    assert (lift.render_frame(1, 64, 96) != frame).any()
+    assert len(lift.render()) == 3
+    with pytest.raises(InputError, match="agentview"):
+        lift.render_frame(0, 64, 96, camera="periscope")
+
+
+def test_rendering_changes_nothing(lift: RobosuiteVectorEnv) -> None:
+    lift.reset(seed=0)
+    state, action = lift.get_state(), smooth(1, 3, 4)[0]
+    expected = lift.step(action)[0]
+    lift.set_state(state)
+    try:
+        lift.render_frame(0)
+    except InputError:
+        pytest.skip("no OpenGL")
+    np.testing.assert_array_equal(lift.step(action)[0], expected)
+
+
+def test_building_is_the_same_every_time() -> None:
+    a, b = build(TASKS["Lift"], {}), build(TASKS["Lift"], {})
+    np.testing.assert_array_equal(a.cube.size, b.cube.size)
