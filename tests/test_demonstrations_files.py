@@ -49,7 +49,7 @@ def assert_same(one: Demonstrations, other: Demonstrations) -> None:
             if x is not None:
                 assert x.dtype == y.dtype
                 np.testing.assert_array_equal(x, y)
-        assert a.operator == b.operator
+        assert (a.operator, a.episode_seed) == (b.operator, b.episode_seed)
     for key in ("observation_keys", "observation_dims", "environment", "filters"):
         assert getattr(one, key) == getattr(other, key)
 

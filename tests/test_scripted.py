@@ -134,15 +134,16 @@ def test_operators_alone_record_the_same(collection: Collection) -> None:
 def test_replay_native_and_not(collection: Collection) -> None:
     demonstrations = collection.demonstrations
     native = replay(demonstrations, num_envs=4)
-    assert native.successes.sum() >= 6
-    assert np.median(native.drift) < 0.005
-    solved = np.array([int(np.argmax(t.rewards > 0)) for t in demonstrations])
-    assert np.abs(native.first_success - solved)[native.successes].max() <= 10
+    assert native.successes.all()
+    assert native.drift.max() == 0  # every action is what was executed, every state what it was executed in
+    assert native.first_success.tolist() == [int(np.argmax(t.rewards > 0)) for t in demonstrations]
+    forgotten = replace(demonstrations, trajectories=tuple(replace(t, episode_seed=None) for t in demonstrations))
+    assert replay(forgotten, num_envs=7).successes.sum() >= 5  # with another cube, 2 mm larger or smaller at most
     one = demonstrations.subset(1, 0)
     python = replay(one, native=False)
     assert python.names == one.names
     assert python.successes.all()
-    np.testing.assert_allclose(python.drift, native.drift[list(demonstrations.names).index(one.names[0])], atol=2e-3)
+    assert python.drift.max() < 2e-3
 
 
 @pytest.mark.simulator

@@ -50,7 +50,7 @@ class _Episode:
         """Solved, and still so at the last recorded step: an object that was thrown up and fell is no demonstration."""
         return self.successes[-1]
 
-    def trajectory(self, name: str) -> Trajectory:
+    def trajectory(self, name: str, seed: int) -> Trajectory:
         n = len(self.actions)
         return Trajectory(
             observations=np.stack(self.observations),
@@ -60,6 +60,7 @@ class _Episode:
             states=np.stack(self.states),
             name=name,
             operator=self.operator.name,
+            episode_seed=episode_seed(seed, self.operator, self.attempt),
         )
 
 
@@ -149,7 +150,7 @@ def collect(
         environment = env.env_args()
     finally:
         env.close()
-    return _assemble(people, environment)
+    return _assemble(people, environment, seed)
 
 
 def _run(
@@ -194,10 +195,10 @@ def _run(
         observation = following
 
 
-def _assemble(people: list[_Person], environment: dict[str, Any]) -> Collection:
+def _assemble(people: list[_Person], environment: dict[str, Any], seed: int) -> Collection:
     kept = [[person.kept[attempt] for attempt in sorted(person.kept)] for person in people]
     turns = [episodes[turn] for turn in range(max(map(len, kept))) for episodes in kept if turn < len(episodes)]
-    trajectories = tuple(episode.trajectory(f"demo_{i}") for i, episode in enumerate(turns))
+    trajectories = tuple(episode.trajectory(f"demo_{i}", seed) for i, episode in enumerate(turns))
     filters: dict[str, tuple[str, ...]] = {}
     for episode, trajectory in zip(turns, trajectories):
         for key in (episode.operator.name, episode.operator.quality):

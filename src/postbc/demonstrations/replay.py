@@ -109,9 +109,11 @@ def replay(
         _check_controller(demonstrations.environment, env.env_args(), demonstrations.source)
         # Long ones first, so that the environments of a batch end at about the same time.
         order, ended = np.argsort(-demonstrations.lengths, kind="stable"), 0
-        env.reset(options={"reset_mask": np.ones(env.num_envs, dtype=bool), "seeds": np.zeros(env.num_envs, dtype=np.int64)})
         for batch in np.split(order, np.arange(env.num_envs, count, env.num_envs)):
             played = [demonstrations[int(k)] for k in batch]
+            # The episode's own seed, where it was recorded, restores what the state leaves out (Lift: the size of the cube).
+            seeds = [trajectory.episode_seed or 0 for trajectory in played] + [0] * (env.num_envs - len(played))
+            env.reset(options={"reset_mask": np.ones(env.num_envs, dtype=bool), "seeds": np.array(seeds)})
             env.set_sim_states(np.stack([t.states[0] for t in played if t.states is not None]), list(range(len(batch))))
             for step in range(max(len(t) for t in played)):
                 actions = np.zeros((env.num_envs, 1, demonstrations.action_dim), dtype=np.float32)

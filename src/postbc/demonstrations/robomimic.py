@@ -3,7 +3,7 @@
 ::
 
     data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs)
-    data/demo_i     attrs: num_samples, model_file (MJCF), operator (ours, optional)
+    data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed (these two ours, optional)
       actions (N, A)  rewards (N,)  dones (N,)  states (N, Ds)  obs/<key> (N, d)  next_obs/<key> (N, d)
     mask/<filter>   names of demonstrations
 """
@@ -248,6 +248,7 @@ def read_robomimic(
             )
             rewards, dones = _values(group, "rewards", path, name), _values(group, "dones", path, name)
             states = _values(group, "states", path, name) if "states" in group else None
+            seed = group.attrs.get("episode_seed")
             try:
                 trajectories.append(
                     Trajectory(
@@ -258,6 +259,7 @@ def read_robomimic(
                         states=states,
                         name=name,
                         operator=None if operator is None else str(operator),
+                        episode_seed=None if seed is None else int(seed),
                     )
                 )
             except InputError as error:

@@ -86,6 +86,8 @@ def write_robomimic(
                 group.attrs["model_file"] = xml
             if trajectory.operator is not None:
                 group.attrs["operator"] = trajectory.operator
+            if trajectory.episode_seed is not None:
+                group.attrs["episode_seed"] = trajectory.episode_seed
             group["actions"] = trajectory.actions
             group["rewards"] = trajectory.rewards
             group["dones"] = trajectory.dones.astype(np.int64)  # robomimic's type for them

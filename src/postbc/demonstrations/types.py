@@ -61,6 +61,8 @@ class Trajectory:
     """Name inside the file; filters refer to it."""
     operator: str | None = None
     """Who or what produced it."""
+    episode_seed: int | None = None
+    """Seed of the simulator's episode where known: it decides what the state leaves out (the size of Lift's cube)."""
 
     def __post_init__(self) -> None:
         specs: list[tuple[str, type, int]] = [
