@@ -186,13 +186,14 @@ def test_the_best_of_the_samples_is_played(aggregate: Any) -> None:
 
 # -- the whole stage -----------------------------------------------------------------------------------------------------------
 SMALL = BestOfNConfig(episodes=150, samples=16, eval_episodes=60, checkpoint_seconds=0.0, log_every=200)
-IQL_SMALL = IQLConfig(steps=1200, hidden=(64, 64), expectile=0.7, discount=0.97, lr=1e-3)
+IQL_SMALL = IQLConfig(steps=800, hidden=(64, 64), expectile=0.7, discount=0.97, lr=3e-3, tau=0.02, layer_norm=False)
+NEGATIVE = TransitionConfig(reward="negative")
 
 
 def test_best_of_n_improves_the_toy_and_writes_its_results(tmp_path: Path) -> None:
-    policy = ToyPolicy((0, 3))
+    policy = ToyPolicy((0, 3), drift=0.6)
     makers: dict[str, Any] = {"make_env": make_env, "make_evaluation_env": make_evaluation_env, "task": "PointReach"}
-    finetune_best_of_n(policy, tmp_path / "run", SMALL, IQL_SMALL, **makers)
+    finetune_best_of_n(policy, tmp_path / "run", SMALL, IQL_SMALL, NEGATIVE, **makers)
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert [r["seed"] for r in results] == [0, 3]
     for m, r in enumerate(results):
@@ -211,10 +212,10 @@ def test_best_of_n_improves_the_toy_and_writes_its_results(tmp_path: Path) -> No
     assert loaded.samples == 16
     assert loaded.act(observation, make_generators([1, 2])).shape == (2, 5, 2, 2)
     with pytest.raises(InputError, match="already holds a run"):
-        finetune_best_of_n(policy, tmp_path / "run", SMALL, IQL_SMALL, **makers)
+        finetune_best_of_n(policy, tmp_path / "run", SMALL, IQL_SMALL, NEGATIVE, **makers)
     # another critic from the same collection, alone, gives the same as beside the other seed
     files = [tmp_path / "run/rollouts_seed_3.hdf5"]
-    finetune_best_of_n(policy, tmp_path / "again", SMALL, IQL_SMALL, rollouts=files, seeds=[3], **makers)
+    finetune_best_of_n(policy, tmp_path / "again", SMALL, IQL_SMALL, NEGATIVE, rollouts=files, seeds=[3], **makers)
     again = json.loads((tmp_path / "again/results.json").read_text())
     assert len(again) == 1
     assert again[0]["seed"] == 3
