@@ -73,8 +73,8 @@ def answer(content: Content) -> str:
     if not final:
         text = "No finetuned PostBC run beside a BC or σ-BC run of the same setting and seed was found, so nothing can be compared."
         return f'<div class="answer">{html.paragraph(text)}</div>'
-    worse = [p for p in start if p.verdict == "lower"]
-    equal = [p for p in start if p.verdict.startswith(("equal", "higher"))]
+    worse = [p for p in start if p.verdict == "PostBC lower"]
+    equal = [p for p in start if p.verdict.startswith(("equal", "PostBC higher"))]
     if worse:
         before = f"PostBC starts lower than the baseline in {len(worse)} of {len(start)} comparisons."
     elif len(equal) == len(start):

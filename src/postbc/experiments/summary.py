@@ -118,11 +118,11 @@ class Pair:
 
 
 def verdict(result: statistics.Comparison, p_holm: float, margin: float = 0.05) -> str:
-    """higher | lower | equal within ±margin | not distinguishable | one seed: no statement."""
+    """PostBC higher | PostBC lower | equal within ±margin | not distinguishable | one seed: no statement."""
     if result.seeds < 2:
         return "one seed: no statement possible"
     if p_holm < 0.05 and not (result.low < 0 < result.high):
-        return "higher" if result.difference > 0 else "lower"
+        return "PostBC higher" if result.difference > 0 else "PostBC lower"
     if -margin < result.low and result.high < margin:
         return f"equal within ±{margin:g}"
     return "not distinguishable"
