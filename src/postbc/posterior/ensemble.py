@@ -50,11 +50,19 @@ class EnsembleConfig:
     bound: Literal["clamp", "none"] = "clamp"
     """Keep predictions inside the normalised action range [−1, 1]: members extrapolate far outside it where they have no data."""
 
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the matrix products in training (weights, Adam and predictions stay float32); auto: bfloat16 where the processor has it."""
+
     def __post_init__(self) -> None:
         if self.ensemble_size < 2:
             raise InputError(
                 "A covariance needs at least two members.", key="ensemble_size", found=self.ensemble_size, expected=">= 2"
             )
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX); elsewhere it would be emulated, slowly."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 class Ensemble(nn.Module):
@@ -126,6 +134,7 @@ class EnsembleTraining:
         self.anchor = [p.detach().clone() for p in self.parameters] if config.prior_weight > 0 else None
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.data = make_generators([seed], stream=2)
+        self.reduced = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16())
 
     def step(self) -> Tensor:
         """One gradient step of every member; returns their losses (K,)."""
@@ -133,7 +142,8 @@ class EnsembleTraining:
         target = self.targets[index]
         if self.noise is not None:
             target = target + self.noise.gather(1, index.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
-        losses = self.ensemble.loss(self.observations[index], target)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
+            losses = self.ensemble.loss(self.observations[index], target)
         total = losses.sum()
         if self.anchor is not None:  # Σ_t‖·‖² + λ‖θ − θ₀‖² over N windows and D dimensions, as the loss is their mean
             pull = sum(((p - a).square().sum() for p, a in zip(self.parameters, self.anchor)), torch.zeros(()))

@@ -1,0 +1,106 @@
+"""Ensemble training against one network at a time, and policy sampling against diffusers' scheduler; both sides in one run, in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from postbc.demonstrations import Normalization, Windows
+from postbc.nn import make_generators
+from postbc.policies import DiffusionConfig, DiffusionPolicy
+from postbc.posterior import Ensemble, EnsembleConfig
+from postbc.posterior.ensemble import EnsembleTraining
+
+OBSERVATION_DIM, CHUNK, ACTION_DIM = 19, 4, 7
+
+
+def alternate(ours: Callable[[], None], theirs: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """Median seconds of each, measured in turn."""
+    ours(), theirs()  # warm-up
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for side, function in enumerate((ours, theirs)):
+            begin = time.perf_counter()
+            function()
+            times[side].append(time.perf_counter() - begin)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def ensemble_member_step(members: int = 100, hidden: int = 512, batch: int = 256, repeats: int = 5) -> dict[str, object]:
+    """One gradient step of one member: K stacked members against one network at a time (torch.nn and torch.optim.Adam)."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    n = 600
+    data = Windows(
+        rng.uniform(-1, 1, (n, OBSERVATION_DIM)).astype(np.float32),
+        rng.uniform(-1, 1, (n, CHUNK, ACTION_DIM)).astype(np.float32),
+        np.repeat(np.arange(6), n // 6), np.tile(np.arange(n // 6), 6),
+    )  # fmt: skip
+    config = EnsembleConfig(ensemble_size=members, hidden=hidden, batch_size=batch)
+    ensemble = Ensemble(config, OBSERVATION_DIM, CHUNK, ACTION_DIM, make_generators([0])[0])
+    stacked = EnsembleTraining(ensemble, data, seed=0)
+    observations, targets = torch.as_tensor(data.observations), torch.as_tensor(data.chunks).flatten(1)
+    networks = []
+    for _ in range(members):
+        layers: list[nn.Module] = []
+        width = OBSERVATION_DIM
+        for _ in range(config.layers):
+            layers += [nn.Linear(width, hidden), nn.ReLU()]
+            width = hidden
+        network = nn.Sequential(*layers, nn.Linear(width, CHUNK * ACTION_DIM))
+        networks.append((network, torch.optim.Adam(network.parameters(), lr=config.learning_rate)))
+
+    def one_at_a_time() -> None:
+        for network, optimiser in networks:
+            index = torch.randint(n, (batch,))
+            loss = nn.functional.mse_loss(network(observations[index]), targets[index])
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+
+    ours, theirs = alternate(lambda: [stacked.step(), None][1], one_at_a_time, repeats)
+    return {
+        "ours": 1e3 * ours / members, "theirs": 1e3 * theirs / members, "unit": "ms a member-step", "ratio": theirs / ours,
+        "what": f"ensemble training, K={members}, {hidden}x3, batch {batch}: stacked against one torch.nn network after another",
+    }  # fmt: skip
+
+
+def ddim_sampling(batch: int = 32, steps: int = 8, repeats: int = 60) -> dict[str, object]:
+    """DDIM sampling of a chunk for a batch of states: our loop against diffusers' DDIMScheduler around the same network."""
+    from diffusers import DDIMScheduler
+
+    normalization = Normalization(-torch.ones(OBSERVATION_DIM).numpy(), torch.ones(OBSERVATION_DIM).numpy(), -torch.ones(ACTION_DIM).numpy(), torch.ones(ACTION_DIM).numpy())  # fmt: skip # noqa: E501
+    policy = DiffusionPolicy(
+        DiffusionConfig(inference_steps=steps), OBSERVATION_DIM, ACTION_DIM, [0], make_generators([0]), [normalization]
+    )
+    policy.eval().requires_grad_(False)
+    scheduler = DDIMScheduler(
+        100, beta_schedule="squaredcos_cap_v2", clip_sample=True, timestep_spacing="leading", set_alpha_to_one=True
+    )
+    observation, noise = torch.randn(1, batch, OBSERVATION_DIM), torch.randn(1, batch, CHUNK, ACTION_DIM)
+
+    def theirs() -> torch.Tensor:
+        scheduler.set_timesteps(steps)
+        x = noise.flatten(2)
+        for t in scheduler.timesteps:
+            predicted = policy.network(x, t.expand(1, batch), observation)
+            x = scheduler.step(predicted, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+        return x
+
+    with torch.inference_mode():
+        torch.testing.assert_close(policy.sample(observation, noise).flatten(2), theirs(), rtol=1e-3, atol=1e-3)
+        our_time, their_time = alternate(lambda: [policy.sample(observation, noise), None][1], lambda: [theirs(), None][1], repeats)
+    return {
+        "ours": batch / our_time, "theirs": batch / their_time, "unit": "chunks/s", "ratio": their_time / our_time,
+        "what": f"DDIM {steps} steps, batch {batch}, 512x3: our sampler against diffusers' DDIMScheduler with the same network",
+    }  # fmt: skip
+
+
+def run() -> dict[str, dict[str, object]]:
+    """All of this file's figures."""
+    return {"ensemble_member_step": ensemble_member_step(), "ddim_sampling": ddim_sampling()}
