@@ -11,6 +11,7 @@ Each prints one JSON object. tests/test_native_control.py runs the same function
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import resource
 import time
@@ -24,7 +25,7 @@ from scipy.spatial.transform import Rotation
 from postbc.demonstrations.operators import OPERATORS
 from postbc.demonstrations.scripted import ScriptedOperators
 from postbc.environments import RobosuiteVectorEnv, make
-from postbc.environments.simulation import NativeSimulation, RobosuiteSimulation
+from postbc.environments.simulation import NativeSimulation, RobosuiteSimulation, Simulation
 
 Array = NDArray[Any]
 
@@ -193,10 +194,12 @@ def compare_states(task: str, count: int, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def episode_successes(task: str, count: int, native: bool, seed: int, workers: int = 1) -> Array:
+def episode_successes(task: str, count: int, native: bool, seed: int) -> Array:
     """(count,) whether scripted episodes with seeds seed, seed + 1, … succeed; noise and habits depend on the seed alone."""
     members = min(count, 20 if native else 4)  # robosuite's own environments are large
-    env = make(task, members, horizon=450, autoreset="disabled", native=native, num_threads=workers)
+    env = make(task, members, horizon=450, autoreset="disabled", native=native, num_threads=1)
+    if not native:
+        _start_from_native_states(env)
     successes = np.zeros(count, bool)
     for start in range(0, count, env.num_envs):
         seeds = [seed + min(start + i, count - 1) for i in range(env.num_envs)]
@@ -211,6 +214,18 @@ def episode_successes(task: str, count: int, native: bool, seed: int, workers: i
         successes[start : start + env.num_envs] = solved[: count - start]
     env.close()
     return successes
+
+
+def _start_from_native_states(env: RobosuiteVectorEnv) -> None:
+    """Spare robosuite recompiling its model for every episode, which takes longer than the episode; the states are the same."""
+    donor = make(env.task, 1, num_threads=1).simulations[0]
+
+    def reset(simulation: Simulation, seed: int) -> None:
+        donor.reset(seed)
+        simulation.set_state(donor.get_state())
+
+    for simulation in env.simulations:
+        simulation.reset = functools.partial(reset, simulation)  # type: ignore[method-assign]
 
 
 def compare_episodes(task: str, count: int, seed: int = 1000) -> dict[str, Any]:

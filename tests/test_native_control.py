@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("robosuite")
 
-from postbc.environments import TASKS, NativeControl, libmujoco, make
+from postbc.environments import TASKS, NativeControl, Task, libmujoco, make
 from postbc.environments.native_control import unsupported
 from postbc.environments.operational_space import rotation_of, solve
 from postbc.environments.robosuite import build, environment_arguments, numpy_seeded
@@ -177,6 +177,13 @@ def test_what_it_cannot_step_robosuite_steps() -> None:
     assert after.shape == (2, 19)
     assert np.abs(after - observation).max() > 1e-3
     np.testing.assert_array_equal(reward, [-2, -2])
+
+
+def test_a_task_of_ones_own_is_stepped_by_robosuite() -> None:
+    with pytest.warns(RuntimeWarning, match="success check"):
+        env = make(Task("Stack", "Stack", 32, 23, 100), 1)
+    assert env.reset(seed=0)[0].shape == (1, 32)
+    assert not env.step(np.zeros((1, 1, 7)))[4]["success"].any()
 
 
 # --- when robosuite samples its observables

@@ -53,6 +53,10 @@ def _renderer(model: mujoco.MjModel, height: int, width: int) -> Any:
     model.vis.global_.offheight = max(model.vis.global_.offheight, height)
     model.vis.global_.offwidth = max(model.vis.global_.offwidth, width)
     try:
+        if os.environ.get("MUJOCO_GL") == "egl":  # mujoco may have been imported before that was set
+            from mujoco import egl, gl_context
+
+            gl_context.GLContext = egl.GLContext
         return mujoco.Renderer(model, height, width)
     except Exception as error:  # each OpenGL platform fails with exceptions of its own
         raise InputError(

@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -131,16 +131,23 @@ def _template(task: Task, env_kwargs: str) -> Any:
     return build(task, json.loads(env_kwargs))
 
 
-def task_sensors(task: Task, env: Any) -> Sensors:
-    """The task's observation and its success check (`_check_success` of each robosuite task), as data."""
-    if task.name == "Lift":
-        low = np.array([-np.inf, -np.inf, env.model.mujoco_arena.table_offset[2] + 0.04])
-        return sensors_of(env, env.cube_body_id, low, np.full(3, np.inf), released=False, relative_pose=False)
-    if task.name == "Can":  # object 3's bin: `not_in_bin`
-        low = np.array(env.bin2_pos, float)
-        high = low + np.array([env.bin_size[0] / 2, env.bin_size[1] / 2, 0.1])
-        return sensors_of(env, env.obj_body_id["Can"], low, high, released=True, relative_pose=True)
+def _lift(env: Any) -> Sensors:
+    low = np.array([-np.inf, -np.inf, env.model.mujoco_arena.table_offset[2] + 0.04])
+    return sensors_of(env, env.cube_body_id, low, np.full(3, np.inf), released=False, relative_pose=False)
+
+
+def _can(env: Any) -> Sensors:
+    low = np.array(env.bin2_pos, float)  # `not_in_bin` of object 3
+    high = low + np.array([env.bin_size[0] / 2, env.bin_size[1] / 2, 0.1])
+    return sensors_of(env, env.obj_body_id["Can"], low, high, released=True, relative_pose=True)
+
+
+def _square(env: Any) -> Sensors:
     peg = np.array(env.sim.data.body_xpos[env.peg1_body_id])  # `on_peg`
     low = np.array([peg[0] - 0.03, peg[1] - 0.03, -np.inf])
     high = np.array([peg[0] + 0.03, peg[1] + 0.03, env.table_offset[2] + 0.05])
     return sensors_of(env, env.obj_body_id["SquareNut"], low, high, released=True, relative_pose=True)
+
+
+#: What is observed and when it is solved, by robosuite's name of the task: its `_check_success`, as data.
+SENSORS: dict[str, Callable[[Any], Sensors]] = {"Lift": _lift, "PickPlaceCan": _can, "NutAssemblySquare": _square}

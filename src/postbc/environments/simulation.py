@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from postbc.environments import episodes
 from postbc.environments.native_control import Controller, NativeControl, Physics, control_step, diverged, watch
 from postbc.environments.operational_space import Floats, compiled
-from postbc.environments.robosuite import Task, numpy_seeded, task_sensors
+from postbc.environments.robosuite import SENSORS, Task, numpy_seeded
 from postbc.environments.sensing import Sensors, observe, solved
 
 Bools = NDArray[np.bool_]
@@ -112,7 +112,7 @@ class NativeSimulation:
         self._data = mujoco.MjData(self._model)
         self.observation = np.zeros(task.observation_dim)
         self.control = NativeControl(env, self.model, self.data)
-        self.sensors = task_sensors(task, env)
+        self.sensors = SENSORS[task.robosuite_name](env)
 
     @property
     def model(self) -> mujoco.MjModel:

@@ -19,13 +19,13 @@ from postbc.environments.episodes import unsupported_reset
 from postbc.environments.native_control import unsupported
 from postbc.environments.rendering import Renderer
 from postbc.environments.robosuite import CONTROL_FREQ, TASKS, Task
+from postbc.environments.seeding import EpisodeSeeds, Seed
 from postbc.environments.simulation import NativeSimulation, RobosuiteSimulation, Simulation
 from postbc.errors import InputError
 
 Reward = Literal["negative", "sparse"]
 Termination = Literal["success", "chunk_success", "never"]
 Autoreset = Literal["same_step", "disabled"]
-SEED_LIMIT = 2**32  # of NumPy's RandomState, from which robosuite draws initial states
 
 
 class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
@@ -89,11 +89,9 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         self.single_action_space = self._action_space()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._pool = ThreadPoolExecutor(_positive("num_threads", num_threads or os.cpu_count() or 1), "postbc-simulation")
+        self._pool = ThreadPoolExecutor(_positive("num_threads", num_threads or _processors()), "postbc-simulation")
         self._renderer: Renderer | None = None
-        self._streams: list[tuple[int, ...]] = [(_entropy(), i) for i in range(self.num_envs)]
-        self._episodes = np.full(self.num_envs, -1, np.int64)  # the number k of each environment's episode
-        self._seeds = np.zeros(self.num_envs, np.int64)
+        self._seeds = EpisodeSeeds(self.num_envs)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._terminated, self._truncated = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
         self._started = np.zeros(self.num_envs, bool)
@@ -106,9 +104,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
 
     # --- episodes
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin new episodes.
 
         Args:
@@ -122,43 +118,21 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         mask = np.array(options.get("reset_mask", np.ones(self.num_envs)), bool)
         if mask.shape != (self.num_envs,):
             raise InputError("reset_mask needs one entry an environment", found=mask.shape, expected=(self.num_envs,))
-        self._reseed(seed, mask)
+        self._seeds.restart(seed, mask)
         seeds = options.get("seeds")
         if seeds is not None and len(seeds) != self.num_envs:
             raise InputError("seeds needs one entry an environment", found=len(seeds), expected=self.num_envs)
         chosen = np.flatnonzero(mask)
         for i in chosen:
             if seeds is None:
-                self._next_episode(int(i))
-            elif not 0 <= int(seeds[i]) < SEED_LIMIT:
-                raise InputError("a seed is out of range", key="seeds", found=seeds[i], expected="0 ≤ seed < 2³²")
+                self._seeds.advance(int(i))
             else:
-                self._seeds[i] = int(seeds[i])
+                self._seeds.choose(int(i), int(seeds[i]))
         self._each(self._begin, chosen)
-        return self._observations(), self._masked({"episode_seed": self._seeds.copy()}, mask)
-
-    def _reseed(self, seed: int | Sequence[int | None] | None, mask: NDArray[np.bool_]) -> None:
-        if seed is None:
-            return
-        if isinstance(seed, (int, np.integer)):
-            streams: list[tuple[int, ...] | None] = [(int(seed), i) for i in range(self.num_envs)]
-        elif len(seed) == self.num_envs:
-            streams = [None if s is None else (int(s),) for s in seed]
-        else:
-            raise InputError("a list of seeds needs one entry an environment", found=len(seed), expected=self.num_envs)
-        for i in np.flatnonzero(mask):
-            stream = streams[i]
-            if stream is not None:
-                if min(stream) < 0:
-                    raise InputError("a seed is negative", key="seed", found=seed)
-                self._streams[i], self._episodes[i] = stream, -1
-
-    def _next_episode(self, i: int) -> None:
-        self._episodes[i] += 1
-        self._seeds[i] = np.random.SeedSequence([*self._streams[i], int(self._episodes[i])]).generate_state(1)[0]
+        return self._observations(), self._masked({"episode_seed": self._seeds.current.copy()}, mask)
 
     def _begin(self, i: int) -> None:
-        self.simulations[i].reset(int(self._seeds[i]))
+        self.simulations[i].reset(int(self._seeds.current[i]))
         self._steps[i], self._started[i] = 0, True
         self._terminated[i] = self._truncated[i] = False
 
@@ -200,7 +174,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
             "num_steps": executed,
             "step_rewards": rewards.astype(np.float32),
             "diverged": diverged,
-            "episode_seed": self._seeds.copy(),
+            "episode_seed": self._seeds.current.copy(),
         }
         ending = {"success": info["success"], "chunk_success": info["chunk_success"], "never": np.zeros(n, bool)}
         self._terminated |= running & ending[self.terminate_on] & ~diverged
@@ -208,7 +182,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         for i in np.flatnonzero(diverged):
             warnings.warn(
                 f"{self.task.name}: the simulation diverged in environment {i} at step {self._steps[i]} of the episode with seed "
-                f"{self._seeds[i]}; that episode ends, its last observation is the last finite one",
+                f"{self._seeds.current[i]}; that episode ends, its last observation is the last finite one",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -225,7 +199,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         chosen = np.flatnonzero(ended)
         for i in chosen:
             final_obs[i] = observations[i].copy()
-            self._next_episode(int(i))
+            self._seeds.advance(int(i))
         self._each(self._begin, chosen)
         observations[chosen] = self._observations()[chosen]
         info |= self._masked({"final_obs": final_obs, "final_info": self._masked(final_info, ended)}, ended)
@@ -261,7 +235,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
             raise InputError("simulator states have the wrong shape", found=states.shape, expected=expected)
         for i, state in zip(indices, states):
             self.simulations[i].set_sim_state(state)
-            self._steps[i], self._seeds[i], self._started[i] = 0, -1, True
+            self._steps[i], self._seeds.current[i], self._started[i] = 0, -1, True
             self._terminated[i] = self._truncated[i] = False
         return self._observations()[indices]
 
@@ -269,9 +243,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         """Everything that the future depends on: nested dicts of arrays and numbers, for `set_state`."""
         return {
             "task": self.task.name,
-            "streams": {str(i): np.array(stream, np.uint64) for i, stream in enumerate(self._streams)},
-            "episodes": self._episodes.copy(),
-            "seeds": self._seeds.copy(),
+            "seeds": self._seeds.get_state(),
             "steps": self._steps.copy(),
             "terminated": self._terminated.copy(),
             "truncated": self._truncated.copy(),
@@ -290,8 +262,8 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
                 "the state is of another vector environment", found=f"{len(state['simulations'])} × {state['task']}",
                 expected=f"{self.num_envs} × {self.task.name}",
             )  # fmt: skip
-        self._streams = [tuple(int(x) for x in state["streams"][str(i)]) for i in range(self.num_envs)]
-        self._episodes[:], self._seeds[:], self._steps[:] = state["episodes"], state["seeds"], state["steps"]
+        self._seeds.set_state(state["seeds"])
+        self._steps[:] = state["steps"]
         self._terminated[:], self._truncated[:], self._started[:] = state["terminated"], state["truncated"], state["started"]
         for i, simulation in enumerate(self.simulations):
             simulation.set_state(state["simulations"][str(i)])
@@ -336,7 +308,8 @@ def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[st
     """The simulations, and why they are not the compiled ones that were asked for, or None."""
     if native:
         env = robosuite.template(task, env_kwargs)
-        reason = unsupported(env) or unsupported_reset(env)
+        unknown = None if task.robosuite_name in robosuite.SENSORS else "its success check is not compiled"
+        reason = unknown or unsupported(env) or unsupported_reset(env)
         if reason is None:
             return [NativeSimulation(task, env) for _ in range(num_envs)], None
         message = f"{task.name} is stepped by robosuite's own Python, not by the compiled loop: {reason}"
@@ -354,6 +327,10 @@ def _task(task: str | Task) -> Task:
     return TASKS[task]
 
 
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _positive(name: str, value: int) -> int:
     if value < 1:
         raise InputError(f"{name} must be at least 1", key=name, found=value)
@@ -364,7 +341,3 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise InputError(f"{name} is not one of its choices", key=name, found=value, expected=", ".join(choices))
     return value
-
-
-def _entropy() -> int:
-    return int(np.random.SeedSequence().generate_state(1, np.uint64)[0])
