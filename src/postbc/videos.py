@@ -71,17 +71,19 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) 
         ) from error
     with atomic_path(path) as temporary:
         writer: Any = None
-        for frame in frames:
-            if writer is None:
-                height, width = frame.shape[:2]
-                writer = imageio_ffmpeg.write_frames(
-                    str(temporary), (width, height), fps=fps, codec="libx264", pix_fmt_in="rgb24", macro_block_size=2,
-                    quality=None, output_params=["-crf", "28", "-movflags", "+faststart", "-f", "mp4"], ffmpeg_log_level="error",
-                )  # fmt: skip
-                writer.send(None)
-            writer.send(np.ascontiguousarray(frame))
-        if writer is not None:
-            writer.close()
+        try:
+            for frame in frames:
+                if writer is None:
+                    height, width = frame.shape[:2]
+                    writer = imageio_ffmpeg.write_frames(
+                        str(temporary), (width, height), fps=fps, codec="libx264", pix_fmt_in="rgb24", macro_block_size=2,
+                        quality=None, output_params=["-crf", "28", "-movflags", "+faststart", "-f", "mp4"], ffmpeg_log_level="error",
+                    )  # fmt: skip
+                    writer.send(None)
+                writer.send(np.ascontiguousarray(frame))
+        finally:
+            if writer is not None:  # or ffmpeg would go on writing after its file has been removed
+                writer.close()
 
 
 def name_of(episode: Episode) -> str:
