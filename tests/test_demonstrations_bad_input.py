@@ -239,6 +239,8 @@ COLLECTS = [
     ("negative tail", ["--tail", "-1"], ["tail", "-1", ">= 0"]),
     ("no environments", ["--num-envs", "0"], ["num_envs", "0"]),
     ("unknown operator", ["--operators", "operator_z"], ["operator_z", "operator_a", "worse"]),
+    ("output under a file", ["--output", __file__ + "/new.hdf5"], ["cannot be written", "not a directory"]),
+    ("output is a directory", ["--output", str(Path(__file__).parent), "--overwrite"], ["directory"]),
     ("output exists", [], ["exists already", "--overwrite"]),
 ]
 
@@ -247,7 +249,8 @@ COLLECTS = [
 def test_bad_collect(good: Path, options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     output = good.with_name("new.hdf5") if options else good
     content = good.read_bytes()
-    message = run(capsys, "demos", "collect", "--output", str(output), *options)
+    where = [] if "--output" in options else ["--output", str(output)]
+    message = run(capsys, "demos", "collect", *where, *options)
     for word in words:
         assert word in message
     assert [p.name for p in good.parent.iterdir()] == ["data.hdf5"]

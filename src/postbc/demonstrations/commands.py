@@ -45,13 +45,14 @@ class Collect:
     def run(self) -> None:
         """Collect, write, and print the success share of each operator."""
         from postbc.demonstrations.collect import collect
-        from postbc.demonstrations.robomimic_write import write_robomimic
+        from postbc.demonstrations.robomimic_write import check_writable, write_robomimic
         from postbc.progress import progress
 
         if self.output.exists() and not self.overwrite:
             raise InputError(
                 "The output exists already.", file=self.output, remedy="choose another name, or pass --overwrite to replace it"
             )
+        check_writable(self.output)  # before the minutes of collecting, not after them
         with progress("Collecting", max(self.num, 1)) as bar:
             collection = collect(
                 self.task, self.num, self.operators, self.seed, num_envs=self.num_envs, horizon=self.horizon, tail=self.tail,

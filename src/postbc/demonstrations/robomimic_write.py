@@ -51,6 +51,20 @@ def _atomic_write(path: Path, content: memoryview | bytes) -> None:
                 os.unlink(temporary)
 
 
+def check_writable(path: Path) -> None:
+    """InputError if a file of this name could not be made: it is a directory, or its directory cannot be made or written."""
+    if path.is_dir():
+        raise InputError("The output is a directory.", file=path, expected="a file name ending in .hdf5")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(
+            "The file cannot be written.",
+            file=path,
+            found=f"{above} is not a directory that may be written",
+            remedy="choose another place",
+        )
+
+
 def write_robomimic(
     path: str | Path,
     demonstrations: Demonstrations,
@@ -69,8 +83,7 @@ def write_robomimic(
     The same demonstrations give the same bytes. InputError when the file cannot be written (full disk, no permission).
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError("The output is a directory.", file=path, expected="a file name ending in .hdf5")
+    check_writable(path)
     # Built in memory first: HDF5's own writer answers a full disk with an unclosable file, a plain write with a clean error.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
