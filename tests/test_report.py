@@ -95,6 +95,16 @@ def test_the_same_policies_under_two_finetuners_are_one_comparison_before(tmp_pa
     assert len(compare_groups(groups, "success_before")) == 2
 
 
+def test_best_of_n_is_one_setting_though_its_rollouts_take_different_steps(tmp_path: Path) -> None:
+    for method in ("bc", "postbc"):
+        runs = [entry(method, s, finetuner="best-of-n", budget_env_steps=900 + 10 * s, rollout_episodes=300) for s in range(5)]
+        write(tmp_path / method, runs)
+    groups = group(collect([tmp_path])[0])[0]
+    assert [len(g.runs) for g in groups] == [5, 5]
+    assert groups[0].setting.budget == "300 rollouts"
+    assert compare_groups(groups, "success_after")[0].result.seeds == 5
+
+
 @pytest.mark.parametrize(
     ("differences", "p", "expected"),
     [

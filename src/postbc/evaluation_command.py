@@ -26,7 +26,8 @@ def load_actor(path: Path, inference_steps: int | None = None) -> tuple[Actor, d
         InputError: neither of them.
     """
     overrides = {} if inference_steps is None else {"inference_steps": inference_steps}
-    if path.is_file() or (path / "policy.safetensors").is_file():
+    finetuner = finetuner_of(path)
+    if path.is_file() or (finetuner is None and (path / "policy.safetensors").is_file()):
         from postbc.policies.diffusion import DiffusionPolicy
 
         policy = DiffusionPolicy.load(path, **overrides)
@@ -36,7 +37,6 @@ def load_actor(path: Path, inference_steps: int | None = None) -> tuple[Actor, d
                 found=policy.config.inference_steps, expected=f"1 to {policy.config.denoising_steps}",
             )  # fmt: skip
         return PolicyActor(policy), policy.about
-    finetuner = finetuner_of(path)
     if finetuner is None:
         raise InputError(
             "There is no policy here." if path.exists() else "There is no such file or directory.", file=path,

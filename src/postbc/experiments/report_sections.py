@@ -111,9 +111,11 @@ def setting(content: Content, of: Setting, output: Path) -> str:
         ]
         for g in groups
     ]  # fmt: skip
-    budget = f"{of.budget_env_steps:,} environment steps" if of.budget_env_steps else "budget not recorded"
     episodes = " or ".join(map(str, sorted({run["episodes"] for g in groups for run in g.runs})))
-    caption = f"{budget}; {episodes} evaluation episodes a run; 95 % intervals over episodes (Wilson) and over seeds (Student)"
+    caption = (
+        f"{of.budget or 'budget not recorded'}; {episodes} evaluation episodes a run; "
+        "95 % intervals over episodes (Wilson) and over seeds (Student)"
+    )
     header = ["pretraining", "seeds", "before", "after", "gain", *(["mean over budget"] if curves else [])]
     text = "Success before and after finetuning: marks are means, ticks the seeds, bars 95 % intervals over seeds."
     pictures = [_picture(output, f"{slug}-before-after", plots.before_after(groups), text)]

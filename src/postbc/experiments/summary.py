@@ -42,7 +42,8 @@ class Setting(NamedTuple):
     data: str | None
     demonstrations: int | None
     finetuner: str
-    budget_env_steps: int | None
+    budget: str | None
+    """80,000 environment steps, or 300 rollouts."""
 
     @property
     def title(self) -> str:
@@ -163,7 +164,8 @@ def _order(entry: Entry) -> tuple[Any, ...]:
     rank = {name: i for i, name in enumerate(PRETRAINING)}
     parameter = entry["posterior_weight"] or entry["sigma"] or 0.0
     return (
-        entry["task"], entry["data"] or "", entry["demonstrations"] or 0, entry["finetuner"], entry["budget_env_steps"] or 0,
+        entry["task"], entry["data"] or "", entry["demonstrations"] or 0, entry["finetuner"],
+        (entry.get("rollout_episodes") if entry["finetuner"] == "best-of-n" else entry["budget_env_steps"]) or 0,
         rank.get(entry["pretraining"], 9), parameter, entry["seed"],
     )  # fmt: skip
 
@@ -218,7 +220,7 @@ def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
     """Groups in the order of the entries, and notes. Several runs of one seed in a group are averaged (and noted)."""
     found: dict[tuple[Any, ...], dict[int, list[Entry]]] = {}
     for entry in entries:
-        setting = Setting(*(entry[field] for field in Setting._fields))
+        setting = Setting(*(entry[field] for field in Setting._fields[:4]), _budget(entry))
         parameter = {"postbc": entry["posterior_weight"], "sigma-bc": entry["sigma"]}.get(entry["pretraining"])
         found.setdefault((setting, entry["pretraining"], parameter), {}).setdefault(entry["seed"], []).append(entry)
     groups, notes = [], []
@@ -229,6 +231,13 @@ def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
         if repeated:
             notes.append(f"{setting.title}, {made.label}: several runs of seed {', '.join(map(str, repeated))}, averaged")
     return groups, notes
+
+
+def _budget(entry: Entry) -> str | None:
+    # Best-of-N is given episodes; how many steps those take differs from run to run, and from method to method
+    if entry["finetuner"] == "best-of-n":
+        return f"{entry['rollout_episodes']:,} rollouts" if entry.get("rollout_episodes") else None
+    return f"{entry['budget_env_steps']:,} environment steps" if entry["budget_env_steps"] else None
 
 
 def _average(runs: list[Entry]) -> Entry:
