@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from postbc.environments import TASKS, make
 from postbc.environments.libmujoco import call
 from postbc.environments.native_control import Controller, Physics, control_substep
+from postbc.environments.robosuite import environment_arguments, import_robosuite
 from postbc.environments.simulation import NativeSimulation
 
 CHUNK, NUM_ENVS, ROUNDS = 4, 8, 5
@@ -33,11 +35,7 @@ class RobosuiteChunkEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]])
     """robosuite as DSRL and DPPO wrap it: a chunk of actions, low-dimensional observation, summed reward."""
 
     def __init__(self, task: str) -> None:
-        import robosuite
-
-        from postbc.environments.robosuite import environment_arguments, import_robosuite
-
-        import_robosuite()
+        robosuite = import_robosuite()
         self.env = robosuite.make(TASKS[task].robosuite_name, hard_reset=False, **environment_arguments({}))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (TASKS[task].observation_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (CHUNK, 7), np.float32)
@@ -103,8 +101,29 @@ def thread_scaling(task: str = "Lift") -> dict[str, Any]:
     two.reset(seed=0), one.reset(seed=0)
     rate(two, 2, 0), rate(one, 2, 0)
     a, b = alternate(lambda k: rate(two, 20, k), lambda k: rate(one, 20, k), rounds=7)
+    both, single = alternate(lambda _: spin_rate(2), lambda _: spin_rate(1))
     two.close(), one.close()
-    return entry(a, b, f"{task}, {NUM_ENVS} environments: 2 threads / 1 thread")
+    what = (
+        f"{task}, {NUM_ENVS} environments: 2 threads / 1 thread (a loop that only counts scales {both / single:.2f}x here, now)"
+    )
+    return entry(a, b, what)
+
+
+@numba.njit(nogil=True)
+def _spin(count: int) -> float:
+    total = 1.0
+    for _ in range(count):
+        total = total * 1.0000001 + 1e-9
+    return total
+
+
+def spin_rate(threads: int, count: int = 100_000_000) -> float:
+    """Additions a second of threads that share nothing: how far two threads can get on this machine as it is now."""
+    _spin(1)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(_spin, [count] * threads))
+    return threads * count / (time.perf_counter() - start)
 
 
 @numba.njit(nogil=True)
