@@ -163,6 +163,7 @@ class MainTheoremReturn(StatementResult):
             for estimator in ESTIMATORS:
                 label = f"{estimator}: {sweep.slope(estimator).slope:+.2f}"
                 axes.loglog(sweep.x, sweep.mean[estimator], "o-", ms=4, color=COLORS[estimator], label=label)
+            axes.set_ylim(bottom=2e-4)
             axes.loglog(sweep.x, sweep.rate, color=COLORS["bound"], ls="--", lw=1, label="$H^2 S\\,\\log T/T$")
             fixed = ", ".join(f"{k} = {v}" for k, v in Sizes()._asdict().items() if k != name)
             tidy(axes, fixed, name, "J(demonstrator) − J" if name == "T" else "")
