@@ -27,9 +27,9 @@ def tiny(output, **values):
         pretraining=PretrainingConfig(steps=20, batch_size=16, posterior_weight=0.5),
         dsrl=DSRLConfig("sac", hidden=16, utd=1, batch_size=16),
         dsrl_training=DSRLTraining(
-            budget_env_steps=240, num_envs=1, initial_steps=80, eval_every=10_000, eval_episodes=2, horizon=40, envs_per_member=2
+            budget_env_steps=240, num_envs=1, initial_steps=80, eval_every=10_000
         ),
-        best_of_n=BestOfNConfig(episodes=2, samples=3, eval_episodes=2, horizon=40, envs_per_member=2), iql=IQLConfig(steps=20),
+        best_of_n=BestOfNConfig(episodes=2, samples=3), iql=IQLConfig(steps=20), episodes=2, horizon=40, envs_per_member=2,
     )  # fmt: skip
     return replace(base, **values)
 
@@ -70,7 +70,12 @@ def test_square_needs_a_file(tmp_path):
 
 def test_the_papers_numbers():
     lift = RECIPES["paper-lift-dsrl"]
-    assert (lift.num_trajectories, lift.ensemble.ensemble_size, lift.ensemble_epochs, lift.pretraining_epochs) == (5, 100, 10_000, 3000)
+    assert (lift.num_trajectories, lift.ensemble.ensemble_size, lift.ensemble_epochs, lift.pretraining_epochs) == (
+        5,
+        100,
+        10_000,
+        3000,
+    )
     assert (lift.policy.hidden, lift.policy.chunk, lift.policy.inference_steps, lift.policy.sampler) == (512, 4, 8, "ddim")
     assert (lift.dsrl.hidden, lift.dsrl.utd, lift.sigma_bc_utd, lift.dsrl.noise_critic_steps) == (2048, 20, 10, 20)
     assert (lift.dsrl.discount, lift.dsrl.action_magnitude, lift.dsrl_training.initial_steps) == (0.99, 1.5, 24_000)

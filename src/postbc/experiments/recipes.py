@@ -16,6 +16,7 @@ from rich.console import Console
 
 from postbc.demonstrations.training_set import TrainingSetConfig
 from postbc.errors import InputError
+from postbc.evaluation import Evaluation
 from postbc.experiments.jobs import run_jobs
 from postbc.finetuning.best_of_n import BestOfNConfig, finetune_best_of_n
 from postbc.finetuning.dsrl import DSRLConfig
@@ -77,6 +78,12 @@ class Recipe:
     sigma_bc_expectile: float | None = None
     """iql.expectile for σ-BC, where it differs (paper, Lift: 0.7 against 0.5)."""
     transitions: TransitionConfig = field(default_factory=TransitionConfig)
+    episodes: int = 200
+    """Evaluation episodes a seed, before and after finetuning."""
+    horizon: int | None = None
+    """Environment steps of an episode; default the task's."""
+    envs_per_member: int = 10
+    """Environments a seed, for rollouts and evaluation."""
     jobs: int = 1
     """Methods worked on at the same time, each in a process of its own (2 on 2 cores)."""
     videos: int = 0
@@ -144,29 +151,48 @@ def _finish_method(recipe: Recipe, data: TrainingSetConfig, method: Method) -> N
                  recipe.pretraining_epochs, resume=True)
     )  # fmt: skip
     sigma = method == "sigma-bc"
+    common: dict[str, Any] = {"eval_episodes": recipe.episodes, "horizon": recipe.horizon, "envs_per_member": recipe.envs_per_member}
+    before = _evaluate(recipe, where, recipe.output / "evaluation" / method, 0)
     for finetuner in recipe.finetuners:
         directory = recipe.output / finetuner / method
         if finetuner == "dsrl":
             dsrl = replace(recipe.dsrl, utd=recipe.sigma_bc_utd) if sigma and recipe.sigma_bc_utd else recipe.dsrl
-            finetune_dsrl(policy, directory, dsrl, recipe.dsrl_training, task=recipe.task, resume=True, source=where)
+            training = replace(recipe.dsrl_training, **common)
+            finetune_dsrl(policy, directory, dsrl, training, task=recipe.task, resume=True, source=where, before=before)
         else:
             iql = (
                 replace(recipe.iql, expectile=recipe.sigma_bc_expectile) if sigma and recipe.sigma_bc_expectile else recipe.iql
             )
             finetune_best_of_n(
-                policy, directory, recipe.best_of_n, iql, recipe.transitions, task=recipe.task, resume=True, source=where
-            )
+                policy, directory, replace(recipe.best_of_n, **common), iql, recipe.transitions, task=recipe.task, resume=True,
+                source=where, before=before,
+            )  # fmt: skip
         if recipe.videos:
-            _videos(directory, recipe.videos)
+            _evaluate(
+                replace(recipe, episodes=10), directory, recipe.output / "evaluation" / f"{method}-{finetuner}", recipe.videos
+            )
 
 
-def _videos(directory: Path, count: int) -> None:
+def _evaluate(recipe: Recipe, policy: Path, output: Path, videos: int) -> Evaluation:
+    """Evaluate a policy or a finetuned agent; without videos where there is no OpenGL: the numbers stand without pictures."""
     from postbc.evaluation_command import Evaluate, run_evaluation
 
-    try:
-        run_evaluation(Evaluate(directory, directory / "evaluation", episodes=10, videos=count, resume=True))
-    except InputError as error:  # no OpenGL here: the numbers stand without pictures
-        Console(stderr=True).print(f"no videos: {error}", markup=False, style="yellow")
+    config = Evaluate(
+        policy,
+        output,
+        recipe.episodes,
+        recipe.task,
+        recipe.horizon,
+        envs_per_member=recipe.envs_per_member,
+        videos=videos,
+        resume=True,
+    )
+    if videos:
+        try:
+            return run_evaluation(config)
+        except InputError as error:
+            Console(stderr=True).print(f"no videos: {error}", markup=False, style="yellow")
+    return run_evaluation(replace(config, videos=0))
 
 
 # -- the paper's tables (paper.md section 6) -----------------------------------------------------------------------------------
@@ -204,7 +230,7 @@ def _laptop(output: str, **values: Any) -> Recipe:
         pretraining=PretrainingConfig(posterior_weight=0.5, steps=6000, learning_rate=3e-4),
         dsrl=DSRLConfig("sac", hidden=128, utd=8, noise_critic_steps=0, first_temperature=0.02),
         dsrl_training=DSRLTraining(
-            budget_env_steps=80_000, num_envs=4, initial_steps=8_000, eval_every=20_000, eval_episodes=200, curve_episodes=50
+            budget_env_steps=60_000, num_envs=4, initial_steps=6_000, eval_every=15_000, curve_episodes=50
         ),
         best_of_n=BestOfNConfig(episodes=300, samples=32),
         iql=IQLConfig(steps=15_000, expectile=0.7, discount=0.99),

@@ -149,6 +149,7 @@ def finetune_best_of_n(
     make_env: MakeEnv | None = None,
     make_evaluation_env: MakeEnv | None = None,
     source: str | Path | None = None,
+    before: Evaluation | None = None,
 ) -> BestOfNActor:
     """Best-of-N for every member of `policy`; writes rollouts, critic and results.json into the run directory `output`.
 
@@ -161,6 +162,7 @@ def finetune_best_of_n(
         make_env: N -> environments for rollouts (see :func:`~postbc.finetuning.rollouts.collect_rollouts`).
         make_evaluation_env: N -> environments for evaluation (see :func:`postbc.evaluation.evaluate`).
         source: the policy's file, for messages.
+        before: an evaluation of the policy on the same episodes; without it, it is measured first.
 
     Raises:
         InputError: another task, other sizes, unusable rollouts, a seed that is not there, a directory with another run.
@@ -197,7 +199,7 @@ def finetune_best_of_n(
             )
         return outcome(Evaluation.load(path))
 
-    before = measured("before", PolicyActor(policy))
+    score = outcome(before) if before else measured("before", PolicyActor(policy))
     if not given:
         assert make_env is not None
         paths = collect_rollouts(
@@ -213,10 +215,10 @@ def finetune_best_of_n(
     actor.save(output, iql)
     steps = [int(info["env_steps"]) for info in about]
     curves = [
-        [(0, before["success"][m]), (steps[m], after["success"][m])] if before and after else [] for m in range(len(members))
+        [(0, score["success"][m]), (steps[m], after["success"][m])] if score and after else [] for m in range(len(members))
     ]
     write_results(
-        output, policy, "best-of-n", task, members, before, after, curves, budget_env_steps=steps, episodes=config.eval_episodes,
+        output, policy, "best-of-n", task, members, score, after, curves, budget_env_steps=steps, episodes=config.eval_episodes,
         rollout_episodes=[int(info["episodes"]) for info in about], rollout_success=[info["success"] for info in about],
         wall_clock_s=round(clock.elapsed, 1),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from postbc.errors import InputError
-from postbc.evaluation import Actor, PolicyActor, evaluate
+from postbc.evaluation import Actor, Evaluation, PolicyActor, evaluate
 from postbc.finetuning.dsrl import DSRL, DSRLActor, DSRLConfig, make_actor
 from postbc.finetuning.replay import Replay
 from postbc.finetuning.results import (
@@ -257,6 +257,7 @@ def finetune_dsrl(
     make_env: MakeEnv | None = None,
     make_evaluation_env: MakeEnv | None = None,
     source: str | Path | None = None,
+    before: Evaluation | None = None,
 ) -> DSRLActor:
     """Finetune every member of `policy` by DSRL and write the run directory: results.json, agent.safetensors, metrics.csv.
 
@@ -269,6 +270,7 @@ def finetune_dsrl(
         make_env, make_evaluation_env: N -> a vector environment, for training (resetting in the same step) and for evaluation
             (see :func:`postbc.evaluation.evaluate`); default robosuite's `task`.
         source: the policy's file, for messages.
+        before: an evaluation of the policy on the same episodes; without it, it is measured first.
 
     Raises:
         InputError: another task, other sizes, a stochastic sampler, a seed that is not there, a directory with another run.
@@ -300,7 +302,7 @@ def finetune_dsrl(
         if (output / RESULTS_FILE).exists():
             return DSRLActor.load(output, policy)
         trainer = DSRLTrainer(policy, env, config, training, members)
-        actor = _loop(trainer, run, make_evaluation_env, task)
+        actor = _loop(trainer, run, make_evaluation_env, task, before)
     finally:
         env.close()
     run.drop_checkpoints()
@@ -318,7 +320,9 @@ def check_deterministic(policy: Policy, source: str | Path | None) -> None:
         )  # fmt: skip
 
 
-def _loop(trainer: DSRLTrainer, run: Run, make_evaluation_env: MakeEnv, task: str | None) -> DSRLActor:
+def _loop(
+    trainer: DSRLTrainer, run: Run, make_evaluation_env: MakeEnv, task: str | None, before: Evaluation | None
+) -> DSRLActor:
     training, milestones = trainer.training, Milestones(trainer)
     per_step = training.num_envs * trainer.policy.chunk
     records: list[dict[str, Any]] = []  # evaluations so far, the first of the pretrained policy
@@ -333,9 +337,10 @@ def _loop(trainer: DSRLTrainer, run: Run, make_evaluation_env: MakeEnv, task: st
         state = {"trainer": trainer.state_dict(), "milestones": milestones.state_dict(), "records": records}
         checkpoints.save(trainer.vector_steps * per_step, {**state, "elapsed": checkpoints.elapsed})
 
-    def measure(actor: Actor, env_steps: np.ndarray, episodes: int) -> None:
+    def measure(actor: Actor, env_steps: np.ndarray, episodes: int, known: Evaluation | None = None) -> None:
         rates = outcome(
-            evaluate(
+            known
+            or evaluate(
                 actor, make_evaluation_env, episodes=episodes, envs_per_member=training.envs_per_member,
                 policy_seeds=trainer.seeds, progress=False,
             )
@@ -347,11 +352,12 @@ def _loop(trainer: DSRLTrainer, run: Run, make_evaluation_env: MakeEnv, task: st
 
     actor: DSRLActor | None = None
     if not records:
-        measure(PolicyActor(trainer.policy), np.zeros(trainer.policy.members, np.int64), training.eval_episodes)
+        zero = np.zeros(trainer.policy.members, np.int64)
+        measure(PolicyActor(trainer.policy), zero, training.eval_episodes, before)
         save()
     with progress("dsrl", training.budget_env_steps, int(trainer.counts["env_steps"].min())) as bar:
         while not milestones.finished or milestones.pending:
-            before = int(trainer.counts["env_steps"].min())
+            start = int(trainer.counts["env_steps"].min())
             info = trainer.step()
             if trainer.vector_steps % training.log_every == 0:
                 metrics = {name: float(value.mean()) for name, value in info.items()}
@@ -362,7 +368,7 @@ def _loop(trainer: DSRLTrainer, run: Run, make_evaluation_env: MakeEnv, task: st
                 episodes = training.eval_episodes if last else training.curve_episodes or training.eval_episodes
                 measure(actor, milestones.pending[milestone]["env_steps"], episodes)
                 del milestones.pending[milestone]
-            bar.advance(int(trainer.counts["env_steps"].min()) - before, success=float(np.mean(records[-1]["success"])))
+            bar.advance(int(trainer.counts["env_steps"].min()) - start, success=float(np.mean(records[-1]["success"])))
             if checkpoints.due and not milestones.finished:
                 save()
     assert actor is not None
