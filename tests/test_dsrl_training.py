@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,8 @@ def forked(directory: Path, variant: str, delay: float | None = None) -> int | N
         try:
             child(directory, variant)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     if delay is not None:

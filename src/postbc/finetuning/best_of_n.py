@@ -56,7 +56,7 @@ class BestOfNConfig:
     def __post_init__(self) -> None:
         for name in ("episodes", "samples", "envs_per_member", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+                raise InputError("A number must be at least 1.", key=name, found=getattr(self, name))
 
 
 # -- act -----------------------------------------------------------------------------------------------------------------------

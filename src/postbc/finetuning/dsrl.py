@@ -74,11 +74,13 @@ class DSRLConfig:
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "critics", "lr", "batch_size", "action_magnitude", "first_temperature"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+                raise InputError("A number must be positive.", key=name, found=getattr(self, name))
         if not 0 <= self.discount <= 1 or not 0 < self.tau <= 1:
-            raise ValueError(f"discount must lie in [0, 1] and tau in (0, 1], found {self.discount} and {self.tau}")
+            raise InputError(
+                "γ or τ is out of range.", key="discount, tau", found=(self.discount, self.tau), expected="[0, 1], (0, 1]"
+            )
         if min(self.utd, self.noise_critic_steps) < 0:
-            raise ValueError("utd and noise_critic_steps must not be negative")
+            raise InputError("Numbers of steps start at 0.", key="utd, noise_critic_steps")
 
 
 # -- nets ----------------------------------------------------------------------------------------------------------------------

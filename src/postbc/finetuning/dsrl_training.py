@@ -80,7 +80,7 @@ class DSRLTraining:
     def __post_init__(self) -> None:
         for name in ("budget_env_steps", "num_envs", "eval_every", "eval_episodes", "buffer_size", "log_every"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+                raise InputError("A number must be at least 1.", key=name, found=getattr(self, name))
 
 
 def chunk_returns(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from postbc.errors import InputError
 from postbc.finetuning.networks import Activation, Critics, Values, adam, copy_into, load_optimizer, step
 from postbc.finetuning.replay import Batch, Replay
 from postbc.nn import Generators, polyak
@@ -49,12 +50,14 @@ class IQLConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.expectile < 1:
-            raise ValueError(f"expectile must lie in (0, 1), found {self.expectile}")
+            raise InputError("The expectile is out of range.", key="expectile", found=self.expectile, expected="(0, 1)")
         if not 0 <= self.discount <= 1 or not 0 < self.tau <= 1:
-            raise ValueError(f"discount must lie in [0, 1] and tau in (0, 1], found {self.discount} and {self.tau}")
+            raise InputError(
+                "γ or τ is out of range.", key="discount, tau", found=(self.discount, self.tau), expected="[0, 1], (0, 1]"
+            )
         for name in ("steps", "critics", "lr", "batch_size"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+                raise InputError("A number must be positive.", key=name, found=getattr(self, name))
 
 
 # -- nets ----------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from gymnasium.vector import VectorEnv
 from postbc.errors import InputError
 from postbc.evaluation import Evaluation
 from postbc.policies.base import Policy
-from postbc.policies.diffusion import DiffusionPolicy
 from postbc.runs import Run, Tree, versions, write_json
 
 RESULTS_FILE = "results.json"
@@ -33,11 +33,6 @@ def select_seeds(policy: Policy, seeds: Sequence[int] | None) -> Policy:
                 remedy="choose among them, or pretrain with this seed",
             )  # fmt: skip
     return policy.select([known.index(seed) for seed in seeds])  # type: ignore[attr-defined, no-any-return]
-
-
-def load_policy(path: str | Path, **overrides: Any) -> DiffusionPolicy:
-    """The policy of a file or directory. InputError if it is none."""
-    return DiffusionPolicy.load(path, **overrides)
 
 
 def check_sizes(policy: Policy, env: VectorEnv, file: str | Path | None = None) -> None:
@@ -127,4 +122,13 @@ def write_results(
             }
         )  # fmt: skip
     write_json(directory / RESULTS_FILE, entries)
+    return entries
+
+
+def read_results(directory: str | Path) -> list[dict[str, Any]]:
+    """The entries of a finished run, one a member. InputError if it has not finished."""
+    path = Path(directory) / RESULTS_FILE
+    if not path.is_file():
+        raise InputError("There are no results here.", file=path, remedy="let the run finish: the same command with --resume")
+    entries: list[dict[str, Any]] = json.loads(path.read_text())
     return entries
