@@ -23,7 +23,7 @@ from postbc.finetuning.dsrl import DSRLConfig
 from postbc.finetuning.dsrl_training import DSRLTraining, finetune_dsrl
 from postbc.finetuning.iql import IQLConfig
 from postbc.finetuning.rollouts import TransitionConfig
-from postbc.policies.diffusion import DiffusionConfig
+from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.posterior import EnsembleConfig
 from postbc.pretraining import Method, PretrainingConfig
 from postbc.pretraining_command import PosteriorFit, Pretrain, fit_posterior, pretrain_policy
@@ -85,7 +85,7 @@ class Recipe:
     envs_per_member: int = 10
     """Environments a seed, for rollouts and evaluation."""
     jobs: int = 1
-    """Methods worked on at the same time, each in a process of its own (2 on 2 cores)."""
+    """Stages worked on at the same time, each in a process of its own (2 on 2 cores)."""
     videos: int = 0
     """Videos of successes and of failures of each finetuned policy in the report."""
 
@@ -109,8 +109,9 @@ def run_recipe(recipe: Recipe) -> Path:
         _collect(recipe)
     if "postbc" in recipe.methods:
         fit_posterior(_posterior(recipe, data))
-    jobs = {f"{method}": (_finish_method, (recipe, data, method)) for method in recipe.methods}
-    run_jobs(jobs, recipe.jobs, output / "logs")
+    run_jobs({method: (_pretrain, (recipe, data, method)) for method in recipe.methods}, recipe.jobs, output / "logs")
+    pairs = [(finetuner, method) for finetuner in recipe.finetuners for method in recipe.methods]
+    run_jobs({f"{f}-{m}": (_finetune, (recipe, f, m)) for f, m in pairs}, recipe.jobs, output / "logs")
     report = output / "report"
     Report((output,), report, title=f"{recipe.task}: {', '.join(recipe.methods)}").run()
     return report
@@ -142,35 +143,39 @@ def _posterior(recipe: Recipe, data: TrainingSetConfig) -> PosteriorFit:
     return PosteriorFit(data, where, recipe.seeds, recipe.ensemble, recipe.ensemble_epochs, resume=True)
 
 
-def _finish_method(recipe: Recipe, data: TrainingSetConfig, method: Method) -> None:
-    """Pretrain by one method and finetune what comes out by every finetuner."""
+def _pretrain(recipe: Recipe, data: TrainingSetConfig, method: Method) -> None:
+    """Pretrain by one method and evaluate what comes out."""
     where, posterior = recipe.output / "pretraining" / method, recipe.output / "posterior"
     config = replace(recipe.pretraining, method=method)
-    policy = pretrain_policy(
+    pretrain_policy(
         Pretrain(data, where, posterior if method == "postbc" else None, recipe.seeds, config, recipe.policy,
                  recipe.pretraining_epochs, resume=True)
     )  # fmt: skip
-    sigma = method == "sigma-bc"
-    common: dict[str, Any] = {"eval_episodes": recipe.episodes, "horizon": recipe.horizon, "envs_per_member": recipe.envs_per_member}
+    _evaluate(recipe, where, recipe.output / "evaluation" / method, 0)
+
+
+def _finetune(recipe: Recipe, finetuner: Finetuner, method: Method) -> None:
+    """Finetune the policy of one method by one finetuner, starting from the evaluation that it already has."""
+    where, directory = recipe.output / "pretraining" / method, recipe.output / finetuner / method
+    policy, sigma = DiffusionPolicy.load(where), method == "sigma-bc"
     before = _evaluate(recipe, where, recipe.output / "evaluation" / method, 0)
-    for finetuner in recipe.finetuners:
-        directory = recipe.output / finetuner / method
-        if finetuner == "dsrl":
-            dsrl = replace(recipe.dsrl, utd=recipe.sigma_bc_utd) if sigma and recipe.sigma_bc_utd else recipe.dsrl
-            training = replace(recipe.dsrl_training, **common)
-            finetune_dsrl(policy, directory, dsrl, training, task=recipe.task, resume=True, source=where, before=before)
-        else:
-            iql = (
-                replace(recipe.iql, expectile=recipe.sigma_bc_expectile) if sigma and recipe.sigma_bc_expectile else recipe.iql
-            )
-            finetune_best_of_n(
-                policy, directory, replace(recipe.best_of_n, **common), iql, recipe.transitions, task=recipe.task, resume=True,
-                source=where, before=before,
-            )  # fmt: skip
-        if recipe.videos:
-            _evaluate(
-                replace(recipe, episodes=10), directory, recipe.output / "evaluation" / f"{method}-{finetuner}", recipe.videos
-            )
+    common: dict[str, Any] = {
+        "eval_episodes": recipe.episodes, "horizon": recipe.horizon, "envs_per_member": recipe.envs_per_member
+    }  # fmt: skip
+    if finetuner == "dsrl":
+        dsrl = replace(recipe.dsrl, utd=recipe.sigma_bc_utd) if sigma and recipe.sigma_bc_utd else recipe.dsrl
+        training = replace(recipe.dsrl_training, **common)
+        finetune_dsrl(policy, directory, dsrl, training, task=recipe.task, resume=True, source=where, before=before)
+    else:
+        iql = replace(recipe.iql, expectile=recipe.sigma_bc_expectile) if sigma and recipe.sigma_bc_expectile else recipe.iql
+        finetune_best_of_n(
+            policy, directory, replace(recipe.best_of_n, **common), iql, recipe.transitions, task=recipe.task, resume=True,
+            source=where, before=before,
+        )  # fmt: skip
+    if recipe.videos:
+        _evaluate(
+            replace(recipe, episodes=10), directory, recipe.output / "evaluation" / f"{method}-{finetuner}", recipe.videos
+        )
 
 
 def _evaluate(recipe: Recipe, policy: Path, output: Path, videos: int) -> Evaluation:
@@ -230,7 +235,7 @@ def _laptop(output: str, **values: Any) -> Recipe:
         pretraining=PretrainingConfig(posterior_weight=0.5, steps=6000, learning_rate=3e-4),
         dsrl=DSRLConfig("sac", hidden=128, utd=8, noise_critic_steps=0, first_temperature=0.02),
         dsrl_training=DSRLTraining(
-            budget_env_steps=60_000, num_envs=4, initial_steps=6_000, eval_every=15_000, curve_episodes=50
+            budget_env_steps=48_000, num_envs=8, initial_steps=6_000, eval_every=16_000, curve_episodes=40
         ),
         best_of_n=BestOfNConfig(episodes=300, samples=32),
         iql=IQLConfig(steps=15_000, expectile=0.7, discount=0.99),
