@@ -98,8 +98,13 @@ def within(found: Found, megabytes: float, number: int) -> tuple[Found, int]:
 
 
 def posterior_pictures(directories: Sequence[Path]) -> Found:
-    """PNG files of the posterior stage: "posterior" in the file's name or in that of a directory above it."""
-    return [(name, path) for name, path in find(directories, "*.png") if "posterior" in name.lower()]
+    """PNG files of the posterior stage: "posterior" in the file's name or in that of a directory above it (no former report's)."""
+
+    def of_a_report(path: Path) -> bool:
+        return any((folder / "report.html").exists() for folder in list(path.parents)[:2])
+
+    found = find(directories, "*.png")
+    return [(name, path) for name, path in found if "posterior" in name.lower() and not of_a_report(path)]
 
 
 def videos(directories: Sequence[Path]) -> Found:

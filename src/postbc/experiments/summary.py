@@ -220,7 +220,7 @@ def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
     """Groups in the order of the entries, and notes. Several runs of one seed in a group are averaged (and noted)."""
     found: dict[tuple[Any, ...], dict[int, list[Entry]]] = {}
     for entry in entries:
-        setting = Setting(*(entry[field] for field in Setting._fields[:4]), _budget(entry))
+        setting = Setting(entry["task"], entry["data"], entry["demonstrations"], entry["finetuner"], _budget(entry))
         parameter = {"postbc": entry["posterior_weight"], "sigma-bc": entry["sigma"]}.get(entry["pretraining"])
         found.setdefault((setting, entry["pretraining"], parameter), {}).setdefault(entry["seed"], []).append(entry)
     groups, notes = [], []
