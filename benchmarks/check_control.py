@@ -104,8 +104,8 @@ class Operators:
 
 
 def category(simulation: NativeSimulation) -> str:
-    """What the arm touches: nothing ("free"), the object with both pads ("grasp"), anything ("contact"); "insertion": a held object
-    that touches the peg or the bins."""
+    """What the arm touches: nothing, and the object rests ("free"); the object with both pads ("grasp"); that, and the object
+    touches the peg or the bins ("insertion"); anything else ("contact")."""
     env, data = simulation.env, simulation.data
     gripper = env.robots[0].gripper
     ids = env.sim.model.geom_name2id
@@ -121,10 +121,11 @@ def category(simulation: NativeSimulation) -> str:
     resting = any(set(p) & thing and not set(p) & robot for p in pairs)
     if held:
         return "insertion" if resting and simulation.observation[11] > 0.86 else "grasp"
-    return "contact" if touches else "free"
+    still = resting and np.abs(data.cvel[simulation.sensors.object]).max() < 1e-3  # not falling, landing or rolling
+    return "free" if still and not touches else "contact"
 
 
-def visit(task: str, seed: int, episodes: int, steps: int = 250) -> Iterator[tuple[dict[str, Any], Array, str]]:
+def visit(task: str, seed: int, episodes: int, steps: int = 350) -> Iterator[tuple[dict[str, Any], Array, str]]:
     """States that scripted and random hands come through: (state, next action (7,), category)."""
     env = make(task, episodes, horizon=10**6, terminate_on="never", num_threads=1)
     observations, _ = env.reset(seed=seed)
@@ -133,8 +134,8 @@ def visit(task: str, seed: int, episodes: int, steps: int = 250) -> Iterator[tup
     jerk = np.zeros((episodes, 7))
     for t in range(steps):
         actions = hands.act(observations)
-        if t % 10 == 0:  # a fifth of the hands flail for half a second
-            jerk = random.uniform(-1, 1, (episodes, 7)) * (random.random((episodes, 1)) < 0.2)
+        if t % 10 == 0:  # a tenth of the hands flail for half a second
+            jerk = random.uniform(-1, 1, (episodes, 7)) * (random.random((episodes, 1)) < 0.1)
         actions[:, 0] = np.where(jerk.any(1)[:, None], jerk, actions[:, 0])
         for i, simulation in enumerate(env.simulations):
             assert isinstance(simulation, NativeSimulation)

@@ -74,9 +74,9 @@ def import_robosuite() -> ModuleType:
     try:
         import robosuite
     except ImportError as error:
-        raise InputError(
-            f"robosuite cannot be imported: {error}", expected=f"robosuite {VERSION}", remedy="pip install 'postbc[robosuite]'"
-        ) from error
+        system = "libGL" in str(error)  # its OpenCV wants it, even where nothing is drawn
+        remedy = "apt install libgl1, or pip install opencv-python-headless" if system else "pip install 'postbc[robosuite]'"
+        raise InputError(f"robosuite cannot be imported: {error}", expected=f"robosuite {VERSION}", remedy=remedy) from error
     if robosuite.__version__ != VERSION:
         raise InputError(
             "another version of robosuite is installed", found=robosuite.__version__, expected=VERSION,

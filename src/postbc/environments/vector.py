@@ -89,7 +89,8 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         self.single_action_space = self._action_space()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._pool = ThreadPoolExecutor(_positive("num_threads", num_threads or _processors()), "postbc-simulation")
+        threads = _processors() if num_threads is None else _positive("num_threads", num_threads)
+        self._pool = ThreadPoolExecutor(threads, "postbc-simulation")
         self._renderer: Renderer | None = None
         self._seeds = EpisodeSeeds(self.num_envs)
         self._steps = np.zeros(self.num_envs, np.int64)
