@@ -54,11 +54,16 @@ def unsupported_reset(env: Any) -> str | None:
     return None
 
 
+def resizes(env: Any) -> bool:
+    """Whether episodes differ in their model: Lift's, in the size of the cube."""
+    return hasattr(env, "cube")
+
+
 def draw(env: Any, seed: int) -> InitialState:
     """The initial state of the episode `seed` (0 ≤ seed < 2³²)."""
     random = np.random.RandomState(seed)  # robosuite's own generator, so that its draws are reproduced
     size, shapes = None, {}
-    if hasattr(env, "cube"):
+    if resizes(env):
         size = np.array([random.uniform(CUBE_LOW, CUBE_HIGH) for _ in range(3)])
         shapes["cube"] = Shape(float(np.linalg.norm(size[:2], 2)), -size[2], size[2])
     robot = env.robots[0]
@@ -146,7 +151,7 @@ def resize_cube(env: Any, model: mujoco.MjModel, data: mujoco.MjData, size: Floa
 
 def cube_size(env: Any, model: mujoco.MjModel) -> Floats:
     """Half edges (3,) of Lift's cube in a compiled model; (0,) for another task."""
-    return np.array(model.geom_size[model.body_geomadr[env.cube_body_id]]) if hasattr(env, "cube") else np.zeros(0)
+    return np.array(model.geom_size[model.body_geomadr[env.cube_body_id]]) if resizes(env) else np.zeros(0)
 
 
 def put(env: Any, model: mujoco.MjModel, data: mujoco.MjData, state: InitialState) -> None:

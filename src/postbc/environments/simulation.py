@@ -104,11 +104,12 @@ def run_chunk(
 
 
 class NativeSimulation:
-    """A simulation driven by the compiled loop; many share one robosuite environment object, each with a model and data of its own."""
+    """A simulation driven by the compiled loop; many share one robosuite environment object, and its model if they can."""
 
     def __init__(self, task: Task, env: Any) -> None:
         self.task, self.env = task, env
-        self._model = copy.copy(env.sim.model._model)
+        shared = env.sim.model._model  # 70 MB, most of it meshes; copied only where episodes change it
+        self._model = copy.copy(shared) if episodes.resizes(env) else shared
         self._data = mujoco.MjData(self._model)
         self.observation = np.zeros(task.observation_dim)
         self.control = NativeControl(env, self.model, self.data)
