@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,10 @@ from postbc.demonstrations.chunks import Windows, chunk_windows
 from postbc.demonstrations.normalization import Normalization, fit_normalization
 from postbc.demonstrations.robomimic import read_robomimic
 from postbc.demonstrations.types import Demonstrations
+from postbc.demonstrations.versions import check_simulator_version
 from postbc.errors import InputError
+
+ROBOSUITE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class TrainingSetConfig:
     """Windows at the end of a trajectory: drop those that do not fit (DPPO), or pad with the last action."""
     statistics: Literal["full", "subset"] = "full"
     """Normalise by the whole file's range (inherited from DPPO) or by the subset's (all that is known with 5 demonstrations)."""
+    allow_version_mismatch: bool = False
+    """Train on demonstrations of another robosuite version than the installed one (success may be near 0 % without any error)."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,16 @@ def load_training_sets(
         full: demonstrations already in memory, instead of the file.
 
     Raises:
-        InputError: whatever is wrong with the file, the filter or the numbers; or repeated seeds.
+        InputError: whatever is wrong with the file, the filter or the numbers; repeated seeds; data of another simulator version.
     """
     if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
         raise InputError(
             "Seeds must be distinct non-negative integers.", key="seeds", found=list(seeds), expected="for example 0 1 2 3 4"
         )
     full = full if full is not None else read_robomimic(config.demonstrations)
+    simulated = full.environment.get("type") == ROBOSUITE and full.environment.get("env_version")
+    if simulated and not config.allow_version_mismatch and importlib.util.find_spec("robosuite"):
+        check_simulator_version(full.environment, source=full.source)
     chosen = full.select(config.filter_key) if config.filter_key else full
 
     def build(seed: int) -> TrainingSet:

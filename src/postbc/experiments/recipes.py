@@ -56,6 +56,8 @@ class Recipe:
     """Robomimic filter to draw them from."""
     statistics: Literal["full", "subset"] = "full"
     """Normalise by the whole file's ranges or by the subset's."""
+    allow_version_mismatch: bool = False
+    """Use demonstrations of another robosuite version than the installed one (robomimic's v1.5 files, say)."""
     methods: tuple[Method, ...] = ("bc", "sigma-bc", "postbc")
     """Ways to pretrain."""
     finetuners: tuple[Finetuner, ...] = ("best-of-n", "dsrl")
@@ -120,7 +122,13 @@ def run_recipe(recipe: Recipe) -> Path:
 def _data(recipe: Recipe) -> TrainingSetConfig:
     path = recipe.demonstrations or recipe.output / "demonstrations.hdf5"
     return TrainingSetConfig(
-        path, recipe.num_trajectories, recipe.subset_seed, recipe.filter_key, recipe.policy.chunk, statistics=recipe.statistics
+        path,
+        recipe.num_trajectories,
+        recipe.subset_seed,
+        recipe.filter_key,
+        recipe.policy.chunk,
+        statistics=recipe.statistics,
+        allow_version_mismatch=recipe.allow_version_mismatch,
     )
 
 
