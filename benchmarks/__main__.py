@@ -1,6 +1,6 @@
 """`make bench`: every speed figure, ours and theirs side by side in one run, into benchmarks/latest.json.
 
-    python -m benchmarks [NAME ...]      only the figures whose name contains NAME
+python -m benchmarks [NAME ...]      only the figures whose name contains NAME
 """
 
 from __future__ import annotations

@@ -94,7 +94,9 @@ def ddim_sampling(batch: int = 32, steps: int = 8, repeats: int = 60) -> dict[st
 
     with torch.inference_mode():
         torch.testing.assert_close(policy.sample(observation, noise).flatten(2), theirs(), rtol=1e-3, atol=1e-3)
-        our_time, their_time = alternate(lambda: [policy.sample(observation, noise), None][1], lambda: [theirs(), None][1], repeats)
+        our_time, their_time = alternate(
+            lambda: [policy.sample(observation, noise), None][1], lambda: [theirs(), None][1], repeats
+        )
     return {
         "ours": batch / our_time, "theirs": batch / their_time, "unit": "chunks/s", "ratio": their_time / our_time,
         "what": f"DDIM {steps} steps, batch {batch}, 512x3: our sampler against diffusers' DDIMScheduler with the same network",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pretraining import write_demonstrations
 
 from postbc import cli
+from test_pretraining import write_demonstrations
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

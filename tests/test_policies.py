@@ -39,7 +39,11 @@ def test_ddim_equals_diffusers(steps, inference, clip):
         return torch.sin(3 * x) + 0.01 * t
 
     theirs = diffusers.DDIMScheduler(
-        steps, beta_schedule="squaredcos_cap_v2", clip_sample=clip is not None, clip_sample_range=clip or 1.0, timestep_spacing="leading"
+        steps,
+        beta_schedule="squaredcos_cap_v2",
+        clip_sample=clip is not None,
+        clip_sample_range=clip or 1.0,
+        timestep_spacing="leading",
     )
     theirs.set_timesteps(inference)
     x = start = torch.randn(5, 12, generator=torch.Generator().manual_seed(0)).double()
@@ -144,4 +148,6 @@ def test_normalization_round_trip_matches_the_data_package():
     s, a = torch.randn(2, 4, 5), torch.rand(2, 4, 2, 3)
     torch.testing.assert_close(policy.normalization.normalize_observation(s), n.normalize_observation(s), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(policy.normalization.unnormalize_chunk(a), n.unnormalize_action(a), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(policy.normalization.normalize_chunk(policy.normalization.unnormalize_chunk(a)), a, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        policy.normalization.normalize_chunk(policy.normalization.unnormalize_chunk(a)), a, rtol=1e-5, atol=1e-5
+    )

@@ -1,5 +1,6 @@
 """Algorithm 2: the methods differ in the target alone; seeds keep to themselves; nothing is lost."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -106,7 +107,7 @@ def test_learning_rate_warms_up_and_ends_at_its_floor():
     assert max(rates) == pytest.approx(1e-4)
     assert rates.index(max(rates)) in (99, 100)
     assert rates[-1] == pytest.approx(1e-5)
-    assert all(a >= b for a, b in zip(rates[100:], rates[101:]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[100:]))
 
 
 class Regressor(torch.nn.Module):
@@ -196,7 +197,8 @@ def test_commands_end_to_end(tmp_path, capsys):
 KILLS = """
 import os, random, signal, sys, time
 from functools import partial
-import h5py, tyro, rich.progress, torch._dynamo, torch.utils.tensorboard, postbc.pretraining_command as command, postbc.pretraining as pretraining
+import h5py, tyro, rich.progress, torch._dynamo, torch.utils.tensorboard
+import postbc.pretraining_command as command, postbc.pretraining as pretraining
 from postbc.cli import main
 command.pretrain = partial(pretraining.pretrain, checkpoint_every=7)
 arguments, metrics, kills, rng = sys.argv[2:], sys.argv[1], 0, random.Random(0)

@@ -41,7 +41,11 @@ leaves = (
 keys = st.text(max_size=5) | st.integers(0, 9)
 
 
-@given(st.dictionaries(keys, st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x, max_size=3)), max_size=4))
+@given(
+    st.dictionaries(
+        keys, st.recursive(leaves, lambda x: st.lists(x, max_size=3) | st.dictionaries(keys, x, max_size=3)), max_size=4
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_trees_come_back_as_they_were(tmp_path_factory, tree):
     path = tmp_path_factory.mktemp("tree") / "t.safetensors"
@@ -68,9 +72,14 @@ def test_optimiser_states_and_generator_states_survive(tmp_path):
 def test_a_failing_write_leaves_the_old_file_and_no_temporary(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def fail():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 

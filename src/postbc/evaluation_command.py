@@ -162,12 +162,14 @@ def run_evaluation(config: Evaluate) -> Evaluation:
     task = check_task(config.task, about, config.policy)
     from postbc.environments import TASKS, make
 
-    if TASKS[task].observation_dim != actor.observation_dim:
-        raise InputError(
-            "The policy's observation size is not the environment's.", file=config.policy, key="observation_dim",
-            found=actor.observation_dim, expected=f"{TASKS[task].observation_dim} ({task})",
-            remedy="evaluate a policy that was trained on this task",
-        )  # fmt: skip
+    for what, have, needed in (
+        ("observation", actor.observation_dim, TASKS[task].observation_dim), ("action", actor.action_dim, TASKS[task].action_dim)
+    ):  # fmt: skip
+        if have != needed:
+            raise InputError(
+                f"The policy's {what} size is not the environment's.", file=config.policy, key=f"{what}_dim", found=have,
+                expected=f"{needed} ({task})", remedy="evaluate a policy that was trained on this task",
+            )  # fmt: skip
 
     def scene() -> VectorEnv:
         return make(task, num_envs=1, chunk=1, horizon=10**9, terminate_on="never", autoreset="disabled")

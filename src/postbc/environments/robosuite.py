@@ -32,6 +32,7 @@ class Task:
         observation_dim: length of the observation, 9 + `object_dim`.
         object_dim: length of its object part.
         horizon: control steps of an episode, unless told otherwise (DPPO's and DSRL's).
+        action_dim: length of an action: OSC_POSE's six and the gripper.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Task:
     observation_dim: int
     object_dim: int
     horizon: int
+    action_dim: int = 7
 
 
 TASKS: dict[str, Task] = {

@@ -84,7 +84,7 @@ class RobosuiteVectorEnv(gymnasium.vector.VectorEnv):
         }
         self.simulations, self.fallback = _simulations(self.task, self.num_envs, native, self.env_kwargs)
         self.render_mode = "rgb_array"
-        self.action_dim = 7
+        self.action_dim = self.task.action_dim
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.observation_dim,), np.float32)
         self.single_action_space = self._action_space()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
