@@ -14,6 +14,7 @@ from rich.table import Table
 
 from postbc.errors import InputError
 from postbc.evaluation import EVALUATION_SEED, Actor, Evaluation, PolicyActor, evaluate
+from postbc.policies.base import Policy
 from postbc.runs import Run, versions, write_json
 
 EPISODES = "episodes.jsonl"
@@ -92,6 +93,20 @@ def check_task(asked: str | None, about: dict[str, Any], file: Path) -> str:
     return task_name(asked or str(trained))
 
 
+def check_sizes(actor: Actor | Policy, task: str, file: Path) -> None:
+    """InputError if the policy's observations or actions do not have the sizes of `task`'s."""
+    from postbc.environments import TASKS
+
+    for what, have, needed in (
+        ("observation", actor.observation_dim, TASKS[task].observation_dim), ("action", actor.action_dim, TASKS[task].action_dim)
+    ):  # fmt: skip
+        if have != needed:
+            raise InputError(
+                f"The policy's {what} size is not the environment's.", file=file, key=f"{what}_dim", found=have,
+                expected=f"{needed} ({task})", remedy="give a policy that was trained on this task",
+            )  # fmt: skip
+
+
 def environment_factory(
     task: str, chunk: int, horizon: int | None = None, num_threads: int | None = None
 ) -> Callable[[int], VectorEnv]:
@@ -160,16 +175,8 @@ def run_evaluation(config: Evaluate) -> Evaluation:
         )  # fmt: skip
     actor, about = load_actor(config.policy, config.inference_steps)
     task = check_task(config.task, about, config.policy)
+    check_sizes(actor, task, config.policy)
     from postbc.environments import TASKS, make
-
-    for what, have, needed in (
-        ("observation", actor.observation_dim, TASKS[task].observation_dim), ("action", actor.action_dim, TASKS[task].action_dim)
-    ):  # fmt: skip
-        if have != needed:
-            raise InputError(
-                f"The policy's {what} size is not the environment's.", file=config.policy, key=f"{what}_dim", found=have,
-                expected=f"{needed} ({task})", remedy="evaluate a policy that was trained on this task",
-            )  # fmt: skip
 
     def scene() -> VectorEnv:
         return make(task, num_envs=1, chunk=1, horizon=10**9, terminate_on="never", autoreset="disabled")

@@ -260,9 +260,10 @@ def _robosuite(
     make_evaluation_env: MakeEnv | None,
 ) -> tuple[str, MakeEnv, MakeEnv]:  # fmt: skip
     """The task's name, and the makers that were not given."""
-    from postbc.evaluation_command import check_task, environment_factory
+    from postbc.evaluation_command import check_sizes, check_task, environment_factory
 
     name = check_task(task, getattr(policy, "about", {}), Path(source or "policy"))
+    check_sizes(policy, name, Path(source or "policy"))
 
     def make_rollout_env(num_envs: int) -> VectorEnv:
         from postbc.environments import make
