@@ -234,26 +234,36 @@ def _robomimic(task: Literal["Lift", "Can", "Square"], finetuner: Finetuner, **v
     )  # fmt: skip
 
 
+LAPTOP_ENSEMBLE = EnsembleConfig(20, hidden=256, steps=2000, batch_size=128, learning_rate=3e-4)
+LAPTOP_PRETRAINING = PretrainingConfig(posterior_weight=0.5, steps=6000, learning_rate=3e-4)
+LAPTOP_IQL = IQLConfig(steps=15_000, expectile=0.7, discount=0.99)
+LAPTOP_DSRL = DSRLTraining(budget_env_steps=48_000, num_envs=8, initial_steps=6_000, eval_every=16_000, curve_episodes=40)
+
+
 def _laptop(output: str, **values: Any) -> Recipe:
     """The paper's Lift at a size that two cores carry: smaller networks, K = 20, Best-of-N from 300 rollouts, DSRL-SAC."""
     base = Recipe(
         output=Path("runs") / output,
-        ensemble=EnsembleConfig(20, hidden=256, steps=2000, batch_size=128, learning_rate=3e-4),
+        ensemble=LAPTOP_ENSEMBLE,
         policy=DiffusionConfig(hidden=256),
-        pretraining=PretrainingConfig(posterior_weight=0.5, steps=6000, learning_rate=3e-4),
+        pretraining=LAPTOP_PRETRAINING,
         dsrl=DSRLConfig("sac", hidden=128, utd=8, noise_critic_steps=0, first_temperature=0.02),
-        dsrl_training=DSRLTraining(
-            budget_env_steps=48_000, num_envs=8, initial_steps=6_000, eval_every=16_000, curve_episodes=40
-        ),
+        dsrl_training=LAPTOP_DSRL,
         best_of_n=BestOfNConfig(episodes=300, samples=32),
-        iql=IQLConfig(steps=15_000, expectile=0.7, discount=0.99),
+        iql=LAPTOP_IQL,
         jobs=2,
     )
     return replace(base, **values)
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "demo": _laptop("demo", seeds=(0, 1), videos=1),
+    # a quarter of an hour on two cores: two seeds, fewer steps, rollouts and episodes than lift-laptop
+    "demo": _laptop(
+        "demo", seeds=(0, 1), episodes=100, videos=1, ensemble=replace(LAPTOP_ENSEMBLE, steps=1500),
+        pretraining=replace(LAPTOP_PRETRAINING, steps=4000), best_of_n=BestOfNConfig(episodes=200),
+        iql=replace(LAPTOP_IQL, steps=8000),
+        dsrl_training=replace(LAPTOP_DSRL, budget_env_steps=16_000, initial_steps=4000),
+    ),
     "lift-laptop": _laptop("lift-laptop"),
     "paper-lift-dsrl": _robomimic("Lift", "dsrl", ensemble_epochs=10_000),
     "paper-can-dsrl": _robomimic("Can", "dsrl", num_trajectories=10, ensemble_epochs=6000, alpha=0.5),
