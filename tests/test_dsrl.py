@@ -101,7 +101,7 @@ def test_sac_updates_equal_stable_baselines3(
     from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
     config = DSRLConfig(
-        variant="sac", hidden=24, layers=2, layer_norm=layer_norm, activation=activation, lr=1e-3, first_temperature=0.3,
+        variant="sac", hidden=24, layers=2, layer_norm=layer_norm, activation=activation, lr=3e-4, first_temperature=0.3,
         target_entropy=target_entropy,
     )  # fmt: skip
     agent = DSRL(config, ToyPolicy((0, 1)), make_generators([0, 1]))

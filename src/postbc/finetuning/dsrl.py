@@ -129,7 +129,7 @@ def critic_loss(networks: Networks, batch: Batch, next_action: Tensor, soft: Ten
 
 def actor_loss(critics: Critics, observation: Tensor, u: Tensor, soft: Tensor) -> tuple[Tensor, Info]:
     """mean [α·log π(u|s) − min_i Q_i(s, u)], (M,); `critics` are those over the noise (na: Q^W)."""
-    loss = (soft - critics(observation, u).amin(1)).mean(-1)
+    loss = (soft - critics(observation, u, frozen=True).amin(1)).mean(-1)
     return loss, {"actor/loss": loss.detach(), "actor/magnitude": u.detach().abs().mean((1, 2))}
 
 

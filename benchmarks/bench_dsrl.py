@@ -1,0 +1,131 @@
+"""One DSRL-SAC gradient update against stable-baselines3's SAC: same networks, same batch, both sides in one run, in turn.
+
+    python -m benchmarks.bench_dsrl
+
+An update is what `SAC.train(1)` does: batch from the replay, temperature, critics, actor, target. One thread, processor time (which
+other programs on the machine do not lengthen).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+from postbc.finetuning.dsrl import DSRL, DSRLConfig
+from postbc.finetuning.replay import Replay
+from postbc.nn import make_generators, rand, randn
+
+S, T, A, BATCH = 19, 4, 7, 256
+D = T * A
+
+
+class Shape:
+    """A policy's sizes, which are all that SAC in noise space needs of it while it updates."""
+
+    observation_dim, chunk, action_dim = S, T, A
+
+    def __init__(self, members: int) -> None:
+        self.members = members
+
+
+def alternate(ours: Callable[[], None], theirs: Callable[[], None], repeats: int) -> tuple[float, float]:
+    """Median seconds of processor time of each, measured in turn, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        ours(), theirs()  # warm-up
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(repeats):
+            for side, function in enumerate((ours, theirs)):
+                begin = time.process_time()
+                function()
+                times[side].append(time.process_time() - begin)
+    finally:
+        torch.set_num_threads(threads)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def our_updates(config: DSRLConfig, members: int, updates: int) -> Callable[[], None]:
+    """`updates` gradient updates of `members` seeds."""
+    seeds = range(members)
+    agent, generators = DSRL(config, Shape(members), make_generators(seeds)), make_generators(seeds, 1)  # type: ignore[arg-type]
+    replay = Replay(members, 10_000, S, D)
+    n = 10_000
+    replay.add(
+        randn(generators, n, S),
+        2 * rand(generators, n, D) - 1,
+        randn(generators, n, S),
+        -rand(generators, n),
+        0.99 * torch.ones(members, n),
+    )
+    sampling, noise = make_generators(seeds, 2), make_generators(seeds, 3)
+
+    def run() -> None:
+        for batch, first, second in agent._batches(replay, sampling, noise):
+            agent.update(batch, first, second)
+
+    assert config.utd == updates
+    return run
+
+
+def their_updates(config: DSRLConfig, updates: int) -> Callable[[], None]:
+    """`updates` gradient updates of stable-baselines3's SAC with the same architecture."""
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.logger import configure
+
+    class Space(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-1, 1, (S,))
+        action_space = gymnasium.spaces.Box(-1, 1, (D,))
+
+    def activation() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(config.hidden), nn.Tanh()) if config.layer_norm else nn.Tanh()
+
+    kwargs = {"net_arch": [config.hidden] * config.layers, "activation_fn": activation}
+    model = SAC(
+        "MlpPolicy", Space(), policy_kwargs=kwargs, batch_size=BATCH, buffer_size=10_000, device="cpu", target_entropy=0.0
+    )
+    model.set_logger(configure(None, []))
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        s, after = rng.normal(size=(2, 1, S)).astype(np.float32)
+        model.replay_buffer.add(s, after, rng.uniform(-1, 1, (1, D)).astype(np.float32), -rng.random(1), np.zeros(1), [{}])
+    return lambda: model.train(updates, BATCH)
+
+
+def dsrl_sac_update(hidden: int = 256, layer_norm: bool = True, members: int = 1, repeats: int = 7) -> dict[str, object]:
+    """Milliseconds an update and seed."""
+    updates = 20 if hidden <= 512 else 2
+    config = DSRLConfig("sac", hidden=hidden, layer_norm=layer_norm, utd=updates, batch_size=BATCH)
+    ours, theirs = alternate(our_updates(config, members, updates), their_updates(config, updates), repeats)
+    return {
+        "ours": 1e3 * ours / updates / members, "theirs": 1e3 * theirs / updates, "unit": "ms an update", "ratio": theirs / ours * members,
+        "what": f"DSRL-SAC gradient update, 3x{hidden} {'LayerNorm ' if layer_norm else ''}Tanh, batch {BATCH}, "
+        f"{members} seed(s) side by side, against stable-baselines3's SAC.train; one thread, processor time",
+    }  # fmt: skip
+
+
+def run() -> dict[str, dict[str, object]]:
+    """Figures of `make bench`; the first with DSRL's own layers on a laptop's width."""
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError:
+        print("dsrl_sac_update is left out: stable-baselines3 is not installed (pip install 'postbc[dev]')")
+        return {}
+    return {
+        "dsrl_sac_update": dsrl_sac_update(),
+        "dsrl_sac_update_5_seeds": dsrl_sac_update(members=5),
+        "dsrl_sac_update_128": dsrl_sac_update(hidden=128),
+        "dsrl_sac_update_plain": dsrl_sac_update(layer_norm=False),
+    }
+
+
+if __name__ == "__main__":
+    for name, figure in run().items():
+        print(f"{name}: {figure['ours']:.3f} against {figure['theirs']:.3f} {figure['unit']}, ratio {figure['ratio']:.2f}")

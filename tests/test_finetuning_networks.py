@@ -1,0 +1,59 @@
+"""The finetuners' networks: the one-node MLP against the plain one, frozen parameters, twin critics as separate networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from postbc.finetuning.networks import MLP, Critics, select_members
+from postbc.nn import StackedMLP, make_generators, randn
+
+torch.set_num_threads(1)
+
+
+def make(members: int, activation: type[nn.Module], layer_norm: bool, hidden: tuple[int, ...] = (16, 24)) -> MLP:
+    net = MLP(members, 5, hidden, 3, make_generators([0]), activation, layer_norm).double()
+    for k, parameter in enumerate(net.parameters()):
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    return net
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Mish])
+@pytest.mark.parametrize("hidden", [(16, 24), (16,), ()])
+def test_one_node_equals_layer_by_layer(members: int, layer_norm: bool, activation: Any, hidden: tuple[int, ...]) -> None:
+    net = make(members, activation, layer_norm, hidden)
+    x = randn(make_generators(range(members)), 7, 5).double().requires_grad_()
+    weight = randn(make_generators(range(members), 1), 7, 3).double()
+    wanted = [x, *net.parameters()]
+    plain = StackedMLP.forward(net, x)
+    expected = torch.autograd.grad((plain * weight).sum(), wanted)
+    found = net(x)
+    torch.testing.assert_close(found, plain, atol=1e-12, rtol=1e-10)
+    for a, b in zip(torch.autograd.grad((net(x) * weight).sum(), wanted), expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    only = torch.autograd.grad((net(x.detach()) * weight).sum(), wanted[1:])  # the input's gradient is not asked for
+    for a, b in zip(only, expected[1:], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    (inner,) = torch.autograd.grad((net(x, frozen=True) * weight).sum(), [x])
+    torch.testing.assert_close(inner, expected[0], atol=1e-12, rtol=1e-10)
+    assert not net(x.detach(), frozen=True).requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), plain.detach(), atol=1e-12, rtol=1e-10)
+
+
+def test_twin_critics_are_separate_networks() -> None:
+    both = Critics(3, 4, 2, (8, 8), make_generators([0, 1, 2]))
+    observation, action = randn(make_generators([3, 4, 5]), 6, 4), randn(make_generators([6, 7, 8]), 6, 2)
+    q = both(observation, action)
+    assert q.shape == (3, 2, 6)
+    for m in range(3):
+        one = Critics(1, 4, 2, (8, 8), make_generators([9]))
+        one.load_state_dict(select_members(both, [m], 3))
+        torch.testing.assert_close(one(observation[m : m + 1], action[m : m + 1])[0], q[m], atol=1e-6, rtol=1e-5)
+    gradients = torch.autograd.grad(q[1].sum(), list(both.parameters()))
+    assert all(bool(g[[0, 1, 4, 5]].eq(0).all()) and bool(g[[2, 3]].ne(0).any()) for g in gradients)
