@@ -14,7 +14,7 @@ from postbc.demonstrations.training_set import TrainingSet, TrainingSetConfig, d
 from postbc.errors import InputError
 from postbc.nn import make_generators
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
-from postbc.posterior import EnsembleConfig, Factor, Posterior, fit_ensemble
+from postbc.posterior import Ensemble, EnsembleConfig, Factor, Posterior, fit_ensemble
 from postbc.posterior.diagnostics import plot, summarise
 from postbc.pretraining import PretrainingConfig, pretrain
 from postbc.runs import Run, versions, write_json
@@ -61,23 +61,26 @@ def fit_posterior(config: PosteriorFit) -> Posterior:
     Run(config.output, config, resume=config.resume)
     diagnostics = {}
     for seed, data in zip(config.seeds, sets):
-        ensemble_config = config.ensemble
-        if config.epochs is not None:
-            steps = epochs_to_steps(config.epochs, [data], ensemble_config.batch_size)
-            ensemble_config = replace(ensemble_config, steps=steps)
-        path = config.output / f"posterior_seed_{seed}.safetensors"
-        if not path.exists():
-            stage = Run(config.output / f"seed_{seed}", ensemble_config, resume=True, keep=1)
-            ensemble = fit_ensemble(data.windows, ensemble_config, seed, stage)
-            stage.close()
-            Posterior([seed], [ensemble], [data.normalization], [data.fingerprint]).save(config.output)
-            stage.drop_checkpoints()
-        ensemble = Posterior.load(config.output).of(seed)
+        ensemble = fit_seed(config, seed, data)
         diagnostics[str(seed)] = summarise(ensemble, data)
-        title = f"Posterior of {len(data.demonstrations)} demonstrations, seed {seed}, {ensemble_config.ensemble_size} members"
+        title = f"Posterior of {len(data.demonstrations)} demonstrations, seed {seed}, {ensemble.config.ensemble_size} members"
         plot(ensemble, data, config.output / f"posterior_seed_{seed}.png", title)
     write_json(config.output / "diagnostics.json", diagnostics)
     return Posterior.load(config.output)
+
+
+def fit_seed(config: PosteriorFit, seed: int, data: TrainingSet) -> Ensemble:
+    """One seed's share of :func:`fit_posterior`; the seeds may be fitted in processes of their own. Returns what was saved."""
+    ensemble_config = config.ensemble
+    if config.epochs is not None:
+        ensemble_config = replace(ensemble_config, steps=epochs_to_steps(config.epochs, [data], ensemble_config.batch_size))
+    if not (config.output / f"posterior_seed_{seed}.safetensors").exists():
+        stage = Run(config.output / f"seed_{seed}", ensemble_config, resume=True, keep=1)
+        ensemble = fit_ensemble(data.windows, ensemble_config, seed, stage)
+        stage.close()
+        Posterior([seed], [ensemble], [data.normalization], [data.fingerprint]).save(config.output)
+        stage.drop_checkpoints()
+    return Posterior.load(config.output).of(seed)
 
 
 @dataclass(frozen=True)

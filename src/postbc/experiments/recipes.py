@@ -14,7 +14,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
-from postbc.demonstrations.training_set import TrainingSetConfig
+from postbc.demonstrations.training_set import TrainingSetConfig, load_training_sets
 from postbc.errors import InputError
 from postbc.evaluation import Evaluation
 from postbc.experiments.jobs import run_jobs
@@ -26,7 +26,7 @@ from postbc.finetuning.rollouts import TransitionConfig
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.posterior import EnsembleConfig
 from postbc.pretraining import Method, PretrainingConfig
-from postbc.pretraining_command import PosteriorFit, Pretrain, fit_posterior, pretrain_policy
+from postbc.pretraining_command import PosteriorFit, Pretrain, fit_posterior, fit_seed, pretrain_policy
 from postbc.runs import Run
 
 Finetuner = Literal["dsrl", "best-of-n"]
@@ -110,7 +110,10 @@ def run_recipe(recipe: Recipe) -> Path:
     if recipe.demonstrations is None:
         _collect(recipe)
     if "postbc" in recipe.methods:
-        fit_posterior(_posterior(recipe, data))
+        posterior = _posterior(recipe, data)
+        Run(posterior.output, posterior, resume=True)
+        run_jobs({f"posterior-{seed}": (_fit_seed, (posterior, seed)) for seed in recipe.seeds}, recipe.jobs, output / "logs")
+        fit_posterior(posterior)  # the pictures: the ensembles are there
     run_jobs({method: (_pretrain, (recipe, data, method)) for method in recipe.methods}, recipe.jobs, output / "logs")
     pairs = [(finetuner, method) for finetuner in recipe.finetuners for method in recipe.methods]
     run_jobs({f"{f}-{m}": (_finetune, (recipe, f, m)) for f, m in pairs}, recipe.jobs, output / "logs")
@@ -149,6 +152,12 @@ def _collect(recipe: Recipe) -> None:
 def _posterior(recipe: Recipe, data: TrainingSetConfig) -> PosteriorFit:
     where = recipe.output / "posterior"
     return PosteriorFit(data, where, recipe.seeds, recipe.ensemble, recipe.ensemble_epochs, resume=True)
+
+
+def _fit_seed(posterior: PosteriorFit, seed: int) -> None:
+    """One seed's posterior."""
+    (data,) = load_training_sets(posterior.data, [seed])
+    fit_seed(posterior, seed, data)
 
 
 def _pretrain(recipe: Recipe, data: TrainingSetConfig, method: Method) -> None:
