@@ -19,86 +19,107 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # stable-baselines3, sac/policies.py
 TANH_EPSILON = 1e-6  # stable-baselines3, SquashedDiagGaussianDistribution: keeps log(1 - tanh²) finite
 
 
+CACHED = 2**16  # numbers in a hidden layer's activations that are worked on at once: about what a core keeps near
+
+
 class _Chain(torch.autograd.Function):
     """A whole multilayer perceptron, (M, B, i) -> (M, B, o), as one node of the graph with its backward pass written out.
 
     Linear → [LayerNorm] → Tanh or ReLU is what every finetuner trains. Both activations are differentiated from their output, torch's
-    layer-norm kernel does its three gradients in one pass, and gradients that nobody asked for are not computed.
+    layer-norm kernel does its three gradients in one pass, gradients that nobody asked for are not computed, and wide networks go
+    through a few members at a time, so that their activations stay in the cache.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tanh: bool, eps: float | None, *parameters: Tensor) -> Tensor:
-        keep, per_layer = any(ctx.needs_input_grad), 2 if eps is None else 4
-        saved: list[Tensor] = [x]
-        for k in range(0, len(parameters) - 2, per_layer):
-            weight, bias, *norm = parameters[k : k + per_layer]
-            linear = torch.baddbmm(bias, x, weight)
-            x = torch.empty_like(linear) if keep and norm else linear
-            for m in range(len(linear) if norm else 0):  # the kernel takes one gain and bias
-                gain, shift = norm[0][m, 0], norm[1][m, 0]
-                normalised, mean, rstd = torch.native_layer_norm(linear[m], gain.shape, gain, shift, eps)  # type: ignore[arg-type]
-                torch.tanh(normalised, out=x[m]) if tanh else torch.clamp(normalised, min=0, out=x[m])
-                saved += [mean, rstd]
-            if norm:
-                saved.append(linear)
-            else:
-                x = linear.tanh_() if tanh else linear.relu_()
-            saved.append(x)
+        members, batch, _ = x.shape
+        size = members if x.is_cuda else min(members, max(1, CACHED // (batch * parameters[0].shape[-1])))
+        keep, outputs, saved = any(ctx.needs_input_grad), [], [x]
+        for part in range(0, members, size):
+            own = [p[part : part + size] for p in parameters]
+            output, kept = _chain_forward(x[part : part + size], tanh, eps, own, keep)
+            outputs.append(output)
+            saved += kept
         if keep:
             ctx.save_for_backward(*saved, *parameters)
-            ctx.layout = (tanh, eps, per_layer, len(saved))
-        return torch.baddbmm(parameters[-1], x, parameters[-2])
+            ctx.layout = (tanh, eps, size, len(parameters))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tanh, eps, per_layer, count = ctx.layout
-        saved, parameters = list(ctx.saved_tensors[:count]), ctx.saved_tensors[count:]
-        gradients: list[Tensor | None] = [None] * len(parameters)
-        wanted = ctx.needs_input_grad[3]  # of the parameters, all or none
-        for k in range(len(parameters) - 2, -1, -per_layer):
-            y = saved[-1]  # this layer's input
-            if k < len(parameters) - 2:
-                gradient = _activation_backward(gradient, output, tanh)
-                if eps is not None:
-                    linear, statistics = hidden
-                    gradient, gradients[k + 2], gradients[k + 3] = _norm_backward(
-                        gradient, linear, statistics, parameters[k + 2], parameters[k + 3], wanted
-                    )
-            if wanted:
-                gradients[k], gradients[k + 1] = torch.bmm(y.transpose(1, 2), gradient), gradient.sum(1, keepdim=True)
-            if k or ctx.needs_input_grad[0]:
-                gradient = torch.bmm(gradient, parameters[k].transpose(1, 2))
-            output = saved.pop()
-            if eps is not None and k:
-                linear = saved.pop()
-                members = 2 * len(linear)
-                hidden = (linear, saved[-members:])
-                del saved[-members:]
-        return gradient if ctx.needs_input_grad[0] else None, None, None, *gradients
+        tanh, eps, size, count = ctx.layout
+        x, *saved = ctx.saved_tensors
+        saved, parameters = saved[:-count], saved[-count:]
+        wanted = ctx.needs_input_grad[3]  # of the parameters: all or none
+        gradients = [torch.empty_like(p) for p in parameters] if wanted else []
+        inner = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        groups = len(saved) * size // len(x)  # saved tensors of each group
+        for index, part in enumerate(range(0, len(x), size)):
+            here = slice(part, part + size)
+            _chain_backward(
+                gradient[here], x[here], saved[index * groups : (index + 1) * groups], tanh, eps, [p[here] for p in parameters],
+                [g[here] for g in gradients], None if inner is None else inner[here],
+            )  # fmt: skip
+        return inner, None, None, *(gradients or [None] * count)
 
 
-def _activation_backward(gradient: Tensor, output: Tensor, tanh: bool) -> Tensor:
-    if tanh:
-        return torch.ops.aten.tanh_backward(gradient, output)  # type: ignore[no-any-return]
-    return torch.ops.aten.threshold_backward(gradient, output, 0)  # type: ignore[no-any-return]
+def _chain_forward(
+    x: Tensor, tanh: bool, eps: float | None, parameters: Sequence[Tensor], keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The output, and (if `keep`) what the backward pass needs: a hidden layer's [linear, mean, rstd] and output."""
+    saved: list[Tensor] = []
+    per_layer = 2 if eps is None else 4
+    for k in range(0, len(parameters) - 2, per_layer):
+        linear = torch.baddbmm(parameters[k + 1], x, parameters[k])
+        if eps is None:
+            x = linear.tanh_() if tanh else linear.relu_()
+        else:
+            x = torch.empty_like(linear) if keep else linear
+            means = linear.new_empty(2, *linear.shape[:2], 1)
+            for m in range(len(linear)):  # the kernel takes one gain and bias
+                gain, shift = parameters[k + 2][m, 0], parameters[k + 3][m, 0]
+                normalised, means[0, m], means[1, m] = torch.native_layer_norm(linear[m], gain.shape, gain, shift, eps)
+                torch.tanh(normalised, out=x[m]) if tanh else torch.clamp(normalised, min=0, out=x[m])
+            saved += [linear, means] if keep else []
+        saved += [x] if keep else []
+    return torch.baddbmm(parameters[-1], x, parameters[-2]), saved
 
 
-def _norm_backward(
-    gradient: Tensor, linear: Tensor, statistics: Sequence[Tensor], gain: Tensor, shift: Tensor, wanted: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    parts = [
-        torch.ops.aten.native_layer_norm_backward(
-            gradient[m], linear[m], gain.shape[2:], statistics[2 * m], statistics[2 * m + 1], gain[m, 0], shift[m, 0],
-            [True, wanted, wanted],
-        )
-        for m in range(len(linear))
-    ]  # fmt: skip
-    if len(parts) == 1:
-        first, gains, shifts = (None if part is None else part.unsqueeze(0) for part in parts[0])
-    else:
-        first, gains, shifts = (None if part[0] is None else torch.stack(part) for part in zip(*parts, strict=True))
-    return first, gains if gains is None else gains.unsqueeze(1), shifts if shifts is None else shifts.unsqueeze(1)  # type: ignore
+def _chain_backward(
+    gradient: Tensor, x: Tensor, saved: Sequence[Tensor], tanh: bool, eps: float | None, parameters: Sequence[Tensor],
+    gradients: Sequence[Tensor], inner: Tensor | None,
+) -> None:  # fmt: skip
+    """Fill `gradients` (of the parameters, may be empty) and `inner` (of x, may be None)."""
+    per_layer, per_saved = (2, 1) if eps is None else (4, 3)
+    for k in range(len(parameters) - 2, -1, -per_layer):
+        layer = k // per_layer
+        before = saved[layer * per_saved - 1] if layer else x  # this layer's input
+        if gradients:
+            torch.bmm(before.transpose(1, 2), gradient, out=gradients[k])
+            torch.sum(gradient, 1, keepdim=True, out=gradients[k + 1])
+        if not layer:
+            if inner is not None:
+                torch.bmm(gradient, parameters[k].transpose(1, 2), out=inner)
+            return
+        gradient = torch.bmm(gradient, parameters[k].transpose(1, 2))
+        if tanh:
+            gradient = torch.ops.aten.tanh_backward.grad_input(gradient, before, grad_input=gradient)
+        else:
+            gradient = torch.ops.aten.threshold_backward.grad_input(gradient, before, 0, grad_input=gradient)
+        if eps is not None:
+            linear, means = saved[(layer - 1) * per_saved : (layer - 1) * per_saved + 2]
+            at = k - per_layer + 2  # gain and shift of the layer below
+            parts = []
+            for m in range(len(linear)):
+                *both, gain, shift = linear[m], means[0, m], means[1, m], parameters[at][m, 0], parameters[at + 1][m, 0]
+                found = torch.ops.aten.native_layer_norm_backward(
+                    gradient[m], both[0], gain.shape, both[1], both[2], gain, shift, [True, bool(gradients), bool(gradients)]
+                )
+                parts.append(found[0])
+                if gradients:
+                    gradients[at][m, 0], gradients[at + 1][m, 0] = found[1], found[2]
+            gradient = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 class MLP(StackedMLP):
@@ -116,6 +137,17 @@ class MLP(StackedMLP):
                 else super().forward(x)
             )
         return _Chain.apply(x, nn.Tanh in kinds, eps, *parameters)  # type: ignore[no-any-return]
+
+
+class _Plain(nn.Module):
+    """The layer-by-layer pass of an :class:`MLP`, as a module of its own."""
+
+    def __init__(self, net: MLP) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return StackedMLP.forward(self.net, x)
 
 
 class TanhGaussianActor(nn.Module):
