@@ -61,7 +61,8 @@ class _Chain(torch.autograd.Function):
                 gradient[here], x[here], saved[index * groups : (index + 1) * groups], tanh, eps, [p[here] for p in parameters],
                 [g[here] for g in gradients], None if inner is None else inner[here],
             )  # fmt: skip
-        return inner, None, None, *(gradients or [None] * count)
+        none: list[Tensor | None] = [None] * count
+        return inner, None, None, *(gradients or none)
 
 
 def _chain_forward(
