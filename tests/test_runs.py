@@ -144,6 +144,21 @@ def test_run_directory_refuses_others_and_resumes_its_own(tmp_path):
         assert [(int(r["step"]), float(r["loss"])) for r in csv.DictReader(file)] == [(1, 1.0), (2, 3.0)]
 
 
+def test_a_kill_while_the_run_is_being_set_up_leaves_something_to_resume(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    monkeypatch.setattr(runs, "versions", killed)
+    with pytest.raises(Killed):
+        Run(tmp_path / "r", Config(tmp_path / "r"))
+    monkeypatch.undo()
+    Run(tmp_path / "r", Config(tmp_path / "r"), resume=True)
+    assert (tmp_path / "r/versions.json").exists()
+
+
 def test_a_directory_with_other_things_is_not_written_into(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match=r"(?s)not empty.*thesis"):

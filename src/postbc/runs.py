@@ -262,9 +262,10 @@ class Run:
                 "This directory is not empty and holds no run.", file=self.directory,
                 found=", ".join(sorted(p.name for p in self.directory.iterdir())[:5]), remedy="choose another --output",
             )  # fmt: skip
-        else:
-            write_json(self.directory / "versions.json", versions())
+        else:  # config.yaml first: a kill after it leaves a run that resumes
             write_text(recorded, yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
+        if not (self.directory / "versions.json").exists():
+            write_json(self.directory / "versions.json", versions())
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
         self._wandb: Any = None
