@@ -269,8 +269,8 @@ RECIPES: Mapping[str, Recipe] = {
     # a quarter of an hour on two cores: two seeds, fewer steps, rollouts and episodes than lift-laptop
     "demo": _laptop(
         "demo", seeds=(0, 1), episodes=100, videos=1, ensemble=replace(LAPTOP_ENSEMBLE, steps=1500),
-        pretraining=replace(LAPTOP_PRETRAINING, steps=4000), best_of_n=BestOfNConfig(episodes=200),
-        iql=replace(LAPTOP_IQL, steps=8000),
+        pretraining=replace(LAPTOP_PRETRAINING, steps=3000), best_of_n=BestOfNConfig(episodes=200),
+        iql=replace(LAPTOP_IQL, steps=5000),
         dsrl_training=replace(LAPTOP_DSRL, budget_env_steps=16_000, initial_steps=4000),
     ),
     "lift-laptop": _laptop("lift-laptop"),
