@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from postbc.nn import Generators, StackedLayerNorm, StackedLinear, StackedMLP
 
+T = TypeVar("T")
 Activation = Literal["tanh", "relu", "mish"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "mish": nn.Mish}
 
@@ -19,125 +22,156 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # stable-baselines3, sac/policies.py
 TANH_EPSILON = 1e-6  # stable-baselines3, SquashedDiagGaussianDistribution: keeps log(1 - tanh²) finite
 
 
-CACHED = 2**16  # numbers in a hidden layer's activations that are worked on at once: about what a core keeps near
+WIDE = 2**14  # B·H from which a network is better computed alone than in a stack: then its activations stay in the cache
+_pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _forget_pool() -> None:
+    """A forked child has none of its parent's threads."""
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def each(work: Callable[[int], T], members: int) -> list[T]:
+    """[work(0), work(1), ...], the members shared among torch's number of threads, each with products of one thread.
+
+    Two members on two threads take less than two threads on one member after the other, whose matrices are too small to be divided
+    well. It also makes a member's numbers independent of the number of threads.
+    """
+    global _pool
+    threads, inference = torch.get_num_threads(), torch.is_inference_mode_enabled()
+    if min(threads, members) < 2:
+        return [work(m) for m in range(members)]
+    if _pool is None or _pool[0] != threads:
+        _pool = (threads, ThreadPoolExecutor(threads, "postbc-members", torch.set_num_threads, (1,)))
+
+    def some(first: int) -> list[T]:
+        with torch.inference_mode() if inference else torch.no_grad():  # either is a thread's own
+            return [work(m) for m in range(first, members, threads)]
+
+    torch.set_num_threads(1)  # part of it (MKL's) holds for the whole process
+    try:
+        parts = list(_pool[1].map(some, range(min(threads, members))))
+    finally:
+        torch.set_num_threads(threads)
+    return [parts[m % threads][m // threads] for m in range(members)]
 
 
 class _Chain(torch.autograd.Function):
-    """A whole multilayer perceptron, (M, B, i) -> (M, B, o), as one node of the graph with its backward pass written out.
+    """Multilayer perceptrons (M, B, i) -> (M, B, o), member by member, as one node of the graph with the backward pass written out.
 
     Linear → [LayerNorm] → Tanh or ReLU is what every finetuner trains. Both activations are differentiated from their output, torch's
-    layer-norm kernel does its three gradients in one pass, gradients that nobody asked for are not computed, and wide networks go
-    through a few members at a time, so that their activations stay in the cache.
+    layer-norm kernel does its three gradients in one pass, and gradients that nobody asked for are not computed.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tanh: bool, eps: float | None, *parameters: Tensor) -> Tensor:
-        members, batch, _ = x.shape
-        size = members if x.is_cuda else min(members, max(1, CACHED // (batch * parameters[0].shape[-1])))
-        keep, outputs, saved = any(ctx.needs_input_grad), [], [x]
-        for part in range(0, members, size):
-            own = [p[part : part + size] for p in parameters]
-            output, kept = _chain_forward(x[part : part + size], tanh, eps, own, keep)
-            outputs.append(output)
-            saved += kept
+        keep, layers = any(ctx.needs_input_grad), _per_member(parameters)
+        output = x.new_empty(*x.shape[:2], parameters[-1].shape[-1])
+
+        def work(m: int) -> list[Tensor]:
+            kept = _forward(x[m], tanh, eps, [p[m] for p in layers], output[m])
+            return kept if keep else []
+
+        saved = [tensor for kept in each(work, len(x)) for tensor in kept]
         if keep:
-            ctx.save_for_backward(*saved, *parameters)
-            ctx.layout = (tanh, eps, size, len(parameters))
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            ctx.save_for_backward(x, *parameters, *saved)
+            ctx.layout = (tanh, eps, len(parameters))
+        return output
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tanh, eps, size, count = ctx.layout
-        x, *saved = ctx.saved_tensors
-        saved, parameters = saved[:-count], saved[-count:]
+        tanh, eps, count = ctx.layout
+        x, *rest = ctx.saved_tensors
+        parameters, saved = rest[:count], rest[count:]
         wanted = ctx.needs_input_grad[3]  # of the parameters: all or none
         gradients = [torch.empty_like(p) for p in parameters] if wanted else []
         inner = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        groups = len(saved) * size // len(x)  # saved tensors of each group
-        for index, part in enumerate(range(0, len(x), size)):
-            here = slice(part, part + size)
-            _chain_backward(
-                gradient[here], x[here], saved[index * groups : (index + 1) * groups], tanh, eps, [p[here] for p in parameters],
-                [g[here] for g in gradients], None if inner is None else inner[here],
+        layers, filled, share = _per_member(parameters), _per_member(gradients), len(saved) // len(x)
+
+        def work(m: int) -> None:
+            _backward(
+                gradient[m], x[m], saved[m * share : (m + 1) * share], tanh, eps, [p[m] for p in layers], [g[m] for g in filled],
+                None if inner is None else inner[m],
             )  # fmt: skip
-        none: list[Tensor | None] = [None] * count
-        return inner, None, None, *(gradients or none)
+
+        each(work, len(x))
+        nothing: list[Tensor | None] = [None] * count
+        return inner, None, None, *(gradients if wanted else nothing)
 
 
-def _chain_forward(
-    x: Tensor, tanh: bool, eps: float | None, parameters: Sequence[Tensor], keep: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """The output, and (if `keep`) what the backward pass needs: a hidden layer's [linear, mean, rstd] and output."""
+def _per_member(tensors: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Views a member: weights (i, o), gains (1, o), biases and shifts (o,)."""
+    return [(t.squeeze(1) if k % 2 else t).unbind(0) for k, t in enumerate(tensors)]
+
+
+def _forward(x: Tensor, tanh: bool, eps: float | None, parameters: Sequence[Tensor], output: Tensor) -> list[Tensor]:
+    """Fill `output` (B, o); returns each hidden layer's output, with LayerNorm [linear, mean, rstd] before it."""
     saved: list[Tensor] = []
     per_layer = 2 if eps is None else 4
     for k in range(0, len(parameters) - 2, per_layer):
-        linear = torch.baddbmm(parameters[k + 1], x, parameters[k])
-        if eps is None:
-            x = linear.tanh_() if tanh else linear.relu_()
-        else:
-            x = torch.empty_like(linear) if keep else linear
-            means = linear.new_empty(2, *linear.shape[:2], 1)
-            for m in range(len(linear)):  # the kernel takes one gain and bias
-                gain, shift = parameters[k + 2][m, 0], parameters[k + 3][m, 0]
-                normalised, means[0, m], means[1, m] = torch.native_layer_norm(linear[m], gain.shape, gain, shift, eps)
-                torch.tanh(normalised, out=x[m]) if tanh else torch.clamp(normalised, min=0, out=x[m])
-            saved += [linear, means] if keep else []
-        saved += [x] if keep else []
-    return torch.baddbmm(parameters[-1], x, parameters[-2]), saved
+        x = torch.addmm(parameters[k + 1], x, parameters[k])
+        if eps is not None:
+            gain, shift = parameters[k + 2].flatten(), parameters[k + 3]
+            saved.append(x)
+            x, mean, rstd = torch.native_layer_norm(x, gain.shape, gain, shift, eps)
+            saved += [mean, rstd]
+        x = x.tanh_() if tanh else x.relu_()
+        saved.append(x)
+    torch.addmm(parameters[-1], x, parameters[-2], out=output)
+    return saved
 
 
-def _chain_backward(
+def _backward(
     gradient: Tensor, x: Tensor, saved: Sequence[Tensor], tanh: bool, eps: float | None, parameters: Sequence[Tensor],
     gradients: Sequence[Tensor], inner: Tensor | None,
 ) -> None:  # fmt: skip
-    """Fill `gradients` (of the parameters, may be empty) and `inner` (of x, may be None)."""
-    per_layer, per_saved = (2, 1) if eps is None else (4, 3)
+    """Fill `gradients` (of the parameters; may be empty) and `inner` (of x; may be None)."""
+    per_layer, per_saved = (2, 1) if eps is None else (4, 4)
     for k in range(len(parameters) - 2, -1, -per_layer):
         layer = k // per_layer
         before = saved[layer * per_saved - 1] if layer else x  # this layer's input
         if gradients:
-            torch.bmm(before.transpose(1, 2), gradient, out=gradients[k])
-            torch.sum(gradient, 1, keepdim=True, out=gradients[k + 1])
+            torch.mm(before.t(), gradient, out=gradients[k])
+            torch.sum(gradient, 0, out=gradients[k + 1])
         if not layer:
             if inner is not None:
-                torch.bmm(gradient, parameters[k].transpose(1, 2), out=inner)
+                torch.mm(gradient, parameters[k].t(), out=inner)
             return
-        gradient = torch.bmm(gradient, parameters[k].transpose(1, 2))
-        if tanh:
-            gradient = torch.ops.aten.tanh_backward.grad_input(gradient, before, grad_input=gradient)
-        else:
-            gradient = torch.ops.aten.threshold_backward.grad_input(gradient, before, 0, grad_input=gradient)
+        gradient = torch.mm(gradient, parameters[k].t())
+        through = torch.ops.aten.tanh_backward if tanh else torch.ops.aten.threshold_backward
+        gradient = through(gradient, before, *(() if tanh else (0,)))
         if eps is not None:
-            linear, means = saved[(layer - 1) * per_saved : (layer - 1) * per_saved + 2]
+            linear, mean, rstd = saved[(layer - 1) * per_saved : (layer - 1) * per_saved + 3]
             at = k - per_layer + 2  # gain and shift of the layer below
-            parts = []
-            for m in range(len(linear)):
-                *both, gain, shift = linear[m], means[0, m], means[1, m], parameters[at][m, 0], parameters[at + 1][m, 0]
-                found = torch.ops.aten.native_layer_norm_backward(
-                    gradient[m], both[0], gain.shape, both[1], both[2], gain, shift, [True, bool(gradients), bool(gradients)]
-                )
-                parts.append(found[0])
-                if gradients:
-                    gradients[at][m, 0], gradients[at + 1][m, 0] = found[1], found[2]
-            gradient = parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
+            gain, wanted = parameters[at].flatten(), bool(gradients)
+            gradient, of_gain, of_shift = torch.ops.aten.native_layer_norm_backward(
+                gradient, linear, gain.shape, mean, rstd, gain, parameters[at + 1], [True, wanted, wanted]
+            )
+            if wanted:
+                gradients[at].copy_(of_gain)
+                gradients[at + 1].copy_(of_shift)
 
 
 class MLP(StackedMLP):
-    """A :class:`~postbc.nn.StackedMLP`, computed as one node where its layers allow that: the same function, faster to train."""
+    """A :class:`~postbc.nn.StackedMLP` that computes wide networks by :class:`_Chain`: the same function, faster to train."""
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(M, B, i) -> (M, B, o); `frozen`: without gradients for the parameters."""
-        kinds = {type(layer) for layer in self} - {StackedLinear}
-        eps = next((layer.eps for layer in self if isinstance(layer, StackedLayerNorm)), None)
         parameters = [p.detach() for p in self.parameters()] if frozen else list(self.parameters())
-        if kinds - {StackedLayerNorm} not in ({nn.Tanh}, {nn.ReLU}, set()):
-            return (
-                torch.func.functional_call(self, dict(zip(dict(self.named_parameters()), parameters)), x)
-                if frozen
-                else super().forward(x)
-            )
-        return _Chain.apply(x, nn.Tanh in kinds, eps, *parameters)  # type: ignore[no-any-return]
+        kinds = {type(layer) for layer in self} - {StackedLinear}
+        narrow = x.shape[1] * parameters[0].shape[-1] < WIDE or x.is_cuda
+        if narrow or kinds - {StackedLayerNorm} not in ({nn.Tanh}, {nn.ReLU}):
+            if not frozen:
+                return super().forward(x)
+            named = dict(zip((name for name, _ in self.named_parameters()), parameters, strict=True))
+            return torch.func.functional_call(_Plain(self), {f"net.{k}": v for k, v in named.items()}, x)  # type: ignore
+        eps = next((layer.eps for layer in self if isinstance(layer, StackedLayerNorm)), None)
+        return _Chain.apply(x, nn.Tanh in kinds, eps, *parameters)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Plain(nn.Module):
