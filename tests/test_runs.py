@@ -134,6 +134,9 @@ def test_run_directory_refuses_others_and_resumes_its_own(tmp_path):
         Run(config.output, config)
     with pytest.raises(InputError, match=r"(?s)another configuration.*width"):
         Run(config.output, Config(config.output, width=4), resume=True)
+    Run(config.output, Config(config.output, width=4), resume=True, revisable=("width",))  # recorded as last given
+    assert "width: 4" in (config.output / "config.yaml").read_text()
+    Run(config.output, Config(config.output), resume=True, revisable=("width",))
     again = Run(config.output, Config(config.output), resume=True)
     step, state = again.load()
     assert step == 1

@@ -221,7 +221,8 @@ class Run:
         directory: created if it does not exist.
         config: a frozen dataclass; written to `config.yaml`, and compared with it on resume.
         resume: go on with a run that is there (a directory without one starts afresh).
-        volatile: names of configuration fields that may differ on resume (where to write, how many threads).
+        volatile: names of configuration fields that may differ on resume (where to write, how many threads); not recorded.
+        revisable: names of those that may differ on resume because later stages check them themselves; recorded as last given.
 
     Raises:
         InputError: the directory holds another run and `resume` is off, or its configuration differs.
@@ -234,6 +235,7 @@ class Run:
         *,
         resume: bool = False,
         volatile: tuple[str, ...] = ("output", "resume"),
+        revisable: tuple[str, ...] = (),
         wandb_project: str | None = None,
         keep: int = 2,
     ) -> None:
@@ -249,7 +251,7 @@ class Run:
                     "This directory already holds a run.", file=self.directory, found="config.yaml",
                     expected="an empty or new directory", remedy="choose another --output, or add --resume to go on with it",
                 )  # fmt: skip
-            differing = sorted(k for k in {*old, *self._config} if old.get(k) != self._config.get(k))
+            differing = sorted(k for k in {*old, *self._config} - {*revisable} if old.get(k) != self._config.get(k))
             if differing:
                 k = differing[0]
                 raise InputError(
@@ -257,19 +259,24 @@ class Run:
                     found=f"{k}: {old.get(k)!r}", expected=f"{k}: {self._config.get(k)!r}",
                     remedy="give the same options as before, or choose another --output",
                 )  # fmt: skip
+            if old != self._config:
+                self._record()
         elif self.directory.is_dir() and any(p for p in self.directory.iterdir() if not p.name.startswith(".")):
             raise InputError(
                 "This directory is not empty and holds no run.", file=self.directory,
                 found=", ".join(sorted(p.name for p in self.directory.iterdir())[:5]), remedy="choose another --output",
             )  # fmt: skip
         else:  # config.yaml first: a kill after it leaves a run that resumes
-            write_text(recorded, yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
+            self._record()
         if not (self.directory / "versions.json").exists():
             write_json(self.directory / "versions.json", versions())
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
         self._wandb: Any = None
         self._project = wandb_project
+
+    def _record(self) -> None:
+        write_text(self.directory / "config.yaml", yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
 
     # -- metrics ---------------------------------------------------------------------------------------------------------------
     def log(self, step: int, metrics: dict[str, float]) -> None:

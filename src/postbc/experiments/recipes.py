@@ -30,6 +30,8 @@ from postbc.pretraining_command import PosteriorFit, Pretrain, fit_posterior, fi
 from postbc.runs import Run
 
 Finetuner = Literal["dsrl", "best-of-n"]
+#: Fields that may change between two runs into one directory: the stages that they concern check them against their own records.
+REVISABLE = ("methods", "finetuners", "dsrl", "dsrl_training", "sigma_bc_utd", "best_of_n", "iql", "sigma_bc_expectile", "transitions")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def run_recipe(recipe: Recipe) -> Path:
     from postbc.experiments.report_command import Report
 
     output = recipe.output
-    Run(output, recipe, resume=True, volatile=("output", "jobs", "videos"))
+    Run(output, recipe, resume=True, volatile=("output", "jobs", "videos"), revisable=REVISABLE)
     data = _data(recipe)
     if recipe.demonstrations is None:
         _collect(recipe)
