@@ -31,7 +31,17 @@ from postbc.runs import Run
 
 Finetuner = Literal["dsrl", "best-of-n"]
 #: Fields that may change between two runs into one directory: the stages that they concern check them against their own records.
-REVISABLE = ("methods", "finetuners", "dsrl", "dsrl_training", "sigma_bc_utd", "best_of_n", "iql", "sigma_bc_expectile", "transitions")
+REVISABLE = (
+    "methods",
+    "finetuners",
+    "dsrl",
+    "dsrl_training",
+    "sigma_bc_utd",
+    "best_of_n",
+    "iql",
+    "sigma_bc_expectile",
+    "transitions",
+)
 
 
 @dataclass(frozen=True)
