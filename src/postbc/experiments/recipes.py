@@ -256,7 +256,7 @@ def _robomimic(task: Literal["Lift", "Can", "Square"], finetuner: Finetuner, **v
 
 
 LAPTOP_ENSEMBLE = EnsembleConfig(20, hidden=256, steps=2000, batch_size=128, learning_rate=3e-4)
-LAPTOP_PRETRAINING = PretrainingConfig(posterior_weight=0.5, steps=6000, learning_rate=3e-4)
+LAPTOP_PRETRAINING = PretrainingConfig(posterior_weight=1.0, steps=10_000, learning_rate=3e-4)
 LAPTOP_IQL = IQLConfig(steps=15_000, expectile=0.7, discount=0.99)
 LAPTOP_DSRL = DSRLTraining(budget_env_steps=48_000, num_envs=8, initial_steps=6_000, eval_every=16_000, curve_episodes=40)
 
@@ -265,6 +265,7 @@ def _laptop(output: str, **values: Any) -> Recipe:
     """The paper's Lift at a size that two cores carry: smaller networks, K = 20, Best-of-N from 300 rollouts, DSRL-SAC."""
     base = Recipe(
         output=Path("runs") / output,
+        collect_operators=("better",),
         ensemble=LAPTOP_ENSEMBLE,
         policy=DiffusionConfig(hidden=256),
         pretraining=LAPTOP_PRETRAINING,
