@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_dsrl
 
-An update is what `SAC.train(1)` does: batch from the replay, temperature, critics, actor, target. The first figure is the project's
+An update is one of those of `SAC.train(20)` and `DSRL.train` at utd 20: batch from the replay, temperature, critics, actor, target. The first figure is the project's
 way of working, five seeds side by side, per seed; the others say what is left of it for one seed alone. Time on the wall, torch's own
 number of threads: other programs on the machine disturb it.
 """
@@ -50,12 +50,8 @@ def our_updates(config: DSRLConfig, members: int, updates: int) -> Callable[[], 
     )
     sampling, noise = make_generators(seeds, 2), make_generators(seeds, 3)
 
-    def run() -> None:
-        for batch, first, second in agent._batches(replay, sampling, noise):
-            agent.update(batch, first, second)
-
     assert config.utd == updates
-    return run
+    return lambda: [agent.train(replay, sampling, noise), None][1]
 
 
 def their_updates(config: DSRLConfig, updates: int) -> Callable[[], None]:

@@ -36,11 +36,7 @@ def our_updates(config: IQLConfig, members: int) -> Callable[[], None]:
         randn(g, BATCH, S), 2 * rand(g, BATCH, D) - 1, randn(g, BATCH, S), rand(g, BATCH), 0.99 * torch.ones(members, BATCH)
     )
 
-    def run() -> None:
-        for _ in range(UPDATES):
-            learner.update(batch)
-
-    return run
+    return lambda: [learner.update(*[batch] * UPDATES), None][1]
 
 
 def their_updates(config: IQLConfig) -> Callable[[], None]:

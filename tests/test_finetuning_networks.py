@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from postbc.finetuning.networks import MLP, Critics, select_members
+from postbc.finetuning.networks import Critics, select_members
 from postbc.nn import StackedMLP, make_generators, randn
 
 torch.set_num_threads(1)
 
 
-def make(members: int, activation: type[nn.Module], layer_norm: bool, hidden: tuple[int, ...] = (16, 24)) -> MLP:
-    net = MLP(members, 5, hidden, 3, make_generators([0]), activation, layer_norm).double()
+def make(members: int, activation: type[nn.Module], layer_norm: bool, hidden: tuple[int, ...] = (16, 24)) -> StackedMLP:
+    net = StackedMLP(members, 5, hidden, 3, make_generators([0]), activation, layer_norm).double()
     for k, parameter in enumerate(net.parameters()):
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
     return net
@@ -25,12 +25,15 @@ def make(members: int, activation: type[nn.Module], layer_norm: bool, hidden: tu
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Mish])
 @pytest.mark.parametrize("hidden", [(16, 24), (16,), ()])
-def test_one_node_equals_layer_by_layer(members: int, layer_norm: bool, activation: Any, hidden: tuple[int, ...]) -> None:
+def test_one_node_equals_layer_by_layer(
+    members: int, layer_norm: bool, activation: Any, hidden: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postbc.nn.WIDE", 0)
     net = make(members, activation, layer_norm, hidden)
     x = randn(make_generators(range(members)), 7, 5).double().requires_grad_()
     weight = randn(make_generators(range(members), 1), 7, 3).double()
     wanted = [x, *net.parameters()]
-    plain = StackedMLP.forward(net, x)
+    plain = nn.Sequential.forward(net, x)
     expected = torch.autograd.grad((plain * weight).sum(), wanted)
     found = net(x)
     torch.testing.assert_close(found, plain, atol=1e-12, rtol=1e-10)

@@ -97,8 +97,8 @@ def test_noised_targets_reproduce_the_gaussian_posterior():
     every = torch.arange(count).expand(members, -1)
     training.sampler.draw = lambda batch, generator: every  # full batches: the argmin itself, not SGD around it
     for step in range(config.steps):
-        training.optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / config.steps)
-        training.step()
+        training.optimiser.lr = 0.05 * (1 - step / config.steps)
+        training.train(1)
     mu = ensemble.predict(torch.zeros(1, 1))[:, 0, 0].numpy()
     variance = 1 / (1 / prior**2 + count / sigma**2)
     mean = variance * x.sum() / sigma**2

@@ -12,17 +12,18 @@ Everything is in normalised units and has a leading members axis M: one member a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, adam, copy_into, load_optimizer, step
+from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, copy_into
 from postbc.finetuning.replay import Batch, Replay
+from postbc.members import Adam, each, number_of_parts, split
 from postbc.nn import Generators, polyak, randn
 from postbc.policies.base import NormalizationTensors, Policy
 from postbc.policies.diffusion import DiffusionPolicy
@@ -30,6 +31,7 @@ from postbc.runs import load_tree, save_tree
 
 AGENT_FILE, BASE_POLICY_FILE = "agent.safetensors", "base_policy.safetensors"
 Info = dict[str, Tensor]  # metric name -> (M,)
+STRIDE = 4  # updates in a row of one member
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,21 @@ def distillation_loss(critics: Critics, observation: Tensor, u: Tensor, target: 
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
+class _Played(NamedTuple):
+    """What the actor gives to an update: u and α·log π(u|s), with gradients; both at s' without."""
+
+    u: Tensor
+    soft: Tensor
+    next_u: Tensor
+    next_soft: Tensor
+    info: Info
+
+
+def _merge(infos: Sequence[Info]) -> Info:
+    """The parts' metrics side by side."""
+    return {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
+
+
 class DSRL:
     """The learner: networks, optimisers and the frozen policy.
 
@@ -153,15 +170,18 @@ class DSRL:
         self.config, self.policy, self.members = config, policy, policy.members
         self.action_dim = policy.chunk * policy.action_dim
         self.target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
-        self.networks = networks = Networks(config, policy.observation_dim, self.action_dim, generators)
+        self.networks = Networks(config, policy.observation_dim, self.action_dim, generators)
+        self.parts = split(self.networks, number_of_parts(self.members, config.batch_size, config.hidden))
         self.optimizers = {
-            "actor": adam(list(networks.actor.parameters()), config.lr),
-            "critic": adam(list(networks.critics.parameters()), config.lr),
-            "temperature": adam([networks.log_temperature], config.lr),
+            "actor": Adam([list(part.actor.parameters()) for part in self.parts], config.lr),
+            "critic": Adam([list(part.critics.parameters()) for part in self.parts], config.lr),
+            "temperature": Adam([[part.log_temperature] for part in self.parts], config.lr),
         }
-        if networks.noise_critics is not None:
-            self.optimizers["noise_critic"] = adam(list(networks.noise_critics.parameters()), config.lr)
-        self._online, self._target = list(networks.critics.parameters()), list(networks.target_critics.parameters())
+        if config.variant == "na":
+            noise_critics = [list(part.noise_critics.parameters()) for part in self.parts if part.noise_critics is not None]
+            self.optimizers["noise_critic"] = Adam(noise_critics, config.lr)
+        self._online = [[p.detach() for p in part.critics.parameters()] for part in self.parts]
+        self._target = [list(part.target_critics.parameters()) for part in self.parts]
 
     def denoise(self, observation: Tensor, u: Tensor) -> Tensor:
         """DP(s, magnitude·u): (M, B, S), (M, B, D) -> flattened chunk (M, B, D), no gradient."""
@@ -170,70 +190,94 @@ class DSRL:
             return self.policy.sample(observation, noise=(u.detach() * self.config.action_magnitude).view(shape)).flatten(2)
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Info:
-        """One gradient step of temperature, critics and actor, then the targets, in stable-baselines3's order.
+        """Gradient steps of temperature, critics and actor, then the targets, in stable-baselines3's order. Info of the last.
 
         Args:
-            batch: B transitions a member.
+            batch: `batch_size` transitions a member for each step.
             noise, next_noise: (M, B, D) standard normal, the actor's randomness at s and at s'.
         """
-        networks, config = self.networks, self.config
+        size, parts = self.config.batch_size, len(self.parts)
+        steps = [
+            list(zip(b.divide(parts), first.chunk(parts), second.chunk(parts), strict=True))
+            for b, first, second in zip(batch.split(size), noise.split(size, 1), next_noise.split(size, 1), strict=True)
+        ]
+
+        if self.config.variant == "sac":  # then nothing but a member's own networks takes part
+
+            def work(part: int, k: int) -> Info:
+                played = self._play_actor(part, *steps[k][part])
+                return self._learn(part, steps[k][part][0], played, played.next_u)
+
+            return _merge(each(work, parts, len(steps), STRIDE))
+        for step in steps:
+            infos = self._update_na(step)
+        return _merge(infos)
+
+    def _update_na(self, step: Sequence[tuple[Batch, Tensor, Tensor]]) -> list[Info]:
+        """One step of all parts: they meet in the middle, for the policy denoises for all members at once."""
+        played = each(lambda part, _: self._play_actor(part, *step[part]), len(step))
+        states = torch.cat([batch.next_observation for batch, _, _ in step])
+        chunks = self.denoise(states, torch.cat([p.next_u for p in played])).chunk(len(step))
+        return each(lambda part, _: self._learn(part, step[part][0], played[part], chunks[part]), len(step))
+
+    def _play_actor(self, part: int, batch: Batch, noise: Tensor, next_noise: Tensor) -> _Played:
+        """The actor at s and at s', and the temperature's step."""
+        networks = self.parts[part]
         u, log_prob = networks.actor.sample(batch.observation, noise)
         temperature = networks.log_temperature.detach().exp().unsqueeze(-1)  # before its own step, as in SB3
         info: Info = {"temperature/value": temperature.squeeze(-1)}
-        if config.learn_temperature:
+        if self.config.learn_temperature:
             loss, extra = temperature_loss(networks, log_prob, self.target_entropy)
-            step(self.optimizers["temperature"], loss)
+            self.optimizers["temperature"].step(loss, part)
             info |= extra
-
         with torch.no_grad():
             next_u, next_log_prob = networks.actor.sample(batch.next_observation, next_noise)
-        next_action = next_u if config.variant == "sac" else self.denoise(batch.next_observation, next_u)
-        loss, extra = critic_loss(networks, batch, next_action, temperature * next_log_prob, config.backup)
-        step(self.optimizers["critic"], loss)
-        info |= extra
+        return _Played(u, temperature * log_prob, next_u, temperature * next_log_prob, info)
 
+    def _learn(self, part: int, batch: Batch, played: _Played, next_action: Tensor) -> Info:
+        """Critics, actor, targets."""
+        networks, config = self.parts[part], self.config
+        loss, info = critic_loss(networks, batch, next_action, played.next_soft, config.backup)
+        self.optimizers["critic"].step(loss, part)
         climbed = networks.critics if networks.noise_critics is None else networks.noise_critics
-        loss, extra = actor_loss(climbed, batch.observation, u, temperature * log_prob)
-        step(self.optimizers["actor"], loss)
-        polyak(self._target, self._online, config.tau)
-        return info | extra
+        loss, extra = actor_loss(climbed, batch.observation, played.u, played.soft)
+        self.optimizers["actor"].step(loss, part)
+        polyak(self._target[part], self._online[part], config.tau)
+        return played.info | info | extra
 
     def distill(self, observation: Tensor, noise: Tensor, steps: int = 1) -> Info:
         """`steps` steps of Q^W towards Q(s, DP(s, w)), w = `noise` ~ N(0, I), unclipped; (M, steps·B, S), (M, steps·B, D).
 
         The denoiser and the critics do not change meanwhile, so all targets are made in one pass.
         """
-        critics = self.networks.noise_critics
-        assert critics is not None, "the sac variant has no noise critic"
+        assert self.config.variant == "na", "the sac variant has no noise critic"
+        parts, size = len(self.parts), observation.shape[1] // steps
         u = noise / self.config.action_magnitude
         with torch.no_grad():
             target = self.networks.critics(observation, self.denoise(observation, u))
-        info: Info = {}
-        size = observation.shape[1] // steps
-        for part, part_u, part_target in zip(observation.split(size, 1), u.split(size, 1), target.split(size, 2), strict=True):
-            loss, info = distillation_loss(critics, part, part_u, part_target)
-            step(self.optimizers["noise_critic"], loss)
-        return info
+        states, us, targets = observation.chunk(parts), u.chunk(parts), target.chunk(parts)
+
+        def work(part: int, k: int) -> Info:
+            critics, rows = self.parts[part].noise_critics, slice(k * size, (k + 1) * size)
+            assert critics is not None
+            loss, info = distillation_loss(critics, states[part][:, rows], us[part][:, rows], targets[part][..., rows])
+            self.optimizers["noise_critic"].step(loss, part)
+            return info
+
+        return _merge(each(work, parts, steps, STRIDE))
 
     def train(self, replay: Replay, sampling: Generators, noise: Generators) -> Info:
         """The gradient steps of one vector step: `utd` updates, then (na) `noise_critic_steps` distillations. Info of the last ones."""
         config, info = self.config, {}
-        for batch, first, second in self._batches(replay, sampling, noise):
-            info = self.update(batch, first, second)
+        if config.utd:
+            total = config.utd * config.batch_size  # drawn at once: one gather, one draw of noise a vector step
+            fresh = randn(noise, 2, total, self.action_dim)
+            info = self.update(replay.sample(sampling, total), fresh[:, 0], fresh[:, 1])
         if config.variant == "na" and config.noise_critic_steps:
             total = config.noise_critic_steps * config.batch_size
-            fresh = replay.sample(sampling, total).observation
-            info |= self.distill(fresh, randn(noise, total, self.action_dim), config.noise_critic_steps)
+            states = replay.sample(sampling, total).observation
+            info |= self.distill(states, randn(noise, total, self.action_dim), config.noise_critic_steps)
         return info
-
-    def _batches(self, replay: Replay, sampling: Generators, noise: Generators) -> Iterator[tuple[Batch, Tensor, Tensor]]:
-        config = self.config
-        if not config.utd:
-            return
-        total = config.utd * config.batch_size  # drawn at once: one gather, one draw of noise a vector step
-        fresh = randn(noise, 2, total, self.action_dim)
-        noises = fresh[:, 0].split(config.batch_size, 1), fresh[:, 1].split(config.batch_size, 1)
-        yield from zip(replay.sample(sampling, total).split(config.batch_size), *noises, strict=True)
 
     # -- act -------------------------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -260,14 +304,14 @@ class DSRL:
         """Parameters and optimiser moments."""
         return {
             "networks": self.networks.state_dict(),
-            "optimizers": {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, state["optimizers"][name])
+            optimizer.load_state_dict(state["optimizers"][name])
 
 
 def make_actor(config: DSRLConfig, policy: Policy) -> TanhGaussianActor:

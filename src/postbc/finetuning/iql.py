@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, Values, adam, copy_into, load_optimizer, step
+from postbc.finetuning.networks import Activation, Critics, Values, copy_into
 from postbc.finetuning.replay import Batch, Replay
+from postbc.members import Adam, each, number_of_parts, split
 from postbc.nn import Generators, polyak
 
 Info = dict[str, Tensor]  # metric name -> (M,)
-BLOCK = 32  # steps whose batches are drawn and gathered at once
+BLOCK, STRIDE = 32, 8  # steps whose batches are drawn and gathered at once; steps in a row of one member
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,29 @@ class IQL:
 
     def __init__(self, config: IQLConfig, observation_dim: int, action_dim: int, generators: Generators) -> None:
         self.config = config
-        self.networks = networks = Networks(config, observation_dim, action_dim, generators)
+        self.networks = Networks(config, observation_dim, action_dim, generators)
+        parts = number_of_parts(len(generators), config.batch_size, max(config.hidden, default=0))
+        self.parts = split(self.networks, parts)
         self.optimizers = {
-            "value": adam(list(networks.values.parameters()), config.lr),
-            "critic": adam(list(networks.critics.parameters()), config.lr),
+            "value": Adam([list(part.values.parameters()) for part in self.parts], config.lr),
+            "critic": Adam([list(part.critics.parameters()) for part in self.parts], config.lr),
         }
-        self._online, self._target = list(networks.critics.parameters()), list(networks.target_critics.parameters())
+        self._online = [[p.detach() for p in part.critics.parameters()] for part in self.parts]
+        self._target = [list(part.target_critics.parameters()) for part in self.parts]
 
-    def update(self, batch: Batch) -> Info:
-        """One step each of V, then Q, then the target (the order of the authors' code, its actor left out)."""
-        loss, info = value_loss(self.networks, batch, self.config.expectile, self.config.value_targets)
-        step(self.optimizers["value"], loss)
-        loss, extra = critic_loss(self.networks, batch)
-        step(self.optimizers["critic"], loss)
-        polyak(self._target, self._online, self.config.tau)
+    def update(self, *batches: Batch) -> Info:
+        """For each batch one step of V, then Q, then the target (the authors' order, their actor left out). Info of the last."""
+        divided = [batch.divide(len(self.parts)) for batch in batches]
+        infos = each(lambda part, k: self._update(part, divided[k][part]), len(self.parts), len(batches), STRIDE)
+        return {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
+
+    def _update(self, part: int, batch: Batch) -> Info:
+        networks, config = self.parts[part], self.config
+        loss, info = value_loss(networks, batch, config.expectile, config.value_targets)
+        self.optimizers["value"].step(loss, part)
+        loss, extra = critic_loss(networks, batch)
+        self.optimizers["critic"].step(loss, part)
+        polyak(self._target[part], self._online[part], config.tau)
         return info | extra
 
     def train(self, data: Replay, steps: int, sampling: Generators) -> Info:
@@ -139,18 +149,17 @@ class IQL:
         info: Info = {}
         for done in range(0, steps, BLOCK):
             block = min(BLOCK, steps - done)
-            for batch in data.sample(sampling, block * self.config.batch_size).split(self.config.batch_size):
-                info = self.update(batch)
+            info = self.update(*data.sample(sampling, block * self.config.batch_size).split(self.config.batch_size))
         return info
 
     # -- state -----------------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Parameters and optimiser moments."""
-        optimizers = {name: optimizer.state_dict()["state"] for name, optimizer in self.optimizers.items()}
+        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
         return {"networks": self.networks.state_dict(), "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
-            load_optimizer(optimizer, state["optimizers"][name])
+            optimizer.load_state_dict(state["optimizers"][name])

@@ -33,6 +33,11 @@ class Batch:
         parts = zip(*(getattr(self, name).split(size, 1) for name in self.__dataclass_fields__), strict=True)
         return [Batch(*part) for part in parts]
 
+    def divide(self, parts: int) -> list[Batch]:
+        """Batches of consecutive members, equally many each."""
+        shares = zip(*(getattr(self, name).chunk(parts) for name in self.__dataclass_fields__), strict=True)
+        return [Batch(*share) for share in shares]
+
 
 class Replay:
     """Ring buffer of `capacity` transitions a member; memory is taken from the system only as it fills.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from postbc.demonstrations.chunks import Windows
 from postbc.demonstrations.normalization import Normalization
 from postbc.errors import InputError
+from postbc.members import Adam, each, number_of_parts, split
 from postbc.nn import StackedMLP, generator_states, make_generators, set_generator_states
 from postbc.posterior.bootstrap import BootstrapSampler, bootstrap_counts
 from postbc.posterior.factor import Factor
@@ -20,6 +22,7 @@ from postbc.progress import progress
 from postbc.runs import Run, load_tree, save_tree
 
 FORMAT = 1
+BLOCK = 20  # steps of one member in a row
 MINIMUM_LOG_STD, MAXIMUM_LOG_STD = -5.0, 2.0
 
 
@@ -61,8 +64,8 @@ class EnsembleConfig:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX); elsewhere it would be emulated, slowly."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    """Whether this processor multiplies bfloat16 matrices in hardware (AMX, AVX512_BF16); elsewhere it would be emulated, slowly."""
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
 
 
 class Ensemble(nn.Module):
@@ -88,7 +91,10 @@ class Ensemble(nn.Module):
 
     def loss(self, observation: Tensor, target: Tensor) -> Tensor:
         """(K, B, S), (K, B, D) -> (K,): squared error, or negative log-likelihood, averaged over batch and dimensions."""
-        output = self.network(observation)
+        return self.loss_of(self.network(observation), target)
+
+    def loss_of(self, output: Tensor, target: Tensor) -> Tensor:
+        """:meth:`loss` of the network's output, of any number of members."""
         if self.config.likelihood == "mse":
             return (output - target).square().mean((1, 2))
         mean, log_std = output.split(self.dim, -1)
@@ -110,7 +116,9 @@ class Ensemble(nn.Module):
 
 
 class EnsembleTraining:
-    """Trains an ensemble step by step; `state`/`load_state` make it resumable bit for bit.
+    """Trains an ensemble; `state`/`load_state` make it resumable bit for bit.
+
+    Wide members are trained one by one, several steps in a row (:mod:`postbc.members`), narrow ones as one stack.
 
     Args:
         ensemble: its parameters are trained in place.
@@ -130,34 +138,43 @@ class EnsembleTraining:
         if config.target_noise > 0:  # drawn once: each member regresses on its own noised copy of the data set
             shape = (config.ensemble_size, *self.targets.shape)
             self.noise = torch.randn(shape, generator=resample) * config.target_noise
-        self.parameters = list(ensemble.parameters())
-        self.anchor = [p.detach().clone() for p in self.parameters] if config.prior_weight > 0 else None
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
+        self.parts = split(ensemble.network, number_of_parts(config.ensemble_size, config.batch_size, config.hidden))
+        parameters = [list(part.parameters()) for part in self.parts]
+        self.anchor = [p.detach().clone() for p in ensemble.parameters()] if config.prior_weight > 0 else None
+        self.optimiser = Adam(parameters, config.learning_rate)
         self.data = make_generators([seed], stream=2)
         self.reduced = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16())
 
-    def step(self) -> Tensor:
-        """One gradient step of every member; returns their losses (K,)."""
-        index = self.sampler.draw(self.config.batch_size, self.data[0])
-        target = self.targets[index]
+    def train(self, steps: int) -> Tensor:
+        """`steps` gradient steps of every member; returns their losses at the last one (K,)."""
+        losses = torch.zeros(self.config.ensemble_size)
+        for done in range(0, steps, BLOCK):
+            block = min(BLOCK, steps - done)
+            index = torch.stack([self.sampler.draw(self.config.batch_size, self.data[0]) for _ in range(block)])
+            losses = torch.cat(each(partial(self._step, index.chunk(len(self.parts), 1)), len(self.parts), block, block))
+        return losses
+
+    def _step(self, index: Sequence[Tensor], part: int, step: int) -> Tensor:
+        rows = index[part][step]  # (k, B)
+        target = self.targets[rows]
         if self.noise is not None:
-            target = target + self.noise.gather(1, index.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
+            noise = self.noise.chunk(len(self.parts))[part]
+            target = target + noise.gather(1, rows.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
-            losses = self.ensemble.loss(self.observations[index], target)
-        total = losses.sum()
+            losses = self.ensemble.loss_of(self.parts[part](self.observations[rows]), target)
+        total = losses
         if self.anchor is not None:  # Σ_t‖·‖² + λ‖θ − θ₀‖² over N windows and D dimensions, as the loss is their mean
-            pull = sum(((p - a).square().sum() for p, a in zip(self.parameters, self.anchor)), torch.zeros(()))
-            total = total + self.config.prior_weight / self.targets.numel() * pull
-        self.optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+            anchor = (a.chunk(len(self.parts))[part] for a in self.anchor)
+            pull = sum(((p - a).square().flatten(1).sum(1) for p, a in zip(self.parts[part].parameters(), anchor)), losses * 0)
+            total = losses + self.config.prior_weight / self.targets.numel() * pull
+        self.optimiser.step(total, part)
         return losses.detach()
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the remaining steps (bootstrap and noise follow from the seed)."""
         return {
             "parameters": dict(self.ensemble.named_parameters()),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": {"state": self.optimiser.state_dict()},
             "data": generator_states(self.data),
             **({"anchor": self.anchor} if self.anchor is not None else {}),
         }
@@ -165,7 +182,7 @@ class EnsembleTraining:
     def load_state(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         self.ensemble.load_state_dict(state["parameters"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser.load_state_dict(state["optimiser"]["state"])
         set_generator_states(self.data, state["data"])
         self.anchor = state.get("anchor")
 
@@ -269,10 +286,12 @@ def fit_ensemble(
         start = found[0]
         training.load_state(found[1])
     with progress(f"posterior, seed {seed}: {config.ensemble_size} members", config.steps, start) as bar:
-        for step in range(start + 1, config.steps + 1):
-            losses = training.step()
+        step = start
+        while step < config.steps:
+            block = min(BLOCK, config.steps - step, checkpoint_every - step % checkpoint_every)
+            losses, step = training.train(block), step + block
             if run and (step % checkpoint_every == 0 or step == config.steps):
                 run.log(step, {"ensemble/loss": losses.mean().item(), "ensemble/loss_max": losses.max().item()})
                 run.save(step, training.state())
-            bar.advance(loss=losses)
+            bar.advance(block, loss=losses)
     return ensemble.eval().requires_grad_(False)
