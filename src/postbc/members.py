@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,7 +132,7 @@ class Chain(torch.autograd.Function):
             inputs, mine = x[m], layers[m]
             if dtype != x.dtype:
                 inputs, mine = inputs.to(dtype), [p.to(dtype) for p in mine]
-            saved = _forward(inputs, tanh, eps, mine, output[m])
+            saved = _forward(inputs, tanh, eps, mine, output[m], keep)
             return [inputs, *mine, *saved] if keep else []
 
         kept = each(work, len(x))
@@ -168,35 +169,44 @@ def per_member(tensors: Sequence[Tensor], eps: float | None) -> Layers:
     return list(zip(*views, strict=True))
 
 
-def _forward(x: Tensor, tanh: bool, eps: float | None, parameters: Sequence[Tensor], output: Tensor) -> list[Tensor]:
-    """Fill `output` (B, o); returns each hidden layer's output, with LayerNorm [linear, mean, rstd] before it.
+def _forward(
+    x: Tensor, tanh: bool, eps: float | None, parameters: Sequence[Tensor], output: Tensor, keep: bool
+) -> list[Tensor]:
+    """Fill `output` (B, o); returns (`keep`) each hidden layer's output, with LayerNorm [linear, mean, rstd] before it.
 
     tanh(z) is computed as 2·σ(2z) − 1, which takes a third of the time of torch's tanh and differs by at most its rounding at 1.
     """
     saved: list[Tensor] = []
     per_layer, twice = (2 if eps is None else 4), 2 if tanh else 1
     for k in range(0, len(parameters) - 2, per_layer):
+        hidden = _take(len(x), parameters[k].shape[1], x.dtype)
         if eps is None:
-            x = torch.addmm(parameters[k + 1], x, parameters[k], beta=twice, alpha=twice)
+            torch.addmm(parameters[k + 1], x, parameters[k], beta=twice, alpha=twice, out=hidden)
+            before = hidden
         else:
-            linear = torch.addmm(parameters[k + 1], x, parameters[k])
+            linear = torch.addmm(parameters[k + 1], x, parameters[k], out=hidden)
             gain, shift = parameters[k + 2], parameters[k + 3]
-            x, mean, rstd = torch.native_layer_norm(linear, gain.shape, gain * twice, shift * twice, eps)
-            saved += [linear, mean, rstd]
-        x = x.sigmoid_().mul_(2).sub_(1) if tanh else x.relu_()
+            before, mean, rstd = torch.native_layer_norm(linear, gain.shape, gain * twice, shift * twice, eps)
+            if keep:
+                saved += [linear, mean, rstd]
+                hidden = _take(*linear.shape, x.dtype)
+        x = torch.sigmoid(before, out=hidden).mul_(2).sub_(1) if tanh else torch.clamp_min(before, 0, out=hidden)
         saved.append(x)
     if x.dtype == output.dtype:
         torch.addmm(parameters[-1], x, parameters[-2], out=output)
     else:
         output.copy_(torch.addmm(parameters[-1], x, parameters[-2]))
-    return saved
+    if keep:
+        return saved
+    _give(*saved)
+    return []
 
 
 def _backward(
     gradient: Tensor, x: Tensor, saved: Sequence[Tensor], tanh: bool, eps: float | None, parameters: Sequence[Tensor],
     gradients: Sequence[Tensor], inner: Tensor | None,
 ) -> None:  # fmt: skip
-    """Fill `gradients` (of the parameters; may be empty) and `inner` (of x; may be None)."""
+    """Fill `gradients` (of the parameters; may be empty) and `inner` (of x; may be None); gives back `saved`."""
     per_layer, per_saved = (2, 1) if eps is None else (4, 4)
     for k in range(len(parameters) - 2, -1, -per_layer):
         layer = k // per_layer
@@ -207,22 +217,46 @@ def _backward(
         if not layer:
             if inner is not None:
                 _product(gradient, parameters[k].t(), inner)
-            return
-        gradient = torch.mm(gradient, parameters[k].t())
+            break
+        above, gradient = gradient, torch.mm(gradient, parameters[k].t(), out=_take(*before.shape, before.dtype))
+        if eps is None and layer < len(saved):
+            _give(above)
         if tanh:
             tanh_backward(gradient, before, grad_input=gradient)
         else:
             threshold_backward(gradient, before, 0, grad_input=gradient)
+        _give(before)
         if eps is not None:
             linear, mean, rstd = saved[(layer - 1) * per_saved : (layer - 1) * per_saved + 3]
             at = k - per_layer + 2  # gain and shift of the layer below
-            gain, wanted = parameters[at], bool(gradients)
+            gain, wanted, inwards = parameters[at], bool(gradients), gradient
             gradient, of_gain, of_shift = layer_norm_backward(
-                gradient, linear, gain.shape, mean, rstd, gain, parameters[at + 1], [True, wanted, wanted]
+                inwards, linear, gain.shape, mean, rstd, gain, parameters[at + 1], [True, wanted, wanted]
             )
+            _give(inwards, linear)
             if wanted:
                 gradients[at].copy_(of_gain)
                 gradients[at + 1].copy_(of_shift)
+    if eps is None and saved:
+        _give(gradient)
+
+
+_scratch = threading.local()  # the thread's (shape, dtype) -> tensors: memory used a moment ago is still in the cache
+
+
+def _take(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """A tensor with anything in it; :func:`_give` it back, or leave it to the garbage collector."""
+    free = _scratch.__dict__.get((rows, width, dtype))
+    return free.pop() if free and not torch.is_inference_mode_enabled() else torch.empty(rows, width, dtype=dtype)
+
+
+def _give(*tensors: Tensor) -> None:
+    if torch.is_inference_mode_enabled():
+        return
+    if len(_scratch.__dict__) > 16:  # sizes that vary
+        _scratch.__dict__.clear()
+    for tensor in tensors:
+        _scratch.__dict__.setdefault((*tensor.shape, tensor.dtype), []).append(tensor)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
