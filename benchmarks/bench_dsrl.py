@@ -2,9 +2,9 @@
 
     python -m benchmarks.bench_dsrl
 
-An update is one of those of `SAC.train(20)` and `DSRL.train` at utd 20: batch from the replay, temperature, critics, actor, target. The first figure is the project's
-way of working, five seeds side by side, per seed; the others say what is left of it for one seed alone. Time on the wall, torch's own
-number of threads: other programs on the machine disturb it.
+An update is one of those of `SAC.train(20)` and of `DSRL.train` at utd 20: batch from the replay, temperature, critics, actor, target.
+The first figure is the project's way of working, five seeds side by side, per seed; the others say what is left of it for one seed
+alone. Time on the wall, torch's own number of threads: other programs on the machine disturb it.
 """
 
 from __future__ import annotations

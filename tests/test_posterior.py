@@ -124,6 +124,70 @@ def test_gaussian_likelihood_is_torchs():
     torch.testing.assert_close(ensemble.loss(s, y), expected)
 
 
+@pytest.mark.parametrize("likelihood", ["mse", "gaussian"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_members_alone_equal_torchs_networks_and_adam(monkeypatch, likelihood, threads):
+    monkeypatch.setattr("postbc.members.WIDE", 0)
+    monkeypatch.setattr("postbc.nn.WIDE", 0)
+    data, steps = windows(), 25
+    config = EnsembleConfig(
+        ensemble_size=3, hidden=16, layers=2, batch_size=8, learning_rate=1e-2, likelihood=likelihood, target_noise=0.1,
+        prior_weight=0.3, precision="float32",
+    )  # fmt: skip
+    ensemble = Ensemble(config, 3, 2, 2, torch.Generator().manual_seed(0))
+    training = EnsembleTraining(ensemble, data, seed=1)
+    assert len(training.parts) == 3
+    networks = []
+    for m in range(3):
+        layers = []
+        for layer in ensemble.network:
+            layers.append(torch.nn.ReLU())
+            if hasattr(layer, "weight"):
+                layers[-1] = torch.nn.Linear(*layer.weight.shape[1:])
+                layers[-1].weight.data, layers[-1].bias.data = (
+                    layer.weight[m].detach().T.clone(),
+                    layer.bias[m, 0].detach().clone(),
+                )
+        networks.append(torch.nn.Sequential(*layers))
+    first = [[p.detach().clone() for p in network.parameters()] for network in networks]
+    generator, before = training.data[0].clone_state(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    training.train(steps)
+    torch.set_num_threads(before)
+    index = torch.stack([training.sampler.draw(8, generator) for _ in range(steps)])
+    for m, network in enumerate(networks):
+        optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
+        for rows in index[:, m]:
+            target = training.targets[rows] + training.noise[m, rows]
+            loss = ensemble.loss_of(network(training.observations[rows])[None], target[None]).sum()
+            for p, anchor in zip(network.parameters(), first[m]):
+                loss = loss + 0.3 / training.targets.numel() * (p - anchor).square().sum()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        for layer, linear in zip(list(ensemble.network)[::2], list(network)[::2]):
+            torch.testing.assert_close(layer.weight[m], linear.weight.T, atol=2e-4, rtol=1e-3)
+            torch.testing.assert_close(layer.bias[m, 0], linear.bias, atol=2e-4, rtol=1e-3)
+
+
+def test_wide_members_resume_to_the_bit_on_any_number_of_threads():
+    data, config = windows(), EnsembleConfig(ensemble_size=3, hidden=64, layers=2, batch_size=256)
+    before, found = torch.get_num_threads(), []
+    for threads, blocks in ((1, (7,)), (2, (7,)), (2, (3, 4))):
+        torch.set_num_threads(threads)
+        ensemble = Ensemble(config, 3, 2, 2, torch.Generator().manual_seed(0))
+        training = EnsembleTraining(ensemble, data, seed=1)
+        for block in blocks:
+            state = {k: v for k, v in training.state().items()}
+            training = EnsembleTraining(ensemble, data, seed=1)
+            training.load_state(state)
+            training.train(block)
+        found.append(torch.cat([p.detach().flatten() for p in ensemble.parameters()]))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 def test_uncertain_where_there_are_no_data():
     data = windows(6, 30)
     config = EnsembleConfig(ensemble_size=12, hidden=32, steps=500, batch_size=64, learning_rate=3e-3)

@@ -179,7 +179,7 @@ def _forward(
     saved: list[Tensor] = []
     per_layer, twice = (2 if eps is None else 4), 2 if tanh else 1
     for k in range(0, len(parameters) - 2, per_layer):
-        hidden = _take(len(x), parameters[k].shape[1], x.dtype)
+        hidden = _take((len(x), parameters[k].shape[1]), x.dtype)
         if eps is None:
             torch.addmm(parameters[k + 1], x, parameters[k], beta=twice, alpha=twice, out=hidden)
             before = hidden
@@ -189,7 +189,7 @@ def _forward(
             before, mean, rstd = torch.native_layer_norm(linear, gain.shape, gain * twice, shift * twice, eps)
             if keep:
                 saved += [linear, mean, rstd]
-                hidden = _take(*linear.shape, x.dtype)
+                hidden = _take(linear.shape, x.dtype)
         x = torch.sigmoid(before, out=hidden).mul_(2).sub_(1) if tanh else torch.clamp_min(before, 0, out=hidden)
         saved.append(x)
     if x.dtype == output.dtype:
@@ -218,7 +218,7 @@ def _backward(
             if inner is not None:
                 _product(gradient, parameters[k].t(), inner)
             break
-        above, gradient = gradient, torch.mm(gradient, parameters[k].t(), out=_take(*before.shape, before.dtype))
+        above, gradient = gradient, torch.mm(gradient, parameters[k].t(), out=_take(before.shape, before.dtype))
         if eps is None and layer < len(saved):
             _give(above)
         if tanh:
@@ -241,22 +241,29 @@ def _backward(
         _give(gradient)
 
 
-_scratch = threading.local()  # the thread's (shape, dtype) -> tensors: memory used a moment ago is still in the cache
+class _Scratch(threading.local):
+    """Each thread's tensors that are not in use: memory that was written a moment ago is still in the cache."""
+
+    def __init__(self) -> None:
+        self.free: dict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = {}
 
 
-def _take(rows: int, width: int, dtype: torch.dtype) -> Tensor:
+_scratch = _Scratch()
+
+
+def _take(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """A tensor with anything in it; :func:`_give` it back, or leave it to the garbage collector."""
-    free = _scratch.__dict__.get((rows, width, dtype))
-    return free.pop() if free and not torch.is_inference_mode_enabled() else torch.empty(rows, width, dtype=dtype)
+    free = _scratch.free.get((tuple(shape), dtype))
+    return free.pop() if free and not torch.is_inference_mode_enabled() else torch.empty(shape, dtype=dtype)
 
 
 def _give(*tensors: Tensor) -> None:
-    if torch.is_inference_mode_enabled():
+    if torch.is_inference_mode_enabled():  # such tensors cannot be used in training
         return
-    if len(_scratch.__dict__) > 16:  # sizes that vary
-        _scratch.__dict__.clear()
+    if len(_scratch.free) > 16:  # sizes that vary
+        _scratch.free.clear()
     for tensor in tensors:
-        _scratch.__dict__.setdefault((*tensor.shape, tensor.dtype), []).append(tensor)
+        _scratch.free.setdefault((tuple(tensor.shape), tensor.dtype), []).append(tensor)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
