@@ -144,6 +144,8 @@ class Chain(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.layout is None:
+            raise RuntimeError("a chain is differentiated once: its memory has been given back")
         tanh, eps, dtype, own, count, shapes = ctx.layout
         everything, members = ctx.saved_tensors, len(gradient)
         share, wanted = len(everything) // members, any(ctx.needs_input_grad[5:])  # of the parameters: all or none
@@ -158,6 +160,7 @@ class Chain(torch.autograd.Function):
             )
 
         each(work, members)
+        ctx.layout = None
         nothing: list[Tensor | None] = [None] * len(shapes)
         return inner, None, None, None, None, *(gradients if wanted else nothing)
 

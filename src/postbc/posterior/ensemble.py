@@ -155,17 +155,17 @@ class EnsembleTraining:
         return losses
 
     def _step(self, index: Sequence[Tensor], part: int, step: int) -> Tensor:
-        rows = index[part][step]  # (k, B)
+        rows, share = index[part][step], self.config.ensemble_size // len(self.parts)  # (k, B)
+        members = slice(part * share, (part + 1) * share)
         target = self.targets[rows]
         if self.noise is not None:
-            noise = self.noise.chunk(len(self.parts))[part]
-            target = target + noise.gather(1, rows.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
+            target = target + self.noise[members].gather(1, rows.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
             losses = self.ensemble.loss_of(self.parts[part](self.observations[rows]), target)
         total = losses
         if self.anchor is not None:  # Σ_t‖·‖² + λ‖θ − θ₀‖² over N windows and D dimensions, as the loss is their mean
-            anchor = (a.chunk(len(self.parts))[part] for a in self.anchor)
-            pull = sum(((p - a).square().flatten(1).sum(1) for p, a in zip(self.parts[part].parameters(), anchor)), losses * 0)
+            pairs = zip(self.parts[part].parameters(), self.anchor)
+            pull = sum(((p - a[members]).square().flatten(1).sum(1) for p, a in pairs), torch.zeros(share))
             total = losses + self.config.prior_weight / self.targets.numel() * pull
         self.optimiser.step(total, part)
         return losses.detach()
