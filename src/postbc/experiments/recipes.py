@@ -258,7 +258,13 @@ def _robomimic(task: Literal["Lift", "Can", "Square"], finetuner: Finetuner, **v
 LAPTOP_ENSEMBLE = EnsembleConfig(20, hidden=256, steps=2000, batch_size=128, learning_rate=3e-4)
 LAPTOP_PRETRAINING = PretrainingConfig(posterior_weight=1.0, steps=10_000, learning_rate=3e-4)
 LAPTOP_IQL = IQLConfig(steps=15_000, expectile=0.7, discount=0.99)
-LAPTOP_DSRL = DSRLTraining(budget_env_steps=48_000, num_envs=8, initial_steps=6_000, eval_every=16_000, curve_episodes=40)
+# discount, temperature, step size, utd and initial steps: swept on BC (results/lift-laptop/README.md), the same for every method
+LAPTOP_DSRL = DSRLConfig(
+    "sac", hidden=128, layers=2, utd=8, noise_critic_steps=0, lr=6e-4, discount=0.95, first_temperature=0.2
+)
+LAPTOP_DSRL_TRAINING = DSRLTraining(
+    budget_env_steps=64_000, num_envs=8, initial_steps=16_000, eval_every=32_000, curve_episodes=40
+)
 
 
 def _laptop(output: str, **values: Any) -> Recipe:
@@ -269,8 +275,8 @@ def _laptop(output: str, **values: Any) -> Recipe:
         ensemble=LAPTOP_ENSEMBLE,
         policy=DiffusionConfig(hidden=256),
         pretraining=LAPTOP_PRETRAINING,
-        dsrl=DSRLConfig("sac", hidden=128, utd=8, noise_critic_steps=0, first_temperature=0.02),
-        dsrl_training=LAPTOP_DSRL,
+        dsrl=LAPTOP_DSRL,
+        dsrl_training=LAPTOP_DSRL_TRAINING,
         best_of_n=BestOfNConfig(episodes=300, samples=32),
         iql=LAPTOP_IQL,
         jobs=2,
@@ -284,7 +290,7 @@ RECIPES: Mapping[str, Recipe] = {
         "demo", seeds=(0, 1), episodes=100, videos=1, ensemble=replace(LAPTOP_ENSEMBLE, steps=1500),
         pretraining=replace(LAPTOP_PRETRAINING, steps=3000), best_of_n=BestOfNConfig(episodes=200),
         iql=replace(LAPTOP_IQL, steps=5000),
-        dsrl_training=replace(LAPTOP_DSRL, budget_env_steps=16_000, initial_steps=4000),
+        dsrl_training=replace(LAPTOP_DSRL_TRAINING, budget_env_steps=24_000, initial_steps=8000),
     ),
     "lift-laptop": _laptop("lift-laptop"),
     "paper-lift-dsrl": _robomimic("Lift", "dsrl", ensemble_epochs=10_000),
