@@ -26,6 +26,8 @@ tanh_backward = torch.ops.aten.tanh_backward.grad_input
 threshold_backward = torch.ops.aten.threshold_backward.grad_input
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward.default
 
+MINUS_ONE = torch.tensor(-1.0)
+
 WIDE = 2**14  # B·H, rows times width, from which a network is computed alone rather than in a stack
 
 
@@ -189,11 +191,14 @@ def _forward(
         else:
             linear = torch.addmm(parameters[k + 1], x, parameters[k], out=hidden)
             gain, shift = parameters[k + 2], parameters[k + 3]
-            before, mean, rstd = torch.native_layer_norm(linear, gain.shape, gain * twice, shift * twice, eps)
+            before, mean, rstd = torch.native_layer_norm(linear, gain.shape, gain, shift, eps)
+            before = before.add_(before) if tanh else before
             if keep:
                 saved += [linear, mean, rstd]
                 hidden = _take(linear.shape, x.dtype)
-        x = torch.sigmoid(before, out=hidden).mul_(2).sub_(1) if tanh else torch.clamp_min(before, 0, out=hidden)
+        x = torch.sigmoid(before, out=hidden) if tanh else torch.clamp_min(before, 0, out=hidden)
+        if tanh:
+            torch.add(MINUS_ONE, x, alpha=2, out=x)
         saved.append(x)
     if x.dtype == output.dtype:
         torch.addmm(parameters[-1], x, parameters[-2], out=output)
