@@ -130,16 +130,14 @@ class Chain(torch.autograd.Function):
         keep = any(ctx.needs_input_grad)
         output = x.new_empty(*x.shape[:2], layers[0][-1].shape[-1])
 
-        def work(m: int, _: int) -> list[Tensor]:
-            inputs, mine = x[m], layers[m]
+        kept: list[Tensor] = []
+        for inputs, mine, filled in zip(x, layers, output, strict=True):
             if dtype != x.dtype:
                 inputs, mine = inputs.to(dtype), [p.to(dtype) for p in mine]
-            saved = _forward(inputs, tanh, eps, mine, output[m], keep)
-            return [inputs, *mine, *saved] if keep else []
-
-        kept = each(work, len(x))
+            saved = _forward(inputs, tanh, eps, mine, filled, keep)
+            kept += [inputs, *mine, *saved] if keep else []
         if keep:
-            ctx.save_for_backward(*(tensor for member in kept for tensor in member))
+            ctx.save_for_backward(*kept)
             ctx.layout = (tanh, eps, dtype, x.dtype, len(layers[0]), [p.shape for p in parameters])
         return output
 
@@ -155,13 +153,11 @@ class Chain(torch.autograd.Function):
         filled = per_member(gradients, eps) if wanted else [()] * members
         inner = gradient.new_empty(members, *everything[0].shape, dtype=own) if ctx.needs_input_grad[0] else None
 
-        def work(m: int, _: int) -> None:
+        for m in range(members):
             x, *rest = everything[m * share : (m + 1) * share]
             _backward(
                 gradient[m].to(dtype), x, rest[count:], tanh, eps, rest[:count], filled[m], None if inner is None else inner[m]
             )
-
-        each(work, members)
         ctx.layout = None
         nothing: list[Tensor | None] = [None] * len(shapes)
         return inner, None, None, None, None, *(gradients if wanted else nothing)
