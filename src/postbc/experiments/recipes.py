@@ -263,7 +263,7 @@ LAPTOP_DSRL = DSRLConfig(
     "sac", hidden=128, layers=2, utd=8, noise_critic_steps=0, lr=6e-4, discount=0.95, first_temperature=0.2
 )
 LAPTOP_DSRL_TRAINING = DSRLTraining(
-    budget_env_steps=64_000, num_envs=8, initial_steps=16_000, eval_every=32_000, curve_episodes=40
+    budget_env_steps=48_000, num_envs=8, initial_steps=16_000, eval_every=24_000, curve_episodes=40
 )
 
 
