@@ -67,7 +67,7 @@ class DSRLConfig:
     target_entropy: float | Literal["auto"] = 0.0
     """Entropy that the temperature aims at; auto: −D."""
     first_temperature: float = 1.0
-    """Entropy coefficient at the start (SB3: 1). About 0.02 learns much faster in short runs."""
+    """Entropy coefficient at the start (SB3: 1). In short runs about 0.2 keeps the actor near the policy while the critics learn."""
     learn_temperature: bool = True
     """Adjust the entropy coefficient (SB3's "auto"); off: it stays at first_temperature."""
     backup: Literal["min", "mean"] = "min"
