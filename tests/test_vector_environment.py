@@ -342,6 +342,31 @@ def test_simulator_states_come_back() -> None:
         env.set_sim_states(states[:, :-1])
 
 
+def test_a_thread_has_one_model_and_a_size_changes_nothing_else_in_it() -> None:
+    import mujoco
+
+    from postbc.environments import episodes
+
+    def values(model: mujoco.MjModel) -> dict[str, np.ndarray]:
+        named = {f"stat.{name}": np.array(getattr(model.stat, name)) for name in dir(model.stat) if name[0] != "_"}
+        arrays = ((name, getattr(model, name)) for name in dir(model) if name[0] != "_")
+        return named | {name: a.copy() for name, a in arrays if isinstance(a, np.ndarray)}
+
+    env = make("Lift", 4, num_threads=2)
+    env.reset(seed=0)
+    a, b = values(env.simulations[0].model), values(env.simulations[1].model)
+    assert env.simulations[0].model is env.simulations[3].model  # in one thread
+    sized = {*episodes.SIZED, *(f"stat.{name}" for name in episodes.SIZED_STATISTICS)}
+    numbers = {name for name in a if a[name].dtype.kind in "fiub"}
+    assert {name for name in numbers if not np.array_equal(a[name], b[name], equal_nan=True)} == sized
+    again = values(env.simulations[0].model)  # after another simulation's turn
+    assert all(np.array_equal(a[name], again[name], equal_nan=True) for name in numbers)
+    alone = make("Lift", 1)
+    alone.reset(options={"seeds": [int(env.reset(seed=0)[1]["episode_seed"][0])]})
+    fresh = values(alone.simulations[0].model)  # written by one resize instead of several
+    assert all(np.array_equal(a[name], fresh[name], equal_nan=True) for name in numbers)
+
+
 def test_the_model_can_be_compiled_again(lift: RobosuiteVectorEnv) -> None:
     import mujoco
 

@@ -8,6 +8,8 @@ cube, is written into the compiled model.
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -147,6 +149,59 @@ def resize_cube(env: Any, model: mujoco.MjModel, data: mujoco.MjData, size: Floa
     model.body_inertia[body] = mass / 3.0 * (float(size @ size) - size**2)
     model.body_iquat[body] = (1.0, 0.0, 0.0, 0.0)
     mujoco.mj_setConst(model, data)
+
+
+#: What `resize_cube` changes in a model, and in its statistics.
+SIZED = ("body_inertia", "body_invweight0", "body_mass", "body_subtreemass", "cam_poscom0", "dof_M0", "dof_invweight0", "geom_aabb",
+         "geom_rbound", "geom_size", "light_poscom0")  # fmt: skip
+SIZED_STATISTICS = ("meaninertia", "meanmass", "meansize")
+
+Cube = list[Floats]  # the values of SIZED and SIZED_STATISTICS for one size
+
+
+class Models:
+    """The compiled model that each thread steps with.
+
+    Episodes of Lift differ in the cube, and so in a thousand of the numbers of a model of 73 MB. Each thread has one copy, which becomes the
+    model of whatever simulation it works on; tasks whose episodes do not differ share one model.
+
+    Attributes:
+        shared: robosuite's own, never changed.
+        cube: its cube; empty for another task.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env, self.shared = env, env.sim.model._model
+        self.cube = self._cube(self.shared) if resizes(env) else []
+        self._threads = threading.local()
+
+    def of(self, cube: Cube) -> mujoco.MjModel:
+        """This thread's model with `cube`, until it is asked for another."""
+        if not resizes(self.env):
+            return self.shared
+        mine = self._threads
+        if not hasattr(mine, "model"):
+            mine.model, mine.cube = copy.copy(self.shared), self.cube
+            mine.views = [getattr(mine.model, name) for name in SIZED]
+        if mine.cube is not cube:
+            for view, values in zip(mine.views, cube):
+                view[...] = values
+            for name, value in zip(SIZED_STATISTICS, cube[-1]):
+                setattr(mine.model.stat, name, value)
+            mine.cube = cube
+        return mine.model
+
+    def resized(self, data: mujoco.MjData, size: Floats) -> Cube:
+        """A cube with the half edges `size` (3,); :func:`resize_cube`. Overwrites `data`."""
+        model = self.of(getattr(self._threads, "cube", self.cube))
+        resize_cube(self.env, model, data, size)
+        self._threads.cube = self._cube(model)
+        return self._threads.cube
+
+    @staticmethod
+    def _cube(model: mujoco.MjModel) -> Cube:
+        statistics = np.array([getattr(model.stat, name) for name in SIZED_STATISTICS])
+        return [*(getattr(model, name).copy() for name in SIZED), statistics]
 
 
 def cube_size(env: Any, model: mujoco.MjModel) -> Floats:

@@ -173,6 +173,11 @@ class NativeControl:
         watch(self.data)
         self.read_controller()
 
+    def use(self, model: mujoco.MjModel) -> None:
+        """Step with this copy of the model from now on."""
+        if model is not self.model:
+            self.model, self.physics = model, self.physics._replace(model=model._address)
+
     def read_controller(self) -> None:
         """Take goal, rest posture and gripper from the environment's own controller."""
         robot = self.env.robots[0]

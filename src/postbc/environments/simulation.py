@@ -6,9 +6,8 @@ environment uses something that is not compiled.
 
 from __future__ import annotations
 
-import copy
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import mujoco
@@ -69,10 +68,10 @@ def _physics_state(simulation: Simulation) -> dict[str, Any]:
     return {"physics": physics, "cube_size": cube_size, "observation": simulation.observation.copy()}
 
 
-def _set_physics_state(simulation: Simulation, state: Mapping[str, Any]) -> None:
-    model, data = simulation.model, simulation.data
+def _set_physics_state(simulation: Simulation, state: Mapping[str, Any], resize_cube: Callable[[Floats], None]) -> None:
     if len(state["cube_size"]):
-        episodes.resize_cube(simulation.env, model, data, np.array(state["cube_size"], float))
+        resize_cube(np.array(state["cube_size"], float))
+    model, data = simulation.model, simulation.data
     mujoco.mj_resetData(model, data)
     physics = np.array(state["physics"], float)
     mujoco.mj_setState(model, data, physics, WHOLE_STATE)
@@ -104,20 +103,19 @@ def run_chunk(
 
 
 class NativeSimulation:
-    """A simulation driven by the compiled loop; many share one robosuite environment object, and its model if they can."""
+    """A simulation driven by the compiled loop; many share one robosuite environment object, and the models (one a thread)."""
 
-    def __init__(self, task: Task, env: Any) -> None:
-        self.task, self.env = task, env
-        shared = env.sim.model._model  # 70 MB, most of it meshes; copied only where episodes change it
-        self._model = copy.copy(shared) if episodes.resizes(env) else shared
-        self._data = mujoco.MjData(self._model)
+    def __init__(self, task: Task, env: Any, models: episodes.Models) -> None:
+        self.task, self.env, self._models, self._cube = task, env, models, models.cube
+        self._data = mujoco.MjData(models.shared)
         self.observation = np.zeros(task.observation_dim)
         self.control = NativeControl(env, self.model, self.data)
         self.sensors = SENSORS[task.robosuite_name](env)
 
     @property
     def model(self) -> mujoco.MjModel:
-        return self._model
+        """For use at once, and in this thread: it becomes the model of the simulation that is asked next."""
+        return self._models.of(self._cube)
 
     @property
     def data(self) -> mujoco.MjData:
@@ -126,9 +124,12 @@ class NativeSimulation:
     def reset(self, seed: int) -> None:
         state = episodes.draw(self.env, seed)
         if state.size is not None:
-            episodes.resize_cube(self.env, self.model, self.data, state.size)
+            self._resize_cube(state.size)
         episodes.put(self.env, self.model, self.data, state)
         self._begin()
+
+    def _resize_cube(self, size: Floats) -> None:
+        self._cube = self._models.resized(self.data, size)
 
     def _begin(self) -> None:
         watch(self.data)
@@ -137,6 +138,7 @@ class NativeSimulation:
 
     def run(self, actions: Floats, until_solved: bool, successes: Bools) -> tuple[int, bool]:
         control = self.control
+        control.use(self.model)
         steps, failed = run_chunk(
             control.physics, control.controller, self.sensors, actions, until_solved, successes, self.observation
         )
@@ -159,7 +161,7 @@ class NativeSimulation:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        _set_physics_state(self, state)
+        _set_physics_state(self, state, self._resize_cube)
         goal = self.control.controller.goal
         goal.position[:], goal.orientation[:], goal.rest[:] = state["goal_position"], state["goal_orientation"], state["rest"]
         self.control.controller.fingers[:] = state["fingers"]
@@ -232,7 +234,7 @@ class RobosuiteSimulation:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """As above; also takes a `NativeSimulation`'s state, so that the two can be compared from anywhere."""
-        _set_physics_state(self, state)
+        _set_physics_state(self, state, lambda size: episodes.resize_cube(self.env, self.model, self.data, size))
         controller, gripper = self.env.robots[0].controller, self.env.robots[0].gripper
         for name, value in state.get("cached", {"new_update": True}).items():
             setattr(controller, name, bool(value) if name == "new_update" else np.array(value))

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from postbc.environments import robosuite
-from postbc.environments.episodes import unsupported_reset
+from postbc.environments.episodes import Models, unsupported_reset
 from postbc.environments.native_control import unsupported
 from postbc.environments.rendering import Renderer
 from postbc.environments.robosuite import CONTROL_FREQ, TASKS, Task
@@ -312,7 +312,8 @@ def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[st
         unknown = None if task.robosuite_name in robosuite.SENSORS else "its success check is not compiled"
         reason = unknown or unsupported(env) or unsupported_reset(env)
         if reason is None:
-            return [NativeSimulation(task, env) for _ in range(num_envs)], None
+            models = Models(env)
+            return [NativeSimulation(task, env, models) for _ in range(num_envs)], None
         message = f"{task.name} is stepped by robosuite's own Python, not by the compiled loop: {reason}"
         warnings.warn(message, RuntimeWarning, stacklevel=4)
     else:
