@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kills import in_a_process, kill_and_resume
 from postbc.demonstrations import Demonstrations, Trajectory, write_robomimic
 from postbc.errors import InputError
 from postbc.evaluation import PolicyActor
@@ -254,6 +257,22 @@ def test_a_stage_that_is_interrupted_ends_alike(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def stage(directory: Path) -> None:
+    config = BestOfNConfig(episodes=20, samples=4, eval_episodes=10, checkpoint_seconds=0.0, log_every=10, envs_per_member=5)
+    makers: dict[str, Any] = {"make_env": make_env, "make_evaluation_env": make_evaluation_env, "task": "PointReach"}
+    finetune_best_of_n(
+        ToyPolicy((0, 3)), directory, config, IQLConfig(steps=400, hidden=(16,), batch_size=32), resume=True, **makers
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
+    in_a_process(__file__, tmp_path)
+    files = ("agent.safetensors", "metrics.csv", "rollouts_seed_0.hdf5", "rollouts_seed_3.hdf5", "episodes_after.jsonl")
+    for name in files:
+        assert (tmp_path / "reference" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
 def test_rollouts_of_a_real_robot_need_no_simulator(tmp_path: Path) -> None:
     path = tmp_path / "robot.hdf5"
     rng = np.random.default_rng(0)
@@ -296,3 +315,7 @@ def test_a_member_uses_its_own_normalisation() -> None:
     torch.testing.assert_close(batches[0].observation[0, 0], torch.ones(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(batches[1].observation[0, 0], torch.zeros(4), atol=1e-5, rtol=0)
     torch.testing.assert_close(batches[1].action[0, 0], torch.full((4,), -0.5), atol=1e-5, rtol=0)
+
+
+if __name__ == "__main__":
+    kill_and_resume(stage, Path(sys.argv[1]), "best-of-n")

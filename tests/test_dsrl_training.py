@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
-import subprocess
 import sys
-import time
-import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from kills import in_a_process, kill_and_resume
 from postbc.errors import InputError
 from postbc.finetuning.dsrl import DSRLActor, DSRLConfig
 from postbc.finetuning.dsrl_training import DSRLTrainer, DSRLTraining, chunk_returns, finetune_dsrl, true_next
@@ -220,60 +216,15 @@ def test_what_cannot_be_finetuned_is_refused_and_nothing_is_written(tmp_path: Pa
 
 
 # -- SIGKILL -------------------------------------------------------------------------------------------------------------------
-KILLS = 20
-
-
-def child(directory: Path, variant: str) -> None:
+def stage(directory: Path, variant: str) -> None:
     config = replace(CONFIG, variant=variant, utd=2, noise_critic_steps=2, hidden=16)  # type: ignore[arg-type]
     finetune(directory, (0, 3), config, checkpoint_seconds=0.0, eval_episodes=10, budget_env_steps=900)
-
-
-def forked(directory: Path, variant: str, delay: float | None = None) -> int | None:
-    """Run in a fork (importing torch anew takes a second), killed after `delay` seconds; its exit status, None if it was killed."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            child(directory, variant)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    if delay is not None:
-        time.sleep(delay)
-        os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
-    return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
-
-
-def kill_and_resume(directory: Path, variant: str) -> None:
-    """An undisturbed run in directory/reference; in directory/killed one killed 20 times at random moments."""
-    import torch.utils.tensorboard  # noqa: F401, a slow import that the forks then have already
-
-    begin = time.monotonic()
-    assert forked(directory / "reference", variant) == 0
-    typical = (time.monotonic() - begin) / KILLS
-    random.seed(variant)
-    kills, attempts, status = 0, 0, None
-    while status is None:
-        assert attempts < 400, "no progress"
-        delay = random.uniform(0, 3 * typical + 0.02 * attempts) if kills < KILLS else None
-        status, attempts = forked(directory / "killed", variant, delay), attempts + 1
-        kills += status is None
-    assert status == 0
-    print(json.dumps({"kills": kills, "seconds": typical * KILLS}))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("variant", ["sac", "na"])
 def test_twenty_kills_change_nothing(tmp_path: Path, variant: str) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path), variant], capture_output=True, text=True, timeout=600,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= KILLS / 2, done.stdout
+    in_a_process(__file__, tmp_path, variant)
     for name in ("agent.safetensors", "metrics.csv"):
         assert (tmp_path / "reference" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
     curves = [[r["curve"] for r in json.loads((tmp_path / d / "results.json").read_text())] for d in ("reference", "killed")]
@@ -281,4 +232,4 @@ def test_twenty_kills_change_nothing(tmp_path: Path, variant: str) -> None:
 
 
 if __name__ == "__main__":
-    kill_and_resume(Path(sys.argv[1]), sys.argv[2])
+    kill_and_resume(lambda directory: stage(directory, sys.argv[2]), Path(sys.argv[1]), sys.argv[2])

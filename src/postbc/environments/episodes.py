@@ -162,8 +162,8 @@ Cube = list[Floats]  # the values of SIZED and SIZED_STATISTICS for one size
 class Models:
     """The compiled model that each thread steps with.
 
-    Episodes of Lift differ in the cube, and so in a thousand of the numbers of a model of 73 MB. Each thread has one copy, which becomes the
-    model of whatever simulation it works on; tasks whose episodes do not differ share one model.
+    Episodes of Lift differ in the cube, and so in a thousand of the numbers of a model of 73 MB. Each thread has one copy, which
+    becomes the model of whatever simulation it works on; tasks whose episodes do not differ share one model.
 
     Attributes:
         shared: robosuite's own, never changed.
