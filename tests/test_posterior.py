@@ -128,7 +128,6 @@ def test_gaussian_likelihood_is_torchs():
 @pytest.mark.parametrize("threads", [1, 2])
 def test_members_alone_equal_torchs_networks_and_adam(monkeypatch, likelihood, threads):
     monkeypatch.setattr("postbc.members.WIDE", 0)
-    monkeypatch.setattr("postbc.nn.WIDE", 0)
     data, steps = windows(), 25
     config = EnsembleConfig(
         ensemble_size=3, hidden=16, layers=2, batch_size=8, learning_rate=1e-2, likelihood=likelihood, target_noise=0.1,

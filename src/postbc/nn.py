@@ -7,14 +7,15 @@ members keeps their gradients apart. Every seed owns its generators, so a member
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from postbc.members import WIDE, Chain, Layers, per_member
+from postbc.members import scripted
 
 Generators = Sequence[torch.Generator]
+NAMES: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Mish: "mish"}
 
 
 def make_generators(seeds: Iterable[int], stream: int = 0, device: str | torch.device = "cpu") -> list[torch.Generator]:
@@ -100,10 +101,7 @@ class StackedLayerNorm(nn.Module):
 
 
 class StackedMLP(nn.Sequential):
-    """M multilayer perceptrons as one: (M, B, inputs) -> (M, B, outputs); linear → [LayerNorm] → activation, the last layer linear.
-
-    Wide ones with Tanh or ReLU are computed by :class:`~postbc.members.Chain`: the same function, faster to train.
-    """
+    """M multilayer perceptrons as one: (M, B, inputs) -> (M, B, outputs); linear → [LayerNorm] → activation, the last layer linear."""
 
     def __init__(
         self,
@@ -112,7 +110,7 @@ class StackedMLP(nn.Sequential):
         hidden: Sequence[int],
         outputs: int,
         generators: Generators,
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: type[nn.Module] = nn.ReLU,
         layer_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
@@ -123,29 +121,42 @@ class StackedMLP(nn.Sequential):
             layers.append(activation())
             inputs = width
         super().__init__(*layers, StackedLinear(members, inputs, outputs, generators))
-        self.width, self.tanh, self.eps = max(hidden, default=0), activation is nn.Tanh, 1e-5 if layer_norm else None
-        self.chained = activation in (nn.Tanh, nn.ReLU)
-        self._listed = tuple(self.parameters())
-        self._at: list[int] = []
-        self._views: Layers = []
+        self.eps = 1e-5 if layer_norm else 0.0
+        self.activation = NAMES[activation]
+        self.stacked = list(self.parameters())
 
     def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
         """(M, B, i) -> (M, B, o); `frozen`: without gradients for the parameters."""
-        if not self.chained or x.shape[1] * self.width < WIDE or x.is_cuda:
-            if not frozen:
-                return super().forward(x)
-            detached = {name: p.detach() for name, p in self.named_parameters()}
-            return torch.func.functional_call(self, detached, (x,))  # type: ignore[no-any-return]
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        parameters = () if frozen else self._listed
-        return Chain.apply(x, self.tanh, self.eps, dtype, self._layers(), *parameters)  # type: ignore
+        parameters = [p.detach() for p in self.stacked] if frozen else self.stacked
+        return perceptrons(x, parameters, self.activation, self.eps)
 
-    def _layers(self) -> Layers:
-        """The parameters' views a member, made anew only where the memory is another than before."""
-        at = [p.data_ptr() for p in self._listed]
-        if at != self._at:
-            self._at, self._views = at, per_member(self._listed, self.eps)
-        return self._views
+
+@scripted
+def perceptrons(x: Tensor, parameters: list[Tensor], activation: str, eps: float) -> Tensor:
+    """M multilayer perceptrons, (M, B, i) -> (M, B, o), layer after layer.
+
+    Activations use their input's memory, and a member's layer normalisation is torch's own, in one pass with gain and shift.
+
+    Args:
+        x: inputs.
+        parameters: weight, bias [, gain, shift] of each layer, stacked.
+        activation: tanh, relu or mish.
+        eps: of LayerNorm; 0: there is none.
+    """
+    per_layer = 4 if eps > 0 else 2
+    for k in range(0, len(parameters) - 2, per_layer):
+        x = torch.baddbmm(parameters[k + 1], x, parameters[k])
+        if eps > 0:
+            gains, shifts = parameters[k + 2].unbind(), parameters[k + 3].unbind()
+            normal = [torch.layer_norm(x[m], gains[m].shape[1:], gains[m][0], shifts[m][0], eps) for m in range(len(gains))]
+            x = normal[0].unsqueeze(0) if len(normal) == 1 else torch.stack(normal)
+        if activation == "tanh":
+            x = x.tanh_()
+        elif activation == "relu":
+            x = x.relu_()
+        else:
+            x = torch.nn.functional.mish(x)
+    return torch.baddbmm(parameters[-1], x, parameters[-2])
 
 
 def polyak(target: Sequence[Tensor], online: Sequence[Tensor], rate: float) -> None:

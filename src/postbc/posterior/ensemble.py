@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from postbc.demonstrations.chunks import Windows
 from postbc.demonstrations.normalization import Normalization
 from postbc.errors import InputError
-from postbc.members import Adam, each, number_of_parts, split
+from postbc.members import Adam, each, number_of_parts
 from postbc.nn import StackedMLP, generator_states, make_generators, set_generator_states
 from postbc.posterior.bootstrap import BootstrapSampler, bootstrap_counts
 from postbc.posterior.factor import Factor
+from postbc.posterior.member import train_member
 from postbc.progress import progress
 from postbc.runs import Run, load_tree, save_tree
 
@@ -118,7 +118,7 @@ class Ensemble(nn.Module):
 class EnsembleTraining:
     """Trains an ensemble; `state`/`load_state` make it resumable bit for bit.
 
-    Wide members are trained one by one, several steps in a row (:mod:`postbc.members`), narrow ones as one stack.
+    Wide members are trained one by one (:mod:`postbc.posterior.member`), narrow ones as one stack.
 
     Args:
         ensemble: its parameters are trained in place.
@@ -138,10 +138,14 @@ class EnsembleTraining:
         if config.target_noise > 0:  # drawn once: each member regresses on its own noised copy of the data set
             shape = (config.ensemble_size, *self.targets.shape)
             self.noise = torch.randn(shape, generator=resample) * config.target_noise
-        self.parts = split(ensemble.network, number_of_parts(config.ensemble_size, config.batch_size, config.hidden))
-        parameters = [list(part.parameters()) for part in self.parts]
-        self.anchor = [p.detach().clone() for p in ensemble.parameters()] if config.prior_weight > 0 else None
-        self.optimiser = Adam(parameters, config.learning_rate)
+        parts = number_of_parts(config.ensemble_size, config.batch_size, config.hidden)
+        self.alone = parts > 1
+        shares = zip(*(p.data.chunk(parts) for p in ensemble.parameters()))
+        self.parts = [list(share) for share in shares] if self.alone else [list(ensemble.parameters())]
+        self.anchors = [[p.detach().clone() for p in part] for part in self.parts] if config.prior_weight > 0 else []
+        # Σ_t‖·‖² + λ‖θ − θ₀‖² over N windows of D numbers, as the loss is their mean
+        self.pull = config.prior_weight / self.targets.numel()
+        self.optimiser = Adam(self.parts, config.learning_rate)
         self.data = make_generators([seed], stream=2)
         self.reduced = config.precision == "bfloat16" or (config.precision == "auto" and has_fast_bfloat16())
 
@@ -151,32 +155,45 @@ class EnsembleTraining:
         for done in range(0, steps, BLOCK):
             block = min(BLOCK, steps - done)
             index = torch.stack([self.sampler.draw(self.config.batch_size, self.data[0]) for _ in range(block)])
-            losses = torch.cat(each(partial(self._step, index.chunk(len(self.parts), 1)), len(self.parts), block, block))
+            if self.alone:
+                losses = torch.cat(each(lambda member, _: self._train_member(member, index[:, member]), len(self.parts)))  # noqa: B023
+            else:
+                for rows in index:
+                    losses = self._step(rows)
         return losses
 
-    def _step(self, index: Sequence[Tensor], part: int, step: int) -> Tensor:
-        rows, share = index[part][step], self.config.ensemble_size // len(self.parts)  # (k, B)
-        members = slice(part * share, (part + 1) * share)
+    def _train_member(self, member: int, rows: Tensor) -> Tensor:
+        """A step of one member for each of `rows` (n, B)."""
+        targets = self.targets[rows]
+        if self.noise is not None:
+            targets = targets + self.noise[member, rows]
+        config, (values, first, second, count) = self.config, self.optimiser.of(member)
+        return train_member(
+            [v[0] for v in values], [v[0] for v in first], [v[0] for v in second], count, self.observations[rows], targets,
+            config.learning_rate, config.likelihood == "gaussian", [MINIMUM_LOG_STD, MAXIMUM_LOG_STD], self.reduced,
+            [a[0] for a in self.anchors[member]] if self.anchors else [], self.pull,
+        ).unsqueeze(0)  # fmt: skip
+
+    def _step(self, rows: Tensor) -> Tensor:
+        """A step of all members as one stack, on `rows` (K, B)."""
         target = self.targets[rows]
         if self.noise is not None:
-            target = target + self.noise[members].gather(1, rows.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
+            target = target + self.noise.gather(1, rows.unsqueeze(-1).expand(-1, -1, target.shape[-1]))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.reduced):
-            losses = self.ensemble.loss_of(self.parts[part](self.observations[rows]), target)
+            losses = self.ensemble.loss(self.observations[rows], target)
         total = losses
-        if self.anchor is not None:  # Σ_t‖·‖² + λ‖θ − θ₀‖² over N windows and D dimensions, as the loss is their mean
-            pairs = zip(self.parts[part].parameters(), self.anchor)
-            pull = sum(((p - a[members]).square().flatten(1).sum(1) for p, a in pairs), torch.zeros(share))
-            total = losses + self.config.prior_weight / self.targets.numel() * pull
-        self.optimiser.step(total, part)
+        if self.anchors:
+            pairs = zip(self.parts[0], self.anchors[0])
+            total = losses + self.pull * sum(((p - a).square().flatten(1).sum(1) for p, a in pairs), torch.zeros(len(rows)))
+        self.optimiser.step(total)
         return losses.detach()
 
     def state(self) -> dict[str, Any]:
-        """Everything that decides the remaining steps (bootstrap and noise follow from the seed)."""
+        """Everything that decides the remaining steps (bootstrap, noise and anchors follow from the seed)."""
         return {
             "parameters": dict(self.ensemble.named_parameters()),
             "optimiser": {"state": self.optimiser.state_dict()},
             "data": generator_states(self.data),
-            **({"anchor": self.anchor} if self.anchor is not None else {}),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -184,7 +201,6 @@ class EnsembleTraining:
         self.ensemble.load_state_dict(state["parameters"])
         self.optimiser.load_state_dict(state["optimiser"]["state"])
         set_generator_states(self.data, state["data"])
-        self.anchor = state.get("anchor")
 
 
 class Posterior:
