@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, copy_into
+from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, averages, copy_into
 from postbc.finetuning.replay import Batch, Replay
 from postbc.members import Adam, each, number_of_parts, split
 from postbc.nn import Generators, polyak, randn
@@ -30,8 +30,8 @@ from postbc.policies.diffusion import DiffusionPolicy
 from postbc.runs import load_tree, save_tree
 
 AGENT_FILE, BASE_POLICY_FILE = "agent.safetensors", "base_policy.safetensors"
-Info = dict[str, Tensor]  # metric name -> (M,)
-STRIDE = 4  # updates in a row of one member
+Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
+STRIDE = 2  # updates in a row of one member
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Networks(nn.Module):
 def temperature_loss(networks: Networks, log_prob: Tensor, target_entropy: float) -> tuple[Tensor, Info]:
     """−log α·(log π(u|s) + target entropy), (M,). `log_prob` (M, B) carries no gradient here."""
     loss = -(networks.log_temperature.unsqueeze(-1) * (log_prob.detach() + target_entropy)).mean(-1)
-    return loss, {"temperature/loss": loss.detach(), "actor/entropy": -log_prob.detach().mean(-1)}
+    return loss, {"temperature/loss": loss.detach(), "actor/entropy": -log_prob.detach()}
 
 
 def critic_loss(networks: Networks, batch: Batch, next_action: Tensor, soft: Tensor, backup: str) -> tuple[Tensor, Info]:
@@ -126,13 +126,13 @@ def critic_loss(networks: Networks, batch: Batch, next_action: Tensor, soft: Ten
         target = torch.addcmul(batch.reward, batch.discount, next_q - soft)
     q = networks.critics(batch.observation, batch.action)
     loss = 0.5 * (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
-    return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean((1, 2)), "critic/target": target.mean(-1)}
+    return loss, {"critic/loss": loss.detach(), "critic/q": q.detach(), "critic/target": target}
 
 
 def actor_loss(critics: Critics, observation: Tensor, u: Tensor, soft: Tensor) -> tuple[Tensor, Info]:
     """mean [α·log π(u|s) − min_i Q_i(s, u)], (M,); `critics` are those over the noise (na: Q^W)."""
     loss = (soft - critics(observation, u, frozen=True).amin(1)).mean(-1)
-    return loss, {"actor/loss": loss.detach(), "actor/magnitude": u.detach().abs().mean((1, 2))}
+    return loss, {"actor/loss": loss.detach(), "actor/magnitude": u.detach().abs()}
 
 
 def distillation_loss(critics: Critics, observation: Tensor, u: Tensor, target: Tensor) -> tuple[Tensor, Info]:
@@ -150,11 +150,6 @@ class _Played(NamedTuple):
     next_u: Tensor
     next_soft: Tensor
     info: Info
-
-
-def _merge(infos: Sequence[Info]) -> Info:
-    """The parts' metrics side by side."""
-    return {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
 
 
 class DSRL:
@@ -208,10 +203,10 @@ class DSRL:
                 played = self._play_actor(part, *steps[k][part])
                 return self._learn(part, steps[k][part][0], played, played.next_u)
 
-            return _merge(each(work, parts, len(steps), STRIDE))
+            return averages(each(work, parts, len(steps), STRIDE))
         for step in steps:
             infos = self._update_na(step)
-        return _merge(infos)
+        return averages(infos)
 
     def _update_na(self, step: Sequence[tuple[Batch, Tensor, Tensor]]) -> list[Info]:
         """One step of all parts: they meet in the middle, for the policy denoises for all members at once."""
@@ -225,7 +220,7 @@ class DSRL:
         networks = self.parts[part]
         u, log_prob = networks.actor.sample(batch.observation, noise)
         temperature = networks.log_temperature.detach().exp().unsqueeze(-1)  # before its own step, as in SB3
-        info: Info = {"temperature/value": temperature.squeeze(-1)}
+        info: Info = {"temperature/value": temperature}
         if self.config.learn_temperature:
             loss, extra = temperature_loss(networks, log_prob, self.target_entropy)
             self.optimizers["temperature"].step(loss, part)
@@ -264,7 +259,7 @@ class DSRL:
             self.optimizers["noise_critic"].step(loss, part)
             return info
 
-        return _merge(each(work, parts, steps, STRIDE))
+        return averages(each(work, parts, steps, STRIDE))
 
     def train(self, replay: Replay, sampling: Generators, noise: Generators) -> Info:
         """The gradient steps of one vector step: `utd` updates, then (na) `noise_critic_steps` distillations. Info of the last ones."""

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, Values, copy_into
+from postbc.finetuning.networks import Activation, Critics, Values, averages, copy_into
 from postbc.finetuning.replay import Batch, Replay
 from postbc.members import Adam, each, number_of_parts, split
 from postbc.nn import Generators, polyak
 
-Info = dict[str, Tensor]  # metric name -> (M,)
-BLOCK, STRIDE = 32, 8  # steps whose batches are drawn and gathered at once; steps in a row of one member
+Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
+BLOCK, STRIDE = 32, 2  # steps whose batches are drawn and gathered at once; steps in a row of one member
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,7 @@ def value_loss(networks: Networks, batch: Batch, expectile: float, combine: str 
     advantage = q - value
     weight = torch.where(advantage.detach() < 0, 1 - expectile, expectile)
     loss = (weight * advantage.square()).mean(-1)
-    return loss, {
-        "value/loss": loss.detach(),
-        "value/v": value.detach().mean(-1),
-        "value/advantage": advantage.detach().mean(-1),
-    }
+    return loss, {"value/loss": loss.detach(), "value/v": value.detach(), "value/advantage": advantage.detach()}
 
 
 def critic_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Info]:
@@ -103,7 +99,7 @@ def critic_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Info]:
         target = torch.addcmul(batch.reward, batch.discount, networks.values(batch.next_observation))
     q = networks.critics(batch.observation, batch.action)
     loss = (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
-    return loss, {"critic/loss": loss.detach(), "critic/q": q.detach().mean((1, 2))}
+    return loss, {"critic/loss": loss.detach(), "critic/q": q.detach()}
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
@@ -133,7 +129,7 @@ class IQL:
         """For each batch one step of V, then Q, then the target (the authors' order, their actor left out). Info of the last."""
         divided = [batch.divide(len(self.parts)) for batch in batches]
         infos = each(lambda part, k: self._update(part, divided[k][part]), len(self.parts), len(batches), STRIDE)
-        return {name: torch.cat([info[name] for info in infos]) for name in infos[0]}
+        return averages(infos)
 
     def _update(self, part: int, batch: Batch) -> Info:
         networks, config = self.parts[part], self.config

@@ -102,6 +102,14 @@ class Values(nn.Module):
         return self.net(observation).squeeze(-1)
 
 
+def averages(infos: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Metrics of the parts (m, ...) side by side, each averaged over all but the members: name -> (M,).
+
+    Losses leave that to whoever reads a metric: of many steps only the last one's are.
+    """
+    return {name: torch.cat([info[name].reshape(len(info[name]), -1).mean(1) for info in infos]) for name in infos[0]}
+
+
 def copy_into(target: nn.Module, source: nn.Module) -> None:
     """target <- source, and no gradients for the target (a target network)."""
     target.load_state_dict(source.state_dict())
