@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,3 +189,28 @@ def test_metrics_gain_columns(tmp_path):
     with open(tmp_path / "r/metrics.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(r["a"], r["b"]) for r in rows] == [("1.0", ""), ("", "2.0"), ("3.0", "4.0")]
+
+
+def test_wandb_where_the_environment_names_a_project(tmp_path, monkeypatch):
+    calls, rows = [], []
+
+    class Fake:
+        @staticmethod
+        def init(**options):
+            calls.append(options)
+            return Fake
+
+        @staticmethod
+        def log(row, step):
+            rows.append((step, row))
+
+    monkeypatch.setitem(sys.modules, "wandb", Fake)
+    monkeypatch.setenv("WANDB_PROJECT", "lift")
+    for step in (1, 2):  # a run, and the same resumed
+        Run(tmp_path / "run", {"a": 1}, resume=step == 2).log(step, {"loss": 0.5})
+    assert rows == [(1, {"loss": 0.5}), (2, {"loss": 0.5})]
+    assert [c["project"] for c in calls] == ["lift", "lift"]
+    assert calls[0]["id"] == calls[1]["id"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"postbc\[wandb\]"):
+        Run(tmp_path / "other", {"a": 1}).log(1, {"loss": 0.5})

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,7 +237,6 @@ class Run:
         resume: bool = False,
         volatile: tuple[str, ...] = ("output", "resume"),
         revisable: tuple[str, ...] = (),
-        wandb_project: str | None = None,
         keep: int = 2,
     ) -> None:
         self.directory, self.keep = Path(directory), keep
@@ -273,14 +273,17 @@ class Run:
         self._rows: list[dict[str, Any]] = []
         self._writer: Any = None
         self._wandb: Any = None
-        self._project = wandb_project
 
     def _record(self) -> None:
         write_text(self.directory / "config.yaml", yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
 
     # -- metrics ---------------------------------------------------------------------------------------------------------------
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append a row to `metrics.csv` (and TensorBoard and W&B where they are in use)."""
+        """Append a row to `metrics.csv`, to TensorBoard where it is installed, and to W&B where WANDB_PROJECT is in the environment.
+
+        Raises:
+            InputError: W&B is asked for, but not installed.
+        """
         row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
         path = self.directory / "metrics.csv"
         known = list(self._rows[0]) if self._rows else []
@@ -315,12 +318,27 @@ class Run:
             for k, v in row.items():
                 if k != "step":
                     self._writer.add_scalar(k, v, step)
-        if self._project:
+        if project := os.environ.get("WANDB_PROJECT"):
             if self._wandb is None:
-                import wandb
-
-                self._wandb = wandb.init(project=self._project, dir=str(self.directory), config=self._config, resume="allow")
+                self._wandb = self._start_wandb(project)
             self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=step)
+
+    def _start_wandb(self, project: str) -> Any:
+        """A run of W&B with an id of its own that a resumed run finds again; several may be open in one process."""
+        try:
+            import wandb
+        except ImportError as error:
+            raise InputError(
+                "W&B is not installed.", key="WANDB_PROJECT", found=project, expected="unset, or W&B installed",
+                remedy="unset the variable, or pip install 'postbc[wandb]'",
+            ) from error  # fmt: skip
+        file = self.directory / "wandb_id.txt"
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex[:12])
+        return wandb.init(
+            project=project, id=file.read_text(), name=self.directory.name, dir=str(self.directory), config=self._config,
+            resume="allow", reinit="create_new",
+        )  # fmt: skip
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
