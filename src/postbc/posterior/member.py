@@ -1,7 +1,7 @@
 """One wide member of an ensemble, trained alone: steps of plain regression with the backward pass written out.
 
-A member's parameters and moments are larger than a core's cache. So each layer's gradient is used while it is there: product, Adam, and
-the copy of the new weights for the next step's products follow each other layer by layer, and memory is written again, not taken anew.
+A member's parameters and moments are larger than a core's cache, so what is written is used soon and its memory written again, not
+taken anew; and members on several threads meet in Python once a step.
 """
 
 import torch
@@ -56,7 +56,8 @@ def train_member(
     used = [value.to(dtype) for value in values]  # the same memory in float32
     hidden = [torch.empty([rows, bias.shape[1]], dtype=dtype) for bias in values[1::2]]
     inner = [torch.empty([rows, weight.shape[0]], dtype=dtype) for weight in values[::2]]
-    product, memory = torch.empty(widest, dtype=dtype), torch.empty(widest)  # of one layer's gradient, used again for the next
+    gradients = [torch.empty_like(value) for value in values]
+    product = torch.empty(widest, dtype=dtype)  # a layer's gradient in bfloat16
     inputs, size, loss = observations.to(dtype), targets[0].numel(), torch.zeros([])
     for step in range(observations.shape[0]):
         x, y = inputs[step], targets[step]
@@ -80,22 +81,21 @@ def train_member(
         count += 1
         for i in range(depth):
             k = depth - 1 - i
-            weight, bias = values[2 * k], values[2 * k + 1]
-            before = hidden[k - 1] if k > 0 else x
-            of_bias = gradient.sum(0, keepdim=True, dtype=torch.float32)
-            of_weight = torch.mm(before.t(), gradient, out=product[: weight.numel()].view(weight.shape))
+            before, of_weight, of_bias = hidden[k - 1] if k > 0 else x, gradients[2 * k], gradients[2 * k + 1]
+            torch.sum(gradient, [0], True, dtype=torch.float32, out=of_bias)
+            if reduced:
+                rounded = product[: of_weight.numel()].view(of_weight.shape)
+                of_weight.copy_(torch.mm(before.t(), gradient, out=rounded))
+            else:
+                torch.mm(before.t(), gradient, out=of_weight)
             if k > 0:
                 torch.mm(gradient, used[2 * k].t(), out=inner[k])
                 gradient = torch.ops.aten.threshold_backward(inner[k], before, 0, grad_input=inner[k])
-            if reduced:
-                of_weight = memory[: weight.numel()].view(weight.shape).copy_(of_weight)
-            if len(anchors) > 0:
-                of_weight.add_(weight - anchors[2 * k], alpha=2 * pull)
-                of_bias.add_(bias - anchors[2 * k + 1], alpha=2 * pull)
-            _adam(
-                values[2 * k : 2 * k + 2], [of_weight, of_bias], first[2 * k : 2 * k + 2], second[2 * k : 2 * k + 2], count, lr
-            )
-            if reduced:
-                used[2 * k].copy_(weight)
-                used[2 * k + 1].copy_(bias)
+        if len(anchors) > 0:
+            for k in range(len(values)):
+                gradients[k].add_(values[k] - anchors[k], alpha=2 * pull)
+        _adam(values, gradients, first, second, count, lr)
+        if reduced:
+            for k in range(len(used)):
+                used[k].copy_(values[k])
     return loss
