@@ -5,8 +5,6 @@ moments then stay in the cache, its products need no synchronisation, and its nu
 number of threads. Narrow networks are better computed as one stack (:mod:`postbc.nn`), as are all on a GPU.
 """
 
-from __future__ import annotations
-
 import copy
 import os
 import warnings
@@ -116,6 +114,17 @@ def each(work: Callable[[int, int], T], members: int, rounds: int = 1, stride: i
 
 
 # -- Adam ----------------------------------------------------------------------------------------------------------------------
+@torch.jit.ignore  # type: ignore[untyped-decorator]
+def adam(
+    values: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], count: Tensor, lr: float
+) -> None:
+    """torch's fused step, the `count`-th, in place. TorchScript would not see what it changes, so it leaves it to Python."""
+    torch._fused_adam_(
+        values, gradients, first, second, [], [count] * len(values),
+        amsgrad=False, beta1=0.9, beta2=0.999, lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
+    )  # fmt: skip
+
+
 class Adam:
     """torch's Adam in its fused form (one pass over memory instead of about ten), for the parts of a stack one by one.
 
@@ -137,11 +146,9 @@ class Adam:
         Gradients are taken for the optimiser's parameters alone: the actor's loss, say, costs no gradients of the critics' weights.
         """
         gradients = torch.autograd.grad(loss.sum(), self.parts[part])
-        self._steps[part] += 1
-        torch._fused_adam_(
-            self._values[part], gradients, self._first[part], self._second[part], [], [self._steps[part]] * len(gradients),
-            amsgrad=False, beta1=0.9, beta2=0.999, lr=self.lr, weight_decay=0.0, eps=1e-8, maximize=False,
-        )  # fmt: skip
+        values, first, second, count = self.of(part)
+        count += 1
+        adam(values, list(gradients), first, second, count, self.lr)
 
     def of(self, part: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
         """A part's parameters, their first and second moments, and its count of steps, all to be changed in place."""

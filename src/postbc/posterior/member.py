@@ -7,18 +7,7 @@ taken anew; and members on several threads meet in Python once a step.
 import torch
 from torch import Tensor
 
-from postbc.members import scripted
-
-
-@torch.jit.ignore
-def _adam(
-    values: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], count: Tensor, lr: float
-) -> None:
-    """torch's own step, which TorchScript would leave out: it does not see that the lists' tensors are changed."""
-    torch._fused_adam_(
-        values, gradients, first, second, [], [count] * len(values),
-        amsgrad=False, beta1=0.9, beta2=0.999, lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
-    )  # fmt: skip
+from postbc.members import adam, scripted
 
 
 @scripted
@@ -94,7 +83,7 @@ def train_member(
         if len(anchors) > 0:
             for k in range(len(values)):
                 gradients[k].add_(values[k] - anchors[k], alpha=2 * pull)
-        _adam(values, gradients, first, second, count, lr)
+        adam(values, gradients, first, second, count, lr)
         if reduced:
             for k in range(len(used)):
                 used[k].copy_(values[k])
