@@ -10,6 +10,12 @@ from torch import Tensor
 from postbc.members import adam, scripted
 
 
+@torch.jit.ignore  # type: ignore[untyped-decorator]
+def as_integers(tensors: list[Tensor]) -> list[Tensor]:
+    """The memory of bfloat16 numbers as int16: the sign is in the same place, and comparing with 0 takes a fifth of the time."""
+    return [t.view(torch.int16) for t in tensors]
+
+
 @scripted
 def train_member(
     values: list[Tensor],
@@ -45,26 +51,29 @@ def train_member(
     used = [value.to(dtype) for value in values]  # the same memory in float32
     hidden = [torch.empty([rows, bias.shape[1]], dtype=dtype) for bias in values[1::2]]
     inner = [torch.empty([rows, weight.shape[0]], dtype=dtype) for weight in values[::2]]
+    compared, compared_inner = (as_integers(hidden), as_integers(inner)) if reduced else (hidden, inner)
     gradients = [torch.empty_like(value) for value in values]
     product = torch.empty(widest, dtype=dtype)  # a layer's gradient in bfloat16
     inputs, size, loss = observations.to(dtype), targets[0].numel(), torch.zeros([])
     for step in range(observations.shape[0]):
-        x, y = inputs[step], targets[step]
+        x, y, last = inputs[step], targets[step], step == observations.shape[0] - 1
         for k in range(depth):
             torch.addmm(used[2 * k + 1], hidden[k - 1] if k > 0 else x, used[2 * k], out=hidden[k])
             if k < depth - 1:
-                hidden[k].relu_()
+                compared[k].clamp_min_(0)  # ReLU
         output = hidden[-1].to(torch.float32)
         if gaussian:
             mean, raw = output.chunk(2, -1)
             log_std = raw.clamp(log_std_range[0], log_std_range[1])
             scale = torch.exp(-log_std)
             error = (mean - y) * scale
-            loss = (0.5 * error.square() + log_std).mean()
+            if last:
+                loss = (0.5 * error.square() + log_std).mean()
             gradient = torch.cat((error * scale, (1 - error.square()) * (raw == log_std)), -1) / size
         else:
             error = output - y
-            loss = error.square().mean()
+            if last:
+                loss = error.square().mean()
             gradient = error * (2 / size)
         gradient = gradient.to(dtype)
         count += 1
@@ -79,7 +88,8 @@ def train_member(
                 torch.mm(before.t(), gradient, out=of_weight)
             if k > 0:
                 torch.mm(gradient, used[2 * k].t(), out=inner[k])
-                gradient = torch.ops.aten.threshold_backward(inner[k], before, 0, grad_input=inner[k])
+                torch.ops.aten.threshold_backward(compared_inner[k], compared[k - 1], 0, grad_input=compared_inner[k])
+                gradient = inner[k]
         if len(anchors) > 0:
             for k in range(len(values)):
                 gradients[k].add_(values[k] - anchors[k], alpha=2 * pull)
