@@ -3,6 +3,7 @@
     python benchmarks/check_control.py states   --task Lift --count 500
     python benchmarks/check_control.py episodes --task Lift --count 300
     python benchmarks/check_control.py replay   --file lift_human.hdf5
+    python benchmarks/check_control.py sensitivity --task Can --count 300
     python benchmarks/check_control.py soak     --task Lift --minutes 60
 
 Each prints one JSON object. tests/test_native_control.py runs the same functions at a smaller size.
@@ -242,6 +243,28 @@ def compare_episodes(task: str, count: int, seed: int = 1000) -> dict[str, Any]:
     }
 
 
+def sensitivity(task: str, count: int, seed: int = 1000, size: float = 1e-9) -> dict[str, Any]:
+    """Scripted episodes twice, natively, the arm's first joint angles moved by `size` rad in the second: how far success is chance."""
+    members, successes = min(count, 20), np.zeros((2, count), bool)
+    for run in range(2):
+        env = make(task, members, horizon=450, autoreset="disabled", num_threads=1)
+        for start in range(0, count, members):
+            seeds = [seed + min(start + i, count - 1) for i in range(members)]
+            observations, _ = env.reset(options={"seeds": seeds})
+            states = np.array(env.sim_states())
+            states[:, 1:8] += run * size * np.random.default_rng(start).standard_normal((members, 7))  # after the time
+            env.set_sim_states(states)
+            hands, done, solved = Operators(task, seeds, env.horizon + 1), np.zeros(members, bool), np.zeros(members, bool)
+            while not done.all():
+                observations, _, terminated, truncated, info = env.step(hands.act(observations))
+                solved |= info["success"]
+                done = terminated | truncated
+            successes[run, start : start + members] = solved[: count - start]
+        env.close()
+    differing = [int(seed + i) for i in np.flatnonzero(successes[0] != successes[1])]
+    return {"episodes": count, "equal": float((successes[0] == successes[1]).mean()), "seeds_that_differ": differing}
+
+
 def replay(file: str, native: bool, limit: int | None = None, draws: int = 1) -> dict[str, Any]:
     """Open-loop replay of the demonstrations of a robomimic file of Lift: which succeed."""
     import h5py
@@ -292,7 +315,7 @@ def _resident() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["states", "episodes", "replay", "soak"])
+    parser.add_argument("what", choices=["states", "episodes", "sensitivity", "replay", "soak"])
     parser.add_argument("--task", default="Lift")
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
@@ -304,6 +327,8 @@ def main() -> None:
         result = compare_states(options.task, options.count, options.seed)
     elif options.what == "episodes":
         result = compare_episodes(options.task, options.count, 1000 + options.seed)
+    elif options.what == "sensitivity":
+        result = sensitivity(options.task, options.count, 1000 + options.seed)
     elif options.what == "replay":
         result = {"native": replay(options.file, True), "robosuite": replay(options.file, False)}
     else:
@@ -319,4 +344,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["RobosuiteVectorEnv", "compare_episodes", "compare_states", "replay", "soak"]
+__all__ = ["RobosuiteVectorEnv", "compare_episodes", "compare_states", "replay", "sensitivity", "soak"]
