@@ -196,8 +196,11 @@ def compare_states(task: str, count: int, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def episode_successes(task: str, count: int, native: bool, seed: int) -> Array:
-    """(count,) whether scripted episodes with seeds seed, seed + 1, … succeed; noise and habits depend on the seed alone."""
+def episode_successes(task: str, count: int, native: bool, seed: int, moved: float | None = None) -> Array:
+    """(count,) whether scripted episodes with seeds seed, seed + 1, … succeed; noise and habits depend on the seed alone.
+
+    `moved`: put each episode into its first state again, the joint angles moved by normal noise of this size (rad).
+    """
     members = min(count, 20 if native else 4)  # robosuite's own environments are large
     env = make(task, members, horizon=450, autoreset="disabled", native=native, num_threads=1)
     if not native:
@@ -206,6 +209,10 @@ def episode_successes(task: str, count: int, native: bool, seed: int) -> Array:
     for start in range(0, count, env.num_envs):
         seeds = [seed + min(start + i, count - 1) for i in range(env.num_envs)]
         observations, _ = env.reset(options={"seeds": seeds})
+        if moved is not None:
+            states = np.array(env.sim_states())
+            states[:, 1:8] += moved * np.random.default_rng(start).standard_normal((members, 7))  # after the time
+            env.set_sim_states(states)
         hands = Operators(task, seeds, env.horizon + 1)
         done = np.zeros(env.num_envs, bool)
         solved = done.copy()
@@ -245,24 +252,9 @@ def compare_episodes(task: str, count: int, seed: int = 1000) -> dict[str, Any]:
 
 def sensitivity(task: str, count: int, seed: int = 1000, size: float = 1e-9) -> dict[str, Any]:
     """Scripted episodes twice, natively, the arm's first joint angles moved by `size` rad in the second: how far success is chance."""
-    members, successes = min(count, 20), np.zeros((2, count), bool)
-    for run in range(2):
-        env = make(task, members, horizon=450, autoreset="disabled", num_threads=1)
-        for start in range(0, count, members):
-            seeds = [seed + min(start + i, count - 1) for i in range(members)]
-            observations, _ = env.reset(options={"seeds": seeds})
-            states = np.array(env.sim_states())
-            states[:, 1:8] += run * size * np.random.default_rng(start).standard_normal((members, 7))  # after the time
-            env.set_sim_states(states)
-            hands, done, solved = Operators(task, seeds, env.horizon + 1), np.zeros(members, bool), np.zeros(members, bool)
-            while not done.all():
-                observations, _, terminated, truncated, info = env.step(hands.act(observations))
-                solved |= info["success"]
-                done = terminated | truncated
-            successes[run, start : start + members] = solved[: count - start]
-        env.close()
-    differing = [int(seed + i) for i in np.flatnonzero(successes[0] != successes[1])]
-    return {"episodes": count, "equal": float((successes[0] == successes[1]).mean()), "seeds_that_differ": differing}
+    still, moved = (episode_successes(task, count, True, seed, moved=moved) for moved in (0.0, size))
+    differing = [int(seed + i) for i in np.flatnonzero(still != moved)]
+    return {"episodes": count, "equal": float((still == moved).mean()), "seeds_that_differ": differing}
 
 
 def replay(file: str, native: bool, limit: int | None = None, draws: int = 1) -> dict[str, Any]:

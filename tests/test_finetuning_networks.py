@@ -41,6 +41,9 @@ def test_the_network_equals_its_layers_one_by_one(
     torch.testing.assert_close(found, plain, atol=1e-12, rtol=1e-10)
     for a, b in zip(torch.autograd.grad((net(x) * weight).sum(), wanted), expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    only = torch.autograd.grad((net(x.detach()) * weight).sum(), wanted[1:])  # the input's gradient is not asked for
+    for a, b in zip(only, expected[1:], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     (inner,) = torch.autograd.grad((net(x, frozen=True) * weight).sum(), [x])
     torch.testing.assert_close(inner, expected[0], atol=1e-12, rtol=1e-10)
     assert not net(x.detach(), frozen=True).requires_grad

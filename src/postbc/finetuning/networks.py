@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from postbc.nn import Generators, StackedMLP
+from postbc.nn import NAMES, Generators, StackedMLP
 
 Activation = Literal["tanh", "relu", "mish"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "mish": nn.Mish}
+ACTIVATIONS = {name: activation for activation, name in NAMES.items()}
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # stable-baselines3, sac/policies.py
 TANH_EPSILON = 1e-6  # stable-baselines3, SquashedDiagGaussianDistribution: keeps log(1 - tanh²) finite
