@@ -181,7 +181,7 @@ def test_distillation_is_member_to_member_and_leaves_the_critics_alone() -> None
     observation, w = randn(make_generators([1]), B, S), randn(make_generators([2]), B, D)
     target = agent.networks.critics(observation, w).detach()
     expected = sum(0.5 * nn.functional.mse_loss(critics(observation, w / 1.5)[0, i], target[0, i]) for i in range(2))
-    loss, _ = distillation_loss(critics, observation, w / 1.5, target)
+    loss, _ = distillation_loss(critics.net.layers, observation, w / 1.5, target)
     torch.testing.assert_close(loss[0], torch.as_tensor(expected))
     before = {k: v.clone() for k, v in agent.networks.state_dict().items()}
     agent.distill(observation, w)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from postbc.finetuning.networks import Critics, select_members
-from postbc.nn import StackedMLP, make_generators, randn
+from postbc.nn import StackedMLP, frozen, make_generators, perceptrons, randn
 
 torch.set_num_threads(1)
 
@@ -44,9 +44,9 @@ def test_the_network_equals_its_layers_one_by_one(
     only = torch.autograd.grad((net(x.detach()) * weight).sum(), wanted[1:])  # the input's gradient is not asked for
     for a, b in zip(only, expected[1:], strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
-    (inner,) = torch.autograd.grad((net(x, frozen=True) * weight).sum(), [x])
+    (inner,) = torch.autograd.grad((perceptrons(x, frozen(net.layers)) * weight).sum(), [x])
     torch.testing.assert_close(inner, expected[0], atol=1e-12, rtol=1e-10)
-    assert not net(x.detach(), frozen=True).requires_grad
+    assert not perceptrons(x.detach(), frozen(net.layers)).requires_grad
     with torch.no_grad():
         torch.testing.assert_close(net(x), plain.detach(), atol=1e-12, rtol=1e-10)
 
@@ -55,23 +55,48 @@ PRINT_BITS = """
 import hashlib, torch
 from torch import nn
 from postbc.nn import StackedMLP, make_generators
+from postbc.finetuning.dsrl import DSRL, DSRLConfig
+from postbc.finetuning.iql import IQL, IQLConfig
+from postbc.finetuning.replay import Replay
+from postbc.members import AdamState
+from postbc.nn import rand, randn
 from postbc.posterior.member import train_member
 
 torch.set_num_threads(1)
+
+def digest(tensors):
+    print(hashlib.md5(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest())
+
 x = torch.randn(2, 64, 19, generator=torch.Generator().manual_seed(1))
 for activation in (nn.ReLU, nn.Tanh, nn.Mish):
     net = StackedMLP(2, 19, (64, 64), 28, make_generators([0]), activation, layer_norm=True)
     for _ in range(4):  # TorchScript runs its first calls otherwise than later ones
         y = net(x)
-        tensors = [y, *torch.autograd.grad(y.square().sum(), list(net.parameters()))]
-        print(hashlib.md5(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest())
+        digest([y, *torch.autograd.grad(y.square().sum(), list(net.parameters()))])
 net = StackedMLP(1, 19, (64, 64), 28, make_generators([0]))
 for reduced in (False, True):
     values = [p.detach()[0] for p in net.parameters()]
-    moments = [[torch.zeros_like(v) for v in values] for _ in range(2)]
+    state = AdamState(values, *[[torch.zeros_like(v) for v in values] for _ in range(2)], torch.zeros(()))
     for _ in range(4):
-        loss = train_member(values, *moments, torch.zeros(()), x, x.repeat(1, 1, 2)[..., :28], 1e-3, False, [], reduced, [], 0.0)
-        print(hashlib.md5(b"".join(t.numpy().tobytes() for t in [loss, *values])).hexdigest())
+        loss = train_member(state, x, x.repeat(1, 1, 2)[..., :28], 1e-3, False, [], reduced, [], 0.0)
+        digest([loss, *values])
+
+class Policy:
+    members, observation_dim, chunk, action_dim = 2, 19, 4, 7
+    def sample(self, observation, noise):
+        return noise.tanh()
+
+g = make_generators([0, 1])
+replay = Replay(2, 90, 19, 28)
+replay.add(randn(g, 90, 19), randn(g, 90, 28), randn(g, 90, 19), randn(g, 90), rand(g, 90))
+for activation in ("tanh", "relu", "mish"):
+    iql = IQL(IQLConfig(hidden=(32, 32), batch_size=16, activation=activation), 19, 28, g)
+    iql.train(replay, 7, g)
+    digest(list(iql.networks.parameters()))
+    for variant in ("na", "sac"):
+        dsrl = DSRL(DSRLConfig(variant, hidden=32, layers=2, batch_size=16, utd=7, activation=activation), Policy(), g)
+        dsrl.train(replay, g, g)
+        digest(list(dsrl.networks.parameters()))
 """
 
 
@@ -88,7 +113,7 @@ def test_torchscript_gives_the_same_bits_as_python() -> None:
     ]
     assert found[0] == found[1]
     lines = found[1].split()
-    assert len(lines) == 20
+    assert len(lines) == 29
     assert all(len(set(lines[k : k + 4])) == 1 for k in (0, 4, 8))
 
 

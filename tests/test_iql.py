@@ -31,12 +31,12 @@ def test_losses_of_a_batch_computed_by_hand() -> None:
         torch.tensor([[1.0, -1.0]]), torch.tensor([[0.9, 0.0]]),
     )  # fmt: skip
     # first: min(1 + 4, 4 − 1) = 3, V = 3, x = 0;  second: min(2, −1) = −1, V = 1, x = −2 < 0: (1 − 0.8)·4 = 0.8
-    loss, info = value_loss(networks, batch, 0.8)
+    loss, info = value_loss(networks.layers, batch, 0.8)
     torch.testing.assert_close(loss, torch.tensor([(0.0 + 0.8) / 2]))
     torch.testing.assert_close(info["value/advantage"].mean(1), torch.tensor([-1.0]))
     # y = 1 + 0.9·V(0.5) = 2.8 and −1;  Q_1 = 3, 1;  Q_2 = 7, 4
     expected = (0.2**2 + 2**2) / 2 + (4.2**2 + 5**2) / 2
-    torch.testing.assert_close(critic_loss(networks, batch)[0], torch.tensor([expected]))
+    torch.testing.assert_close(critic_loss(networks.layers, batch)[0], torch.tensor([expected]))
 
 
 def test_expectile_weights_the_two_sides() -> None:
@@ -46,7 +46,7 @@ def test_expectile_weights_the_two_sides() -> None:
     for sign, weight in ((1.0, 0.9), (-1.0, 0.1)):
         agent.networks.values.net[0].bias.data[:] = 0.0  # type: ignore[union-attr, index]
         agent.networks.target_critics.net[0].bias.data[:] = sign * 3.0  # type: ignore[union-attr, index]
-        torch.testing.assert_close(value_loss(agent.networks, batch, 0.9)[0], torch.tensor([9 * weight]))
+        torch.testing.assert_close(value_loss(agent.networks.layers, batch, 0.9)[0], torch.tensor([9 * weight]))
 
 
 def test_the_order_is_value_then_critic_then_target() -> None:
@@ -57,8 +57,8 @@ def test_the_order_is_value_then_critic_then_target() -> None:
     agent.update(batch)
     n = by_hand.networks
     for optimizer, loss in (
-        (torch.optim.Adam(n.values.parameters(), lr=1e-2), lambda: value_loss(n, batch, 0.7)[0].sum()),
-        (torch.optim.Adam(n.critics.parameters(), lr=1e-2), lambda: critic_loss(n, batch)[0].sum()),
+        (torch.optim.Adam(n.values.parameters(), lr=1e-2), lambda: value_loss(n.layers, batch, 0.7)[0].sum()),
+        (torch.optim.Adam(n.critics.parameters(), lr=1e-2), lambda: critic_loss(n.layers, batch)[0].sum()),
     ):
         optimizer.zero_grad()
         loss().backward()

@@ -11,7 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,19 +71,23 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-def each(work: Callable[[int, int], T], members: int, rounds: int = 1, stride: int = 1) -> list[T]:
+def each(work: Callable[[int, int], T], members: int, rounds: int = 1) -> list[T]:
     """work(m, 0), work(m, 1), ..., work(m, rounds − 1) in this order for every member m; returns what the last round gave.
 
-    torch's number of threads is shared by the members: a thread takes the member that waits longest and does `stride` rounds of it,
-    with products of one thread. Two members on two threads take less than two threads on one member after the other, whose matrices
-    are too small to be divided well.
+    torch's number of threads is shared by the members: a thread takes the member that waits longest and does a round of it, with
+    products of one thread. Two members on two threads take less than two threads on one member after the other, whose matrices are
+    too small to be divided well.
+
+    TorchScript runs what is written: left to itself, it would after a first call derive backward passes of its own, whose last bits
+    differ, and a resumed training would not end as one never disturbed.
     """
     results: list[Any] = [None] * members
     threads, grad, inference = torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     if min(threads, members) < 2:
-        for m in range(members):
-            for r in range(rounds):
-                results[m] = work(m, r)
+        with torch.jit.optimized_execution(False):
+            for m in range(members):
+                for r in range(rounds):
+                    results[m] = work(m, r)
         return results
     global _pool
     if _pool is None or _pool[0] != threads:
@@ -91,17 +95,20 @@ def each(work: Callable[[int, int], T], members: int, rounds: int = 1, stride: i
     waiting = deque((m, 0) for m in range(members))
 
     def some() -> None:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad and not inference):  # both are a thread's own
+        # all three are a thread's own
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(grad and not inference),
+            torch.jit.optimized_execution(False),
+        ):
             while waiting:
                 try:
                     m, done = waiting.popleft()
                 except IndexError:  # another thread was faster
                     return
-                until = min(done + stride, rounds)
-                for r in range(done, until):
-                    results[m] = work(m, r)
-                if until < rounds:
-                    waiting.append((m, until))
+                results[m] = work(m, done)
+                if done + 1 < rounds:
+                    waiting.append((m, done + 1))
 
     torch.set_num_threads(1)  # part of it (MKL's) holds for the whole process
     try:
@@ -114,15 +121,48 @@ def each(work: Callable[[int, int], T], members: int, rounds: int = 1, stride: i
 
 
 # -- Adam ----------------------------------------------------------------------------------------------------------------------
+class AdamState(NamedTuple):
+    """What a step changes in place."""
+
+    values: list[Tensor]
+    """The parameters' values."""
+    first: list[Tensor]
+    """Their first moments."""
+    second: list[Tensor]
+    """Their second moments."""
+    steps: Tensor
+    """() float: how many so far."""
+
+
 @torch.jit.ignore  # type: ignore[untyped-decorator]
-def adam(
-    values: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], count: Tensor, lr: float
+def fused_adam(
+    values: list[Tensor], gradients: list[Tensor], first: list[Tensor], second: list[Tensor], steps: Tensor, lr: float
 ) -> None:
-    """torch's fused step, the `count`-th, in place. TorchScript would not see what it changes, so it leaves it to Python."""
+    """torch's fused step. TorchScript would not see what it changes, so it leaves it to Python (tuples would get there slowly)."""
+    steps += 1
     torch._fused_adam_(
-        values, gradients, first, second, [], [count] * len(values),
+        values, gradients, first, second, [], [steps] * len(values),
         amsgrad=False, beta1=0.9, beta2=0.999, lr=lr, weight_decay=0.0, eps=1e-8, maximize=False,
     )  # fmt: skip
+
+
+@scripted
+def adam(state: AdamState, gradients: list[Tensor], lr: float) -> None:
+    """One step, in place."""
+    fused_adam(state.values, gradients, state.first, state.second, state.steps, lr)
+
+
+@scripted
+def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
+    """∂ Σ loss / ∂ parameters; of a loss (m,) a member, the members' gradients stay apart.
+
+    Nothing else gets gradients: the actor's loss, say, costs none of the critics' weights.
+    """
+    gradients: list[Tensor] = []
+    for gradient in torch.autograd.grad([loss.sum()], parameters):
+        assert gradient is not None
+        gradients.append(gradient)
+    return gradients
 
 
 class Adam:
@@ -135,40 +175,33 @@ class Adam:
 
     def __init__(self, parts: Sequence[Sequence[Tensor]], lr: float) -> None:
         self.parts, self.lr = [list(part) for part in parts], lr
-        self._values = [[p.detach() for p in part] for part in parts]
-        self._first = [[torch.zeros_like(p) for p in part] for part in self._values]
-        self._second = [[torch.zeros_like(p) for p in part] for part in self._values]
-        self._steps = [torch.zeros((), device=part[0].device) for part in self._values]
+        self.states = []
+        for part in self.parts:
+            values = [p.detach() for p in part]
+            first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
+            self.states.append(AdamState(values, first, second, torch.zeros((), device=values[0].device)))
 
     def step(self, loss: Tensor, part: int = 0) -> None:
-        """One step of a part on `loss` (m,), summed over its members so that their gradients stay apart.
-
-        Gradients are taken for the optimiser's parameters alone: the actor's loss, say, costs no gradients of the critics' weights.
-        """
-        gradients = torch.autograd.grad(loss.sum(), self.parts[part])
-        values, first, second, count = self.of(part)
-        count += 1
-        adam(values, list(gradients), first, second, count, self.lr)
-
-    def of(self, part: int) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """A part's parameters, their first and second moments, and its count of steps, all to be changed in place."""
-        return self._values[part], self._first[part], self._second[part], self._steps[part]
+        """One step of a part on `loss` (m,)."""
+        adam(self.states[part], gradients_of(loss, self.parts[part]), self.lr)
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
         """The state of torch.optim.Adam over the whole stack: index of the parameter -> step, exp_avg, exp_avg_sq."""
-        moments = zip(zip(*self._first, strict=True), zip(*self._second, strict=True), strict=True)
         return {
-            k: {"step": self._steps[0].clone(), "exp_avg": torch.cat(first), "exp_avg_sq": torch.cat(second)}
-            for k, (first, second) in enumerate(moments)
+            k: {
+                "step": self.states[0].steps.clone(),
+                "exp_avg": torch.cat([state.first[k] for state in self.states]),
+                "exp_avg_sq": torch.cat([state.second[k] for state in self.states]),
+            }
+            for k in range(len(self.parts[0]))
         }
 
     def load_state_dict(self, state: dict[int, dict[str, Tensor]]) -> None:
         """Undo :meth:`state_dict`; the tensors are copied."""
-        count = len(self.parts)
+        parts = len(self.parts)
         for k, entry in state.items():
-            for part, first, second in zip(
-                range(count), entry["exp_avg"].chunk(count), entry["exp_avg_sq"].chunk(count), strict=True
-            ):
-                self._first[part][int(k)].copy_(first)
-                self._second[part][int(k)].copy_(second)
-                self._steps[part].copy_(entry["step"])
+            shares = zip(self.states, entry["exp_avg"].chunk(parts), entry["exp_avg_sq"].chunk(parts), strict=True)
+            for mine, first, second in shares:
+                mine.first[int(k)].copy_(first)
+                mine.second[int(k)].copy_(second)
+                mine.steps.copy_(entry["step"])

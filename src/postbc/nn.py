@@ -4,10 +4,9 @@ A stacked layer maps (M, B, i) to (M, B, o) with one batched product. Adam is el
 members keeps their gradients apart. Every seed owns its generators, so a member's result does not depend on who shares the pass.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +99,17 @@ class StackedLayerNorm(nn.Module):
         return torch.addcmul(self.bias, nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
 
 
+class Layers(NamedTuple):
+    """A :class:`StackedMLP` as TorchScript takes it."""
+
+    parameters: list[Tensor]
+    """weight, bias [, gain, shift] of each layer, stacked."""
+    activation: str
+    """tanh, relu or mish."""
+    eps: float
+    """Of LayerNorm; 0: there is none."""
+
+
 class StackedMLP(nn.Sequential):
     """M multilayer perceptrons as one: (M, B, inputs) -> (M, B, outputs); linear → [LayerNorm] → activation, the last layer linear."""
 
@@ -123,26 +133,25 @@ class StackedMLP(nn.Sequential):
         super().__init__(*layers, StackedLinear(members, inputs, outputs, generators))
         self.eps = 1e-5 if layer_norm else 0.0
         self.activation = NAMES[activation]
-        self.stacked = list(self.parameters())
+        self.stacked: list[Tensor] = list(self.parameters())
 
-    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
-        """(M, B, i) -> (M, B, o); `frozen`: without gradients for the parameters."""
-        parameters = [p.detach() for p in self.stacked] if frozen else self.stacked
-        return perceptrons(x, parameters, self.activation, self.eps)
+    @property
+    def layers(self) -> Layers:
+        """Its parameters, in the same memory, and what it does with them."""
+        return Layers(self.stacked, self.activation, self.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, B, i) -> (M, B, o)."""
+        return perceptrons(x, self.layers)
 
 
 @scripted
-def perceptrons(x: Tensor, parameters: list[Tensor], activation: str, eps: float) -> Tensor:
+def perceptrons(x: Tensor, layers: Layers) -> Tensor:
     """M multilayer perceptrons, (M, B, i) -> (M, B, o), layer after layer.
 
     Activations use their input's memory, and a member's layer normalisation is torch's own, in one pass with gain and shift.
-
-    Args:
-        x: inputs.
-        parameters: weight, bias [, gain, shift] of each layer, stacked.
-        activation: tanh, relu or mish.
-        eps: of LayerNorm; 0: there is none.
     """
+    parameters, activation, eps = layers.parameters, layers.activation, layers.eps
     per_layer = 4 if eps > 0 else 2
     for k in range(0, len(parameters) - 2, per_layer):
         x = torch.baddbmm(parameters[k + 1], x, parameters[k])
@@ -159,9 +168,16 @@ def perceptrons(x: Tensor, parameters: list[Tensor], activation: str, eps: float
     return torch.baddbmm(parameters[-1], x, parameters[-2])
 
 
-def polyak(target: Sequence[Tensor], online: Sequence[Tensor], rate: float) -> None:
+@scripted
+def frozen(layers: Layers) -> Layers:
+    """The same without gradients for the parameters."""
+    return Layers([p.detach() for p in layers.parameters], layers.activation, layers.eps)
+
+
+@torch.jit.ignore  # type: ignore[untyped-decorator]
+def polyak(target: list[Tensor], online: list[Tensor], rate: float) -> None:
     """target <- (1 − rate)·target + rate·online, in place and in one pass over all tensors."""
-    torch._foreach_lerp_(list(target), list(online), rate)
+    torch._foreach_lerp_(target, online, rate)
 
 
 class EMA:

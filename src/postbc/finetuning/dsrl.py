@@ -10,8 +10,7 @@ into an action chunk a = DP(s, w).
 Everything is in normalised units and has a leading members axis M: one member a seed.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, averages, copy_into
+from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, averages, copy_into, play, q_values
 from postbc.finetuning.replay import Batch, Replay
-from postbc.members import Adam, each, number_of_parts, split
-from postbc.nn import Generators, polyak, randn
+from postbc.members import Adam, AdamState, adam, each, gradients_of, number_of_parts, scripted, split
+from postbc.nn import Generators, Layers, frozen, polyak, randn
 from postbc.policies.base import NormalizationTensors, Policy
 from postbc.policies.diffusion import DiffusionPolicy
 from postbc.runs import load_tree, save_tree
@@ -104,15 +103,35 @@ class Networks(nn.Module):
         self.noise_critics = critics() if config.variant == "na" else None
         self.log_temperature = nn.Parameter(torch.full((members,), config.first_temperature).log())
 
+    @property
+    def layers(self) -> "NetworkLayers":
+        """The same for the functions below, in the same memory."""
+        critics = self.critics.net.layers
+        climbed = critics if self.noise_critics is None else self.noise_critics.net.layers
+        return NetworkLayers(self.actor.net.layers, critics, self.target_critics.net.layers, climbed, self.log_temperature)
+
+
+class NetworkLayers(NamedTuple):
+    """:class:`Networks` as TorchScript takes them."""
+
+    actor: Layers
+    critics: Layers
+    target_critics: Layers
+    climbed: Layers
+    """The critics over the noise, which the actor climbs: Q^W (na), or the critics themselves (sac)."""
+    log_temperature: Tensor
+
 
 # -- losses --------------------------------------------------------------------------------------------------------------------
-def temperature_loss(networks: Networks, log_prob: Tensor, target_entropy: float) -> tuple[Tensor, Info]:
+@scripted
+def temperature_loss(networks: NetworkLayers, log_prob: Tensor, target_entropy: float) -> tuple[Tensor, Info]:
     """−log α·(log π(u|s) + target entropy), (M,). `log_prob` (M, B) carries no gradient here."""
     loss = -(networks.log_temperature.unsqueeze(-1) * (log_prob.detach() + target_entropy)).mean(-1)
     return loss, {"temperature/loss": loss.detach(), "actor/entropy": -log_prob.detach()}
 
 
-def critic_loss(networks: Networks, batch: Batch, next_action: Tensor, soft: Tensor, backup: str) -> tuple[Tensor, Info]:
+@scripted
+def critic_loss(networks: NetworkLayers, batch: Batch, next_action: Tensor, soft: Tensor, backup: str) -> tuple[Tensor, Info]:
     """½·Σ_i mean (Q_i(s, a) − y)², y = r + γ(1−d)·[agg_i Q̄_i(s', a') − α·log π(w'|s')], (M,).
 
     Args:
@@ -121,28 +140,48 @@ def critic_loss(networks: Networks, batch: Batch, next_action: Tensor, soft: Ten
         backup: agg, "min" or "mean".
     """
     with torch.no_grad():
-        next_q = networks.target_critics(batch.next_observation, next_action)
+        next_q = q_values(batch.next_observation, next_action, networks.target_critics)
         next_q = next_q.amin(1) if backup == "min" else next_q.mean(1)
         target = torch.addcmul(batch.reward, batch.discount, next_q - soft)
-    q = networks.critics(batch.observation, batch.action)
+    q = q_values(batch.observation, batch.action, networks.critics)
     loss = 0.5 * (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
     return loss, {"critic/loss": loss.detach(), "critic/q": q.detach(), "critic/target": target}
 
 
-def actor_loss(critics: Critics, observation: Tensor, u: Tensor, soft: Tensor) -> tuple[Tensor, Info]:
+@scripted
+def actor_loss(critics: Layers, observation: Tensor, u: Tensor, soft: Tensor) -> tuple[Tensor, Info]:
     """mean [α·log π(u|s) − min_i Q_i(s, u)], (M,); `critics` are those over the noise (na: Q^W)."""
-    loss = (soft - critics(observation, u, frozen=True).amin(1)).mean(-1)
+    loss = (soft - q_values(observation, u, frozen(critics)).amin(1)).mean(-1)
     return loss, {"actor/loss": loss.detach(), "actor/magnitude": u.detach().abs()}
 
 
-def distillation_loss(critics: Critics, observation: Tensor, u: Tensor, target: Tensor) -> tuple[Tensor, Info]:
+@scripted
+def distillation_loss(critics: Layers, observation: Tensor, u: Tensor, target: Tensor) -> tuple[Tensor, Info]:
     """½·Σ_i mean (Q^W_i(s, u) − Q_i(s, DP(s, w)))², (M,); `target` (M, C, B) from the online critics, member to member."""
-    loss = 0.5 * (critics(observation, u) - target).square().mean(-1).sum(-1)
+    loss = 0.5 * (q_values(observation, u, critics) - target).square().mean(-1).sum(-1)
     return loss, {"noise_critic/loss": loss.detach()}
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
-class _Played(NamedTuple):
+class Optimizers(NamedTuple):
+    """Of a part of the members."""
+
+    actor: AdamState
+    critics: AdamState
+    temperature: AdamState
+
+
+class Constants(NamedTuple):
+    """What the update takes from :class:`DSRLConfig`, under its names."""
+
+    target_entropy: float
+    learn_temperature: bool
+    backup: str
+    lr: float
+    tau: float
+
+
+class Played(NamedTuple):
     """What the actor gives to an update: u and α·log π(u|s), with gradients; both at s' without."""
 
     u: Tensor
@@ -150,6 +189,75 @@ class _Played(NamedTuple):
     next_u: Tensor
     next_soft: Tensor
     info: Info
+
+
+@scripted
+def play_actor(
+    networks: NetworkLayers,
+    optimizers: Optimizers,
+    batch: Batch,
+    noise: Tensor,
+    next_noise: Tensor,
+    constants: Constants,
+) -> Played:
+    """The actor at s and at s', and the temperature's step."""
+    u, log_prob = play(batch.observation, noise, networks.actor)
+    temperature = networks.log_temperature.detach().exp().unsqueeze(-1)  # before its own step, as in SB3
+    info = {"temperature/value": temperature}
+    if constants.learn_temperature:
+        loss, of_loss = temperature_loss(networks, log_prob, constants.target_entropy)
+        adam(optimizers.temperature, gradients_of(loss, [networks.log_temperature]), constants.lr)
+        info.update(of_loss)
+    with torch.no_grad():
+        next_u, next_log_prob = play(batch.next_observation, next_noise, networks.actor)
+    return Played(u, temperature * log_prob, next_u, temperature * next_log_prob, info)
+
+
+@scripted
+def learn(
+    networks: NetworkLayers,
+    optimizers: Optimizers,
+    batch: Batch,
+    played: Played,
+    next_action: Tensor,
+    constants: Constants,
+) -> Info:
+    """Critics, actor, targets."""
+    loss, info = critic_loss(networks, batch, next_action, played.next_soft, constants.backup)
+    adam(optimizers.critics, gradients_of(loss, networks.critics.parameters), constants.lr)
+    loss, of_loss = actor_loss(networks.climbed, batch.observation, played.u, played.soft)
+    adam(optimizers.actor, gradients_of(loss, networks.actor.parameters), constants.lr)
+    polyak(networks.target_critics.parameters, optimizers.critics.values, constants.tau)
+    info.update(of_loss)
+    info.update(played.info)
+    return info
+
+
+@scripted
+def learn_sac(
+    networks: NetworkLayers,
+    optimizers: Optimizers,
+    steps: list[tuple[Batch, Tensor, Tensor]],
+    constants: Constants,
+) -> Info:
+    """The sac variant: nothing but a member's own networks takes part. Info of the last step."""
+    info: Info = {}
+    for batch, noise, next_noise in steps:
+        played = play_actor(networks, optimizers, batch, noise, next_noise, constants)
+        info = learn(networks, optimizers, batch, played, played.next_u, constants)
+    return info
+
+
+@scripted
+def distill(
+    critics: Layers, optimizer: AdamState, observations: list[Tensor], us: list[Tensor], targets: list[Tensor], lr: float
+) -> Info:
+    """A step of the noise critics for each batch. Info of the last."""
+    info: Info = {}
+    for k in range(len(observations)):
+        loss, info = distillation_loss(critics, observations[k], us[k], targets[k])
+        adam(optimizer, gradients_of(loss, critics.parameters), lr)
+    return info
 
 
 class DSRL:
@@ -164,7 +272,8 @@ class DSRL:
     def __init__(self, config: DSRLConfig, policy: Policy, generators: Generators) -> None:
         self.config, self.policy, self.members = config, policy, policy.members
         self.action_dim = policy.chunk * policy.action_dim
-        self.target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
+        target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
+        self.constants = Constants(target_entropy, config.learn_temperature, config.backup, config.lr, config.tau)
         self.networks = Networks(config, policy.observation_dim, self.action_dim, generators)
         self.parts = split(self.networks, number_of_parts(self.members, config.batch_size, config.hidden))
         self.optimizers = {
@@ -175,8 +284,11 @@ class DSRL:
         if config.variant == "na":
             noise_critics = [list(part.noise_critics.parameters()) for part in self.parts if part.noise_critics is not None]
             self.optimizers["noise_critic"] = Adam(noise_critics, config.lr)
-        self._online = [[p.detach() for p in part.critics.parameters()] for part in self.parts]
-        self._target = [list(part.target_critics.parameters()) for part in self.parts]
+
+    def _of(self, part: int) -> tuple[NetworkLayers, Optimizers]:
+        """A part's networks and optimisers as the functions above take them."""
+        actor, critics, temperature = (self.optimizers[name].states[part] for name in ("actor", "critic", "temperature"))
+        return self.parts[part].layers, Optimizers(actor, critics, temperature)
 
     def denoise(self, observation: Tensor, u: Tensor) -> Tensor:
         """DP(s, magnitude·u): (M, B, S), (M, B, D) -> flattened chunk (M, B, D), no gradient."""
@@ -191,54 +303,28 @@ class DSRL:
             batch: `batch_size` transitions a member for each step.
             noise, next_noise: (M, B, D) standard normal, the actor's randomness at s and at s'.
         """
-        size, parts = self.config.batch_size, len(self.parts)
-        steps = [
-            list(zip(b.divide(parts), first.chunk(parts), second.chunk(parts), strict=True))
-            for b, first, second in zip(batch.split(size), noise.split(size, 1), next_noise.split(size, 1), strict=True)
+        parts, size = len(self.parts), self.config.batch_size
+        steps = [  # of a part
+            list(zip(b.split(size), first.split(size, 1), second.split(size, 1), strict=True))
+            for b, first, second in zip(batch.divide(parts), noise.chunk(parts), next_noise.chunk(parts), strict=True)
         ]
+        if self.config.variant == "na":
+            for step in zip(*steps, strict=True):
+                infos = self._update_na(step)
+            return averages(infos)
 
-        if self.config.variant == "sac":  # then nothing but a member's own networks takes part
+        def work(part: int, k: int) -> Info:
+            return learn_sac(*self._of(part), steps[part][k * STRIDE : (k + 1) * STRIDE], self.constants)
 
-            def work(part: int, k: int) -> Info:
-                played = self._play_actor(part, *steps[k][part])
-                return self._learn(part, steps[k][part][0], played, played.next_u)
-
-            return averages(each(work, parts, len(steps), STRIDE))
-        for step in steps:
-            infos = self._update_na(step)
-        return averages(infos)
+        return averages(each(work, parts, math.ceil(len(steps[0]) / STRIDE)))
 
     def _update_na(self, step: Sequence[tuple[Batch, Tensor, Tensor]]) -> list[Info]:
         """One step of all parts: they meet in the middle, for the policy denoises for all members at once."""
-        played = each(lambda part, _: self._play_actor(part, *step[part]), len(step))
+        parts = len(step)
+        played = each(lambda part, _: play_actor(*self._of(part), *step[part], self.constants), parts)
         states = torch.cat([batch.next_observation for batch, _, _ in step])
-        chunks = self.denoise(states, torch.cat([p.next_u for p in played])).chunk(len(step))
-        return each(lambda part, _: self._learn(part, step[part][0], played[part], chunks[part]), len(step))
-
-    def _play_actor(self, part: int, batch: Batch, noise: Tensor, next_noise: Tensor) -> _Played:
-        """The actor at s and at s', and the temperature's step."""
-        networks = self.parts[part]
-        u, log_prob = networks.actor.sample(batch.observation, noise)
-        temperature = networks.log_temperature.detach().exp().unsqueeze(-1)  # before its own step, as in SB3
-        info: Info = {"temperature/value": temperature}
-        if self.config.learn_temperature:
-            loss, extra = temperature_loss(networks, log_prob, self.target_entropy)
-            self.optimizers["temperature"].step(loss, part)
-            info |= extra
-        with torch.no_grad():
-            next_u, next_log_prob = networks.actor.sample(batch.next_observation, next_noise)
-        return _Played(u, temperature * log_prob, next_u, temperature * next_log_prob, info)
-
-    def _learn(self, part: int, batch: Batch, played: _Played, next_action: Tensor) -> Info:
-        """Critics, actor, targets."""
-        networks, config = self.parts[part], self.config
-        loss, info = critic_loss(networks, batch, next_action, played.next_soft, config.backup)
-        self.optimizers["critic"].step(loss, part)
-        climbed = networks.critics if networks.noise_critics is None else networks.noise_critics
-        loss, extra = actor_loss(climbed, batch.observation, played.u, played.soft)
-        self.optimizers["actor"].step(loss, part)
-        polyak(self._target[part], self._online[part], config.tau)
-        return played.info | info | extra
+        chunks = self.denoise(states, torch.cat([p.next_u for p in played])).chunk(parts)
+        return each(lambda part, _: learn(*self._of(part), step[part][0], played[part], chunks[part], self.constants), parts)
 
     def distill(self, observation: Tensor, noise: Tensor, steps: int = 1) -> Info:
         """`steps` steps of Q^W towards Q(s, DP(s, w)), w = `noise` ~ N(0, I), unclipped; (M, steps·B, S), (M, steps·B, D).
@@ -250,16 +336,15 @@ class DSRL:
         u = noise / self.config.action_magnitude
         with torch.no_grad():
             target = self.networks.critics(observation, self.denoise(observation, u))
-        states, us, targets = observation.chunk(parts), u.chunk(parts), target.chunk(parts)
+        states, us = ([c.split(size, 1) for c in whole.chunk(parts)] for whole in (observation, u))
+        targets = [c.split(size, -1) for c in target.chunk(parts)]
 
         def work(part: int, k: int) -> Info:
-            critics, rows = self.parts[part].noise_critics, slice(k * size, (k + 1) * size)
-            assert critics is not None
-            loss, info = distillation_loss(critics, states[part][:, rows], us[part][:, rows], targets[part][..., rows])
-            self.optimizers["noise_critic"].step(loss, part)
-            return info
+            critics, rows = self.parts[part].layers.climbed, slice(k * STRIDE, (k + 1) * STRIDE)
+            optimizer = self.optimizers["noise_critic"].states[part]
+            return distill(critics, optimizer, states[part][rows], us[part][rows], targets[part][rows], self.config.lr)
 
-        return averages(each(work, parts, steps, STRIDE))
+        return averages(each(work, parts, math.ceil(steps / STRIDE)))
 
     def train(self, replay: Replay, sampling: Generators, noise: Generators) -> Info:
         """The gradient steps of one vector step: `utd` updates, then (na) `noise_critic_steps` distillations. Info of the last ones."""
@@ -354,7 +439,7 @@ class DSRLActor:
         save_tree(directory / AGENT_FILE, {**tree, "actor": self.actor.state_dict()})
 
     @classmethod
-    def load(cls, directory: str | Path, policy: Policy | None = None, deterministic: bool | None = None) -> DSRLActor:
+    def load(cls, directory: str | Path, policy: Policy | None = None, deterministic: bool | None = None) -> "DSRLActor":
         """Read :meth:`save`'s files; `policy` replaces the saved one (for policy classes of your own).
 
         Raises:

@@ -4,19 +4,18 @@ V is an expectile of min_i Q̄_i(s, a) over the data's actions, Q a one-chunk ba
 IQL's actor is not trained: Best-of-N takes its actions from the pretrained policy (the paper lists β = 3, which only that actor uses).
 """
 
-from __future__ import annotations
-
+import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, Values, averages, copy_into
+from postbc.finetuning.networks import Activation, Critics, Values, averages, copy_into, q_values, values
 from postbc.finetuning.replay import Batch, Replay
-from postbc.members import Adam, each, number_of_parts, split
-from postbc.nn import Generators, polyak
+from postbc.members import Adam, AdamState, adam, each, gradients_of, number_of_parts, scripted, split
+from postbc.nn import Generators, Layers, polyak
 
 Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
 BLOCK, STRIDE = 32, 2  # steps whose batches are drawn and gathered at once; steps in a row of one member
@@ -73,6 +72,19 @@ class Networks(nn.Module):
         self.target_critics = make_critics(config, observation_dim, action_dim, generators)
         copy_into(self.target_critics, self.critics)
 
+    @property
+    def layers(self) -> "NetworkLayers":
+        """The same for the functions below, in the same memory."""
+        return NetworkLayers(self.values.net.layers, self.critics.net.layers, self.target_critics.net.layers)
+
+
+class NetworkLayers(NamedTuple):
+    """:class:`Networks` as TorchScript takes them."""
+
+    values: Layers
+    critics: Layers
+    target_critics: Layers
+
 
 def make_critics(config: IQLConfig, observation_dim: int, action_dim: int, generators: Generators) -> Critics:
     """Q alone, which is all that acting needs."""
@@ -81,28 +93,53 @@ def make_critics(config: IQLConfig, observation_dim: int, action_dim: int, gener
 
 
 # -- losses --------------------------------------------------------------------------------------------------------------------
-def value_loss(networks: Networks, batch: Batch, expectile: float, combine: str = "min") -> tuple[Tensor, Info]:
+@scripted
+def value_loss(networks: NetworkLayers, batch: Batch, expectile: float, combine: str = "min") -> tuple[Tensor, Info]:
     """mean |τ − 1(x < 0)|·x², x = min_i Q̄_i(s, a) − V(s), (M,) (IQL, equation 5)."""
     with torch.no_grad():
-        q = networks.target_critics(batch.observation, batch.action)
+        q = q_values(batch.observation, batch.action, networks.target_critics)
         q = q.amin(1) if combine == "min" else q.mean(1)
-    value = networks.values(batch.observation)
+    value = values(batch.observation, networks.values)
     advantage = q - value
     weight = torch.where(advantage.detach() < 0, 1 - expectile, expectile)
     loss = (weight * advantage.square()).mean(-1)
     return loss, {"value/loss": loss.detach(), "value/v": value.detach(), "value/advantage": advantage.detach()}
 
 
-def critic_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Info]:
+@scripted
+def critic_loss(networks: NetworkLayers, batch: Batch) -> tuple[Tensor, Info]:
     """Σ_i mean (r + γ(1−d)·V(s') − Q_i(s, a))², (M,) (IQL, equation 6)."""
     with torch.no_grad():
-        target = torch.addcmul(batch.reward, batch.discount, networks.values(batch.next_observation))
-    q = networks.critics(batch.observation, batch.action)
+        target = torch.addcmul(batch.reward, batch.discount, values(batch.next_observation, networks.values))
+    q = q_values(batch.observation, batch.action, networks.critics)
     loss = (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
     return loss, {"critic/loss": loss.detach(), "critic/q": q.detach()}
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
+@scripted
+def learn(
+    networks: NetworkLayers,
+    of_values: AdamState,
+    of_critics: AdamState,
+    batches: list[Batch],
+    expectile: float,
+    combine: str,
+    lr: float,
+    tau: float,
+) -> Info:
+    """For each batch a step of V, then of Q, then of the target (the authors' order, their actor left out). Info of the last."""
+    info: Info = {}
+    for batch in batches:
+        loss, info = value_loss(networks, batch, expectile, combine)
+        adam(of_values, gradients_of(loss, networks.values.parameters), lr)
+        loss, of_loss = critic_loss(networks, batch)
+        adam(of_critics, gradients_of(loss, networks.critics.parameters), lr)
+        polyak(networks.target_critics.parameters, of_critics.values, tau)
+        info.update(of_loss)
+    return info
+
+
 class IQL:
     """The learner, M members.
 
@@ -122,23 +159,19 @@ class IQL:
             "value": Adam([list(part.values.parameters()) for part in self.parts], config.lr),
             "critic": Adam([list(part.critics.parameters()) for part in self.parts], config.lr),
         }
-        self._online = [[p.detach() for p in part.critics.parameters()] for part in self.parts]
-        self._target = [list(part.target_critics.parameters()) for part in self.parts]
 
     def update(self, *batches: Batch) -> Info:
-        """For each batch one step of V, then Q, then the target (the authors' order, their actor left out). Info of the last."""
-        divided = [batch.divide(len(self.parts)) for batch in batches]
-        infos = each(lambda part, k: self._update(part, divided[k][part]), len(self.parts), len(batches), STRIDE)
-        return averages(infos)
+        """:func:`learn` on the batches, all members. Info of the last."""
+        config, parts = self.config, len(self.parts)
+        divided = list(zip(*(batch.divide(parts) for batch in batches), strict=True))
 
-    def _update(self, part: int, batch: Batch) -> Info:
-        networks, config = self.parts[part], self.config
-        loss, info = value_loss(networks, batch, config.expectile, config.value_targets)
-        self.optimizers["value"].step(loss, part)
-        loss, extra = critic_loss(networks, batch)
-        self.optimizers["critic"].step(loss, part)
-        polyak(self._target[part], self._online[part], config.tau)
-        return info | extra
+        def work(part: int, k: int) -> Info:
+            return learn(
+                self.parts[part].layers, self.optimizers["value"].states[part], self.optimizers["critic"].states[part],
+                divided[part][k * STRIDE : (k + 1) * STRIDE], config.expectile, config.value_targets, config.lr, config.tau,
+            )  # fmt: skip
+
+        return averages(each(work, parts, math.ceil(len(batches) / STRIDE)))
 
     def train(self, data: Replay, steps: int, sampling: Generators) -> Info:
         """`steps` updates on batches of `data`; info of the last one."""

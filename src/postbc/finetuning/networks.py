@@ -9,13 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from postbc.nn import NAMES, Generators, StackedMLP
+from postbc.members import scripted
+from postbc.nn import NAMES, Generators, Layers, StackedMLP, perceptrons
 
 Activation = Literal["tanh", "relu", "mish"]
 ACTIVATIONS = {name: activation for activation, name in NAMES.items()}
-
-LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0  # stable-baselines3, sac/policies.py
-TANH_EPSILON = 1e-6  # stable-baselines3, SquashedDiagGaussianDistribution: keeps log(1 - tanh²) finite
 
 
 class TanhGaussianActor(nn.Module):
@@ -39,16 +37,11 @@ class TanhGaussianActor(nn.Module):
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """(M, B, S) -> mean (M, B, D), log std (M, B, D) clamped to [−20, 2]."""
-        mean, log_std = self.net(observation).chunk(2, -1)
-        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        return mean_and_log_std(observation, self.net.layers)
 
     def sample(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """(M, B, S), standard normal `noise` (M, B, D) -> u (M, B, D), log π(u|s) (M, B), differentiable in both."""
-        mean, log_std = self(observation)
-        u = torch.tanh(torch.addcmul(mean, log_std.exp(), noise))
-        # log N(x) with (x − mean)/std = noise, minus the tanh correction
-        gaussian = -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * noise.shape[-1]
-        return u, gaussian - torch.log(1 - u.square() + TANH_EPSILON).sum(-1)
+        return play(observation, noise, self.net.layers)
 
     def mode(self, observation: Tensor) -> Tensor:
         """(M, B, S) -> tanh(mean) (M, B, D)."""
@@ -70,17 +63,13 @@ class Critics(nn.Module):
         critics: int = 2,
     ) -> None:
         super().__init__()
-        self.members, self.critics = members, critics
         self.net = StackedMLP(
             members * critics, observation_dim + action_dim, hidden, 1, generators, ACTIVATIONS[activation], layer_norm
         )
 
-    def forward(self, observation: Tensor, action: Tensor, frozen: bool = False) -> Tensor:
-        """(M, B, S), (M, B, D) -> (M, C, B); `frozen`: without gradients for the parameters."""
-        inputs = torch.cat((observation, action), -1)
-        members, batch, width = inputs.shape
-        inputs = inputs.unsqueeze(1).expand(-1, self.critics, -1, -1).reshape(members * self.critics, batch, width)
-        return self.net(inputs, frozen).view(members, self.critics, batch)
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """(M, B, S), (M, B, D) -> (M, C, B)."""
+        return q_values(observation, action, self.net.layers)
 
 
 class Values(nn.Module):
@@ -99,7 +88,40 @@ class Values(nn.Module):
         self.net = StackedMLP(members, observation_dim, hidden, 1, generators, ACTIVATIONS[activation], layer_norm)
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.net(observation).squeeze(-1)
+        return values(observation, self.net.layers)
+
+
+# -- the same as functions of the layers, for TorchScript ------------------------------------------------------------------------
+@scripted
+def mean_and_log_std(observation: Tensor, actor: Layers) -> tuple[Tensor, Tensor]:
+    """(M, B, S) -> :class:`TanhGaussianActor`'s mean (M, B, D), log std (M, B, D) clamped to [−20, 2]."""
+    mean, log_std = perceptrons(observation, actor).chunk(2, -1)
+    return mean, log_std.clamp(-20.0, 2.0)  # stable-baselines3, sac/policies.py
+
+
+@scripted
+def play(observation: Tensor, noise: Tensor, actor: Layers) -> tuple[Tensor, Tensor]:
+    """(M, B, S), standard normal (M, B, D) -> u (M, B, D), log π(u|s) (M, B)."""
+    mean, log_std = mean_and_log_std(observation, actor)
+    u = torch.tanh(torch.addcmul(mean, log_std.exp(), noise))
+    # log N(x) with (x − mean)/std = noise, minus the tanh correction; stable-baselines3's 1e-6 keeps log(1 − tanh²) finite
+    gaussian = -0.5 * noise.square().sum(-1) - log_std.sum(-1) - 0.5 * math.log(2 * math.pi) * noise.shape[-1]
+    return u, gaussian - torch.log(1 - u.square() + 1e-6).sum(-1)
+
+
+@scripted
+def q_values(observation: Tensor, action: Tensor, critics: Layers) -> Tensor:
+    """(M, B, S), (M, B, D) -> Q of each of :class:`Critics` (M, C, B)."""
+    inputs = torch.cat((observation, action), -1)
+    members, batch, width = inputs.shape
+    inputs = inputs.unsqueeze(1).expand(members, critics.parameters[0].shape[0] // members, batch, width)
+    return perceptrons(inputs.flatten(0, 1), critics).view(members, -1, batch)
+
+
+@scripted
+def values(observation: Tensor, net: Layers) -> Tensor:
+    """(M, B, S) -> V of :class:`Values` (M, B)."""
+    return perceptrons(observation, net).squeeze(-1)
 
 
 def averages(infos: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

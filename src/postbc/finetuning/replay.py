@@ -1,10 +1,7 @@
 """A replay buffer for M seeds: a ring of packed rows, sampled by each seed's own generator."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +10,7 @@ from postbc.errors import InputError
 from postbc.nn import Generators, randint
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """Transitions of M members, normalised units. Views of one gathered block."""
 
     observation: Tensor
@@ -28,15 +24,13 @@ class Batch:
     discount: Tensor
     """(M, B): what multiplies the next value: γ (or γ^steps), and 0 where the episode terminated."""
 
-    def split(self, size: int) -> list[Batch]:
+    def split(self, size: int) -> "list[Batch]":
         """Consecutive batches of `size` rows."""
-        parts = zip(*(getattr(self, name).split(size, 1) for name in self.__dataclass_fields__), strict=True)
-        return [Batch(*part) for part in parts]
+        return [Batch(*part) for part in zip(*(whole.split(size, 1) for whole in self), strict=True)]
 
-    def divide(self, parts: int) -> list[Batch]:
+    def divide(self, parts: int) -> "list[Batch]":
         """Batches of consecutive members, equally many each."""
-        shares = zip(*(getattr(self, name).chunk(parts) for name in self.__dataclass_fields__), strict=True)
-        return [Batch(*share) for share in shares]
+        return [Batch(*share) for share in zip(*(whole.chunk(parts) for whole in self), strict=True)]
 
 
 class Replay:
@@ -92,7 +86,7 @@ class Replay:
         return self._sizes or [self.size] * self.members
 
     @classmethod
-    def fixed(cls, members: Sequence[Batch]) -> Replay:
+    def fixed(cls, members: Sequence[Batch]) -> "Replay":
         """A data set that does not grow: one batch of (1, K_m, ·) a member, their numbers K_m may differ."""
         sizes = [batch.reward.shape[1] for batch in members]
         first = members[0]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from postbc.demonstrations.chunks import Windows
 from postbc.demonstrations.normalization import Normalization
 from postbc.errors import InputError
-from postbc.members import Adam, each, number_of_parts
+from postbc.members import Adam, AdamState, each, number_of_parts
 from postbc.nn import StackedMLP, generator_states, make_generators, set_generator_states
 from postbc.posterior.bootstrap import BootstrapSampler, bootstrap_counts
 from postbc.posterior.factor import Factor
@@ -167,11 +167,12 @@ class EnsembleTraining:
         targets = self.targets[rows]
         if self.noise is not None:
             targets = targets + self.noise[member, rows]
-        config, (values, first, second, count) = self.config, self.optimiser.of(member)
+        config, (values, first, second, steps) = self.config, self.optimiser.states[member]
+        state = AdamState([v[0] for v in values], [v[0] for v in first], [v[0] for v in second], steps)
         return train_member(
-            [v[0] for v in values], [v[0] for v in first], [v[0] for v in second], count, self.observations[rows], targets,
-            config.learning_rate, config.likelihood == "gaussian", [MINIMUM_LOG_STD, MAXIMUM_LOG_STD], self.reduced,
-            [a[0] for a in self.anchors[member]] if self.anchors else [], self.pull,
+            state, self.observations[rows], targets, config.learning_rate, config.likelihood == "gaussian",
+            [MINIMUM_LOG_STD, MAXIMUM_LOG_STD], self.reduced, [a[0] for a in self.anchors[member]] if self.anchors else [],
+            self.pull,
         ).unsqueeze(0)  # fmt: skip
 
     def _step(self, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ taken anew; and members on several threads meet in Python once a step.
 import torch
 from torch import Tensor
 
-from postbc.members import adam, scripted
+from postbc.members import AdamState, adam, scripted
 
 
 @torch.jit.ignore  # type: ignore[untyped-decorator]
@@ -18,10 +18,7 @@ def as_integers(tensors: list[Tensor]) -> list[Tensor]:
 
 @scripted
 def train_member(
-    values: list[Tensor],
-    first: list[Tensor],
-    second: list[Tensor],
-    count: Tensor,
+    state: AdamState,
     observations: Tensor,
     targets: Tensor,
     lr: float,
@@ -34,19 +31,18 @@ def train_member(
     """n ≥ 1 steps of Adam on a multilayer perceptron with ReLU, in place; returns the last step's loss (), without the pull.
 
     Args:
-        values: weight (i, o), bias (1, o) of each layer.
-        first, second: their moments.
-        count: Adam's steps so far.
+        state: of weight (i, o), bias (1, o) of each layer.
         observations, targets: (n, B, S), (n, B, D): a batch a step.
         lr: step size.
         gaussian: the last layer gives mean and log standard deviation (B, 2·D), and the loss is the negative log-likelihood; otherwise
             mean-squared error.
         log_std_range: bounds of the log standard deviation.
         reduced: products in bfloat16; parameters, moments and losses stay float32.
-        anchors: parameters that `pull`·Σ‖θ − anchor‖² pulls to, in the order of `values`; may be empty.
+        anchors: parameters that `pull`·Σ‖θ − anchor‖² pulls to, in the order of `state.values`; may be empty.
         pull: its weight.
     """
     dtype = torch.bfloat16 if reduced else torch.float32
+    values = state.values
     rows, depth, widest = observations.shape[1], len(values) // 2, max([value.numel() for value in values])
     used = [value.to(dtype) for value in values]  # the same memory in float32
     hidden = [torch.empty([rows, bias.shape[1]], dtype=dtype) for bias in values[1::2]]
@@ -76,7 +72,6 @@ def train_member(
                 loss = error.square().mean()
             gradient = error * (2 / size)
         gradient = gradient.to(dtype)
-        count += 1
         for i in range(depth):
             k = depth - 1 - i
             before, of_weight, of_bias = hidden[k - 1] if k > 0 else x, gradients[2 * k], gradients[2 * k + 1]
@@ -93,7 +88,7 @@ def train_member(
         if len(anchors) > 0:
             for k in range(len(values)):
                 gradients[k].add_(values[k] - anchors[k], alpha=2 * pull)
-        adam(values, gradients, first, second, count, lr)
+        adam(state, gradients, lr)
         if reduced:
             for k in range(len(used)):
                 used[k].copy_(values[k])
