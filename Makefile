@@ -9,6 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing postbc into $(VENV) (a few minutes the first time)"
+	$(INSTALL) pip  # Python 3.10's own searches versions without end
 	$(INSTALL) --editable '.[robosuite,tensorboard,hub]'
 	touch $@
 

@@ -13,7 +13,7 @@ from postbc.demonstrations import Normalization, Windows
 from postbc.nn import make_generators
 from postbc.policies import DiffusionConfig, DiffusionPolicy
 from postbc.posterior import Ensemble, EnsembleConfig
-from postbc.posterior.ensemble import EnsembleTraining
+from postbc.posterior.ensemble import BLOCK, EnsembleTraining
 
 OBSERVATION_DIM, CHUNK, ACTION_DIM = 19, 4, 7
 
@@ -31,7 +31,7 @@ def alternate(ours: Callable[[], None], theirs: Callable[[], None], repeats: int
 
 
 def ensemble_member_step(
-    members: int = 100, hidden: int = 512, batch: int = 256, steps: int = 10, repeats: int = 3
+    members: int = 100, hidden: int = 512, batch: int = 256, steps: int = BLOCK, repeats: int = 5
 ) -> dict[str, object]:
     """One gradient step of one member: K members of ours against one network after another (torch.nn and torch.optim.Adam).
 

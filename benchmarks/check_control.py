@@ -3,7 +3,7 @@
     python benchmarks/check_control.py states   --task Lift --count 500
     python benchmarks/check_control.py episodes --task Lift --count 300
     python benchmarks/check_control.py replay   --file lift_human.hdf5
-    python benchmarks/check_control.py sensitivity --task Can --count 300
+    python benchmarks/check_control.py sensitivity --task Can --count 300 [--robosuite]
     python benchmarks/check_control.py soak     --task Lift --minutes 60
 
 Each prints one JSON object. tests/test_native_control.py runs the same functions at a smaller size.
@@ -250,11 +250,11 @@ def compare_episodes(task: str, count: int, seed: int = 1000) -> dict[str, Any]:
     }
 
 
-def sensitivity(task: str, count: int, seed: int = 1000, size: float = 1e-9) -> dict[str, Any]:
-    """Scripted episodes twice, natively, the arm's first joint angles moved by `size` rad in the second: how far success is chance."""
-    still, moved = (episode_successes(task, count, True, seed, moved=moved) for moved in (0.0, size))
+def sensitivity(task: str, count: int, seed: int = 1000, native: bool = True, size: float = 1e-9) -> dict[str, Any]:
+    """One simulator against itself, the arm's first joint angles moved by `size` rad: how far an episode's success is chance."""
+    still, moved = (episode_successes(task, count, native, seed, moved=moved) for moved in (0.0, size))
     differing = [int(seed + i) for i in np.flatnonzero(still != moved)]
-    return {"episodes": count, "equal": float((still == moved).mean()), "seeds_that_differ": differing}
+    return {"episodes": count, "native": native, "equal": float((still == moved).mean()), "seeds_that_differ": differing}
 
 
 def replay(file: str, native: bool, limit: int | None = None, draws: int = 1) -> dict[str, Any]:
@@ -313,6 +313,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--file", default="")
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--robosuite", action="store_true", help="robosuite against itself instead of the native simulator")
     options = parser.parse_args()
     started = time.monotonic()
     if options.what == "states":
@@ -320,7 +321,7 @@ def main() -> None:
     elif options.what == "episodes":
         result = compare_episodes(options.task, options.count, 1000 + options.seed)
     elif options.what == "sensitivity":
-        result = sensitivity(options.task, options.count, 1000 + options.seed)
+        result = sensitivity(options.task, options.count, 1000 + options.seed, not options.robosuite)
     elif options.what == "replay":
         result = {"native": replay(options.file, True), "robosuite": replay(options.file, False)}
     else:
