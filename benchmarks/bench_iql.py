@@ -21,11 +21,11 @@ import torch
 
 from benchmarks.bench_core import alternate
 from benchmarks.bench_dsrl import BATCH, D, S
-from postbc.finetuning.iql import IQL, IQLConfig
+from postbc.finetuning.iql import BLOCK, IQL, IQLConfig
 from postbc.finetuning.replay import Batch
 from postbc.nn import make_generators, rand, randn
 
-UPDATES = 20
+UPDATES = BLOCK  # as many as `IQL.train` does at once
 
 
 def our_updates(config: IQLConfig, members: int) -> Callable[[], None]:

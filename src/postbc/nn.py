@@ -174,10 +174,12 @@ def frozen(layers: Layers) -> Layers:
     return Layers([p.detach() for p in layers.parameters], layers.activation, layers.eps)
 
 
-@torch.jit.ignore  # type: ignore[untyped-decorator]
+@scripted
 def polyak(target: list[Tensor], online: list[Tensor], rate: float) -> None:
-    """target <- (1 − rate)·target + rate·online, in place and in one pass over all tensors."""
-    torch._foreach_lerp_(target, online, rate)
+    """target <- (1 − rate)·target + rate·online, in place."""
+    with torch.no_grad():
+        for k in range(len(target)):
+            target[k].lerp_(online[k], rate)
 
 
 class EMA:
@@ -201,7 +203,7 @@ class EMA:
     def update(self) -> None:
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        polyak(self.shadow, [p.detach() for p in self.online], 1.0 - decay)
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.online], 1.0 - decay)
 
     @torch.no_grad()
     def copy(self) -> None:

@@ -18,7 +18,7 @@ from postbc.members import Adam, AdamState, adam, each, gradients_of, number_of_
 from postbc.nn import Generators, Layers, polyak
 
 Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
-BLOCK, STRIDE = 32, 2  # steps whose batches are drawn and gathered at once; steps in a row of one member
+BLOCK, STRIDE = 32, 8  # steps whose batches are drawn and gathered at once; steps in a row of one member
 
 
 @dataclass(frozen=True)
