@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from postbc.demonstrations.operators import Operator
@@ -80,7 +81,7 @@ class ScriptedOperators:
         self.error = np.zeros((n, _ATTEMPTS, 3))
         self.noise = np.zeros((n, horizon, 6))
         self.pause = np.zeros((n, horizon), dtype=bool)
-        self.last = np.zeros((n, 6))
+        self.last: NDArray[np.float64] = np.zeros((n, 6))
         self.yaw = np.zeros(n)
         self.grasp = np.zeros((n, 3))
 

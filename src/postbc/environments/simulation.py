@@ -108,7 +108,7 @@ class NativeSimulation:
     def __init__(self, task: Task, env: Any, models: episodes.Models) -> None:
         self.task, self.env, self._models, self._cube = task, env, models, models.cube
         self._data = mujoco.MjData(models.shared)
-        self.observation = np.zeros(task.observation_dim)
+        self.observation: Floats = np.zeros(task.observation_dim)
         self.control = NativeControl(env, self.model, self.data)
         self.sensors = SENSORS[task.robosuite_name](env)
 
@@ -181,7 +181,7 @@ class RobosuiteSimulation:
     def __init__(self, task: Task, env: Any) -> None:
         self.task, self.env = task, env
         env.hard_reset = True
-        self.observation = np.zeros(task.observation_dim)
+        self.observation: Floats = np.zeros(task.observation_dim)
 
     @property
     def model(self) -> mujoco.MjModel:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 from torch import Tensor
 
 from postbc.errors import InputError
@@ -129,7 +130,7 @@ class DSRLTrainer:
         self.initial_vector_steps = -(-training.initial_steps // (n * policy.chunk))
         self.vector_steps = 0
         self.counts = {name: np.zeros(members, np.int64) for name in ("env_steps", "episodes", "successes")}
-        self.episode_success = np.zeros(members * n, bool)
+        self.episode_success: NDArray[np.bool_] = np.zeros(members * n, bool)
         # environment m·n + j: a stream of episodes that depends on the seed of member m and on j alone
         observation, _ = env.reset(seed=[1000 * seed + j for seed in self.seeds for j in range(n)])  # type: ignore[arg-type]
         self.observation = np.array(observation, np.float32)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
 from postbc.demonstrations import LOW_DIM_KEYS, Demonstrations, Trajectory, read_robomimic, write_robomimic
 from postbc.errors import InputError
@@ -59,7 +60,7 @@ class Collector:
         self.has_states = hasattr(env, "sim_states")
         self.started = np.zeros(policy.members, np.int64)  # episodes begun, a member
         self.current = np.full(env.num_envs, -1, np.int64)  # number of the episode that is running, −1: none
-        self.observation = np.zeros((env.num_envs, policy.observation_dim), np.float32)
+        self.observation: NDArray[np.float32] = np.zeros((env.num_envs, policy.observation_dim), np.float32)
         self.partial: list[dict[str, list[Any]]] = [{} for _ in self.current]
         self.finished: list[dict[int, dict[str, Any]]] = [{} for _ in self.seeds]
 

@@ -167,7 +167,7 @@ def rl_finetuning(
     mdp = instance.mdp
     budgets = 2 ** np.arange(3, 14)
     regimes = {}
-    seen = np.zeros(0)
+    seen: Array = np.zeros(0)
     for size, estimator in track([(size, e) for size in (SPARSE, 100, RICH) for e in ESTIMATORS], "learners"):
         if estimator == ESTIMATORS[0]:
             counts = sample_counts(mdp, instance.demonstrator, size, repetitions, rng)

@@ -75,7 +75,7 @@ def action_values(mdp: MDP, policy: Array) -> Array:
 def _expect(transitions: Array, values: Array) -> Array:
     """Σ_x P(x|s, a) V(x): transitions (..., S, A, S), values (..., S) -> (..., S, A)."""
     if transitions.ndim == 3:  # one MDP for all repetitions: a single matrix product
-        return np.tensordot(values, transitions, axes=([-1], [-1]))
+        return np.asarray(np.tensordot(values, transitions, axes=([-1], [-1])), np.float64)
     return np.einsum("...sax,...x->...sa", transitions, values)
 
 

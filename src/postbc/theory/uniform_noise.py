@@ -22,7 +22,8 @@ def largest_uniform_weight(instance: Instance, counts: Counts, tolerance: float,
     at α = 1 (where not, 1 is returned).
     """
     floor = expected_return(instance.mdp, instance.demonstrator) - tolerance
-    low, high = np.zeros(counts.shape[0]), np.ones(counts.shape[0])
+    low: Array = np.zeros(counts.shape[0])
+    high: Array = np.ones(counts.shape[0])
     high_is_close = expected_return(instance.mdp, uniform_mixture(counts, high)) >= floor
     for _ in range(steps):
         middle = 0.5 * (low + high)
