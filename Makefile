@@ -6,10 +6,11 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 
 .PHONY: demo test lint bench docs clean
 
+# pip comes first: the one that Python 3.10 brings searches versions without end
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing postbc into $(VENV) (a few minutes the first time)"
-	$(INSTALL) pip  # Python 3.10's own searches versions without end
+	$(INSTALL) pip
 	$(INSTALL) --editable '.[robosuite,tensorboard,hub]'
 	touch $@
 

@@ -166,12 +166,14 @@ def compare_states(task: str, count: int, seed: int = 0) -> dict[str, Any]:
     kinds = sorted({kind for *_, kind in visited})
     by_kind = {kind: [v for v in visited if v[2] == kind] for kind in kinds}
     result: dict[str, Any] = {}
-    for kind, found in by_kind.items():
-        share = min(len(found), -(-count // len(kinds)))
+    left = count
+    for k, (kind, found) in enumerate(sorted(by_kind.items(), key=lambda item: len(item[1]))):
+        share = min(len(found), -(-left // (len(kinds) - k)))  # what a rare kind lacks, the others have more
+        left -= share
         errors = np.zeros((share, 4))
         flags = np.zeros(share, bool)
-        for j, k in enumerate(random.choice(len(found), share, replace=False)):
-            state, action, _ = found[k]
+        for j, index in enumerate(random.choice(len(found), share, replace=False)):
+            state, action, _ = found[index]
             success = np.zeros((2, 1), bool)
             for s, simulation in enumerate((native, reference)):
                 simulation.set_state(state)
