@@ -315,4 +315,4 @@ def test_initialisation_is_that_of_torch_linear() -> None:
     critics = Critics(40, S, D, (64, 64), make_generators(range(40)), critics=2)
     weight = critics.net[3].weight if isinstance(critics.net[3], StackedLinear) else stacks(critics)[2].weight
     assert weight.shape == (80, 64, 64)
-    assert abs(float(weight.std()) - 1 / math.sqrt(3 * 64)) < 1e-3
+    assert abs(float(weight.detach().std()) - 1 / math.sqrt(3 * 64)) < 1e-3
