@@ -242,21 +242,19 @@ def _start_from_native_states(env: RobosuiteVectorEnv) -> None:
 def compare_episodes(task: str, count: int, seed: int = 1000) -> dict[str, Any]:
     """Whole scripted episodes from the same seeds, stepped natively and by robosuite."""
     ours, theirs = (episode_successes(task, count, native, seed) for native in (True, False))
-    differing = [int(seed + i) for i in np.flatnonzero(ours != theirs)]
-    return {
-        "episodes": count,
-        "success_native": float(ours.mean()),
-        "success_robosuite": float(theirs.mean()),
-        "equal": float((ours == theirs).mean()),
-        "seeds_that_differ": differing,
-    }
+    rates = {"success_native": float(ours.mean()), "success_robosuite": float(theirs.mean())}
+    return {"episodes": count, **rates, **agreement(ours, theirs, seed)}
+
+
+def agreement(a: Array, b: Array, seed: int) -> dict[str, Any]:
+    """The share of equal flags, and the seeds of the others; the first flag's is `seed`."""
+    return {"equal": float((a == b).mean()), "seeds_that_differ": [int(seed + i) for i in np.flatnonzero(a != b)]}
 
 
 def sensitivity(task: str, count: int, seed: int = 1000, native: bool = True, size: float = 1e-9) -> dict[str, Any]:
     """One simulator against itself, the arm's first joint angles moved by `size` rad: how far an episode's success is chance."""
     still, moved = (episode_successes(task, count, native, seed, moved=moved) for moved in (0.0, size))
-    differing = [int(seed + i) for i in np.flatnonzero(still != moved)]
-    return {"episodes": count, "native": native, "equal": float((still == moved).mean()), "seeds_that_differ": differing}
+    return {"episodes": count, "native": native, **agreement(still, moved, seed)}
 
 
 def replay(file: str, native: bool, limit: int | None = None, draws: int = 1) -> dict[str, Any]:

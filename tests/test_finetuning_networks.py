@@ -54,12 +54,11 @@ def test_the_network_equals_its_layers_one_by_one(
 PRINT_BITS = """
 import hashlib, torch
 from torch import nn
-from postbc.nn import StackedMLP, make_generators
 from postbc.finetuning.dsrl import DSRL, DSRLConfig
 from postbc.finetuning.iql import IQL, IQLConfig
 from postbc.finetuning.replay import Replay
 from postbc.members import AdamState
-from postbc.nn import rand, randn
+from postbc.nn import StackedMLP, make_generators, rand, randn
 from postbc.posterior.member import train_member
 
 torch.set_num_threads(1)
@@ -76,9 +75,9 @@ for activation in (nn.ReLU, nn.Tanh, nn.Mish):
 net = StackedMLP(1, 19, (64, 64), 28, make_generators([0]))
 for reduced in (False, True):
     values = [p.detach()[0] for p in net.parameters()]
-    state = AdamState(values, *[[torch.zeros_like(v) for v in values] for _ in range(2)], torch.zeros(()))
+    state = AdamState(values, *[[torch.zeros_like(v) for v in values] for _ in range(2)], torch.zeros(()), 1e-3)
     for _ in range(4):
-        loss = train_member(state, x, x.repeat(1, 1, 2)[..., :28], 1e-3, False, [], reduced, [], 0.0)
+        loss = train_member(state, x, x.repeat(1, 1, 2)[..., :28], False, [], reduced, [], 0.0)
         digest([loss, *values])
 
 class Policy:

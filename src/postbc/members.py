@@ -71,23 +71,24 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-def each(work: Callable[[int, int], T], members: int, rounds: int = 1) -> list[T]:
-    """work(m, 0), work(m, 1), ..., work(m, rounds − 1) in this order for every member m; returns what the last round gave.
+def each(work: Callable[[int, slice], T], members: int, steps: int = 1, stride: int = 1) -> list[T]:
+    """work(m, 0:stride), work(m, stride:2·stride), ... up to `steps` in this order for every member m; returns what the last gave.
 
-    torch's number of threads is shared by the members: a thread takes the member that waits longest and does a round of it, with
-    products of one thread. Two members on two threads take less than two threads on one member after the other, whose matrices are
-    too small to be divided well.
+    torch's number of threads is shared by the members: a thread takes the member that waits longest and does `stride` steps of it,
+    with products of one thread. Two members on two threads take less than two threads on one member after the other, whose matrices
+    are too small to be divided well.
 
     TorchScript runs what is written: left to itself, it would after a first call derive backward passes of its own, whose last bits
     differ, and a resumed training would not end as one never disturbed.
     """
     results: list[Any] = [None] * members
+    rounds = [slice(first, first + stride) for first in range(0, steps, stride)]
     threads, grad, inference = torch.get_num_threads(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     if min(threads, members) < 2:
         with torch.jit.optimized_execution(False):
             for m in range(members):
-                for r in range(rounds):
-                    results[m] = work(m, r)
+                for round_ in rounds:
+                    results[m] = work(m, round_)
         return results
     global _pool
     if _pool is None or _pool[0] != threads:
@@ -106,8 +107,8 @@ def each(work: Callable[[int, int], T], members: int, rounds: int = 1) -> list[T
                     m, done = waiting.popleft()
                 except IndexError:  # another thread was faster
                     return
-                results[m] = work(m, done)
-                if done + 1 < rounds:
+                results[m] = work(m, rounds[done])
+                if done + 1 < len(rounds):
                     waiting.append((m, done + 1))
 
     torch.set_num_threads(1)  # part of it (MKL's) holds for the whole process
@@ -122,7 +123,7 @@ def each(work: Callable[[int, int], T], members: int, rounds: int = 1) -> list[T
 
 # -- Adam ----------------------------------------------------------------------------------------------------------------------
 class AdamState(NamedTuple):
-    """What a step changes in place."""
+    """What a step changes in place, and its size."""
 
     values: list[Tensor]
     """The parameters' values."""
@@ -132,6 +133,8 @@ class AdamState(NamedTuple):
     """Their second moments."""
     steps: Tensor
     """() float: how many so far."""
+    lr: float
+    """Step size."""
 
 
 @torch.jit.ignore  # type: ignore[untyped-decorator]
@@ -147,22 +150,22 @@ def fused_adam(
 
 
 @scripted
-def adam(state: AdamState, gradients: list[Tensor], lr: float) -> None:
+def adam(state: AdamState, gradients: list[Tensor]) -> None:
     """One step, in place."""
-    fused_adam(state.values, gradients, state.first, state.second, state.steps, lr)
+    fused_adam(state.values, gradients, state.first, state.second, state.steps, state.lr)
 
 
 @scripted
-def gradients_of(loss: Tensor, parameters: list[Tensor]) -> list[Tensor]:
-    """∂ Σ loss / ∂ parameters; of a loss (m,) a member, the members' gradients stay apart.
+def descend(state: AdamState, parameters: list[Tensor], loss: Tensor) -> None:
+    """One step on `loss` (m,), summed over its members so that their gradients stay apart.
 
-    Nothing else gets gradients: the actor's loss, say, costs none of the critics' weights.
+    Gradients are taken for `parameters` alone, whose state it is: the actor's loss, say, costs no gradients of the critics' weights.
     """
     gradients: list[Tensor] = []
     for gradient in torch.autograd.grad([loss.sum()], parameters):
         assert gradient is not None
         gradients.append(gradient)
-    return gradients
+    adam(state, gradients)
 
 
 class Adam:
@@ -174,16 +177,16 @@ class Adam:
     """
 
     def __init__(self, parts: Sequence[Sequence[Tensor]], lr: float) -> None:
-        self.parts, self.lr = [list(part) for part in parts], lr
+        self.parts = [list(part) for part in parts]
         self.states = []
         for part in self.parts:
             values = [p.detach() for p in part]
             first, second = ([torch.zeros_like(value) for value in values] for _ in range(2))
-            self.states.append(AdamState(values, first, second, torch.zeros((), device=values[0].device)))
+            self.states.append(AdamState(values, first, second, torch.zeros((), device=values[0].device), lr))
 
     def step(self, loss: Tensor, part: int = 0) -> None:
         """One step of a part on `loss` (m,)."""
-        adam(self.states[part], gradients_of(loss, self.parts[part]), self.lr)
+        descend(self.states[part], self.parts[part], loss)
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
         """The state of torch.optim.Adam over the whole stack: index of the parameter -> step, exp_avg, exp_avg_sq."""

@@ -176,10 +176,9 @@ def frozen(layers: Layers) -> Layers:
 
 @scripted
 def polyak(target: list[Tensor], online: list[Tensor], rate: float) -> None:
-    """target <- (1 − rate)·target + rate·online, in place."""
-    with torch.no_grad():
-        for k in range(len(target)):
-            target[k].lerp_(online[k], rate)
+    """target <- (1 − rate)·target + rate·online, in place (tensor by tensor: TorchScript drops `_foreach_lerp_`)."""
+    for k in range(len(target)):
+        target[k].lerp_(online[k], rate)
 
 
 class EMA:

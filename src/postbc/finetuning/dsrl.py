@@ -10,7 +10,6 @@ into an action chunk a = DP(s, w).
 Everything is in normalised units and has a leading members axis M: one member a seed.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,16 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, TanhGaussianActor, averages, copy_into, play, q_values
+from postbc.finetuning.networks import Activation, Critics, Info, TanhGaussianActor, averages, copy_into, play, q_values
 from postbc.finetuning.replay import Batch, Replay
-from postbc.members import Adam, AdamState, adam, each, gradients_of, number_of_parts, scripted, split
+from postbc.members import Adam, AdamState, descend, each, number_of_parts, scripted, split
 from postbc.nn import Generators, Layers, frozen, polyak, randn
 from postbc.policies.base import NormalizationTensors, Policy
 from postbc.policies.diffusion import DiffusionPolicy
 from postbc.runs import load_tree, save_tree
 
 AGENT_FILE, BASE_POLICY_FILE = "agent.safetensors", "base_policy.safetensors"
-Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
 STRIDE = 2  # updates in a row of one member
 
 
@@ -177,7 +175,6 @@ class Constants(NamedTuple):
     target_entropy: float
     learn_temperature: bool
     backup: str
-    lr: float
     tau: float
 
 
@@ -206,7 +203,7 @@ def play_actor(
     info = {"temperature/value": temperature}
     if constants.learn_temperature:
         loss, of_loss = temperature_loss(networks, log_prob, constants.target_entropy)
-        adam(optimizers.temperature, gradients_of(loss, [networks.log_temperature]), constants.lr)
+        descend(optimizers.temperature, [networks.log_temperature], loss)
         info.update(of_loss)
     with torch.no_grad():
         next_u, next_log_prob = play(batch.next_observation, next_noise, networks.actor)
@@ -224,9 +221,9 @@ def learn(
 ) -> Info:
     """Critics, actor, targets."""
     loss, info = critic_loss(networks, batch, next_action, played.next_soft, constants.backup)
-    adam(optimizers.critics, gradients_of(loss, networks.critics.parameters), constants.lr)
+    descend(optimizers.critics, networks.critics.parameters, loss)
     loss, of_loss = actor_loss(networks.climbed, batch.observation, played.u, played.soft)
-    adam(optimizers.actor, gradients_of(loss, networks.actor.parameters), constants.lr)
+    descend(optimizers.actor, networks.actor.parameters, loss)
     polyak(networks.target_critics.parameters, optimizers.critics.values, constants.tau)
     info.update(of_loss)
     info.update(played.info)
@@ -249,14 +246,12 @@ def learn_sac(
 
 
 @scripted
-def distill(
-    critics: Layers, optimizer: AdamState, observations: list[Tensor], us: list[Tensor], targets: list[Tensor], lr: float
-) -> Info:
-    """A step of the noise critics for each batch. Info of the last."""
+def distill(critics: Layers, optimizer: AdamState, steps: list[tuple[Tensor, Tensor, Tensor]]) -> Info:
+    """A step of the noise critics for each (observation, u, target). Info of the last."""
     info: Info = {}
-    for k in range(len(observations)):
-        loss, info = distillation_loss(critics, observations[k], us[k], targets[k])
-        adam(optimizer, gradients_of(loss, critics.parameters), lr)
+    for observation, u, target in steps:
+        loss, info = distillation_loss(critics, observation, u, target)
+        descend(optimizer, critics.parameters, loss)
     return info
 
 
@@ -273,7 +268,7 @@ class DSRL:
         self.config, self.policy, self.members = config, policy, policy.members
         self.action_dim = policy.chunk * policy.action_dim
         target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
-        self.constants = Constants(target_entropy, config.learn_temperature, config.backup, config.lr, config.tau)
+        self.constants = Constants(target_entropy, config.learn_temperature, config.backup, config.tau)
         self.networks = Networks(config, policy.observation_dim, self.action_dim, generators)
         self.parts = split(self.networks, number_of_parts(self.members, config.batch_size, config.hidden))
         self.optimizers = {
@@ -313,10 +308,10 @@ class DSRL:
                 infos = self._update_na(step)
             return averages(infos)
 
-        def work(part: int, k: int) -> Info:
-            return learn_sac(*self._of(part), steps[part][k * STRIDE : (k + 1) * STRIDE], self.constants)
+        def work(part: int, rows: slice) -> Info:
+            return learn_sac(*self._of(part), steps[part][rows], self.constants)
 
-        return averages(each(work, parts, math.ceil(len(steps[0]) / STRIDE)))
+        return averages(each(work, parts, len(steps[0]), STRIDE))
 
     def _update_na(self, step: Sequence[tuple[Batch, Tensor, Tensor]]) -> list[Info]:
         """One step of all parts: they meet in the middle, for the policy denoises for all members at once."""
@@ -336,15 +331,16 @@ class DSRL:
         u = noise / self.config.action_magnitude
         with torch.no_grad():
             target = self.networks.critics(observation, self.denoise(observation, u))
-        states, us = ([c.split(size, 1) for c in whole.chunk(parts)] for whole in (observation, u))
-        targets = [c.split(size, -1) for c in target.chunk(parts)]
+        batches = [  # of a part
+            list(zip(s.split(size, 1), w.split(size, 1), q.split(size, -1), strict=True))
+            for s, w, q in zip(observation.chunk(parts), u.chunk(parts), target.chunk(parts), strict=True)
+        ]
 
-        def work(part: int, k: int) -> Info:
-            critics, rows = self.parts[part].layers.climbed, slice(k * STRIDE, (k + 1) * STRIDE)
+        def work(part: int, rows: slice) -> Info:
             optimizer = self.optimizers["noise_critic"].states[part]
-            return distill(critics, optimizer, states[part][rows], us[part][rows], targets[part][rows], self.config.lr)
+            return distill(self.parts[part].layers.climbed, optimizer, batches[part][rows])
 
-        return averages(each(work, parts, math.ceil(steps / STRIDE)))
+        return averages(each(work, parts, steps, STRIDE))
 
     def train(self, replay: Replay, sampling: Generators, noise: Generators) -> Info:
         """The gradient steps of one vector step: `utd` updates, then (na) `noise_critic_steps` distillations. Info of the last ones."""

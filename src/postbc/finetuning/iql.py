@@ -4,7 +4,6 @@ V is an expectile of min_i Q̄_i(s, a) over the data's actions, Q a one-chunk ba
 IQL's actor is not trained: Best-of-N takes its actions from the pretrained policy (the paper lists β = 3, which only that actor uses).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, Values, averages, copy_into, q_values, values
+from postbc.finetuning.networks import Activation, Critics, Info, Values, averages, copy_into, q_values, values
 from postbc.finetuning.replay import Batch, Replay
-from postbc.members import Adam, AdamState, adam, each, gradients_of, number_of_parts, scripted, split
+from postbc.members import Adam, AdamState, descend, each, number_of_parts, scripted, split
 from postbc.nn import Generators, Layers, polyak
 
-Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
 BLOCK, STRIDE = 32, 8  # steps whose batches are drawn and gathered at once; steps in a row of one member
 
 
@@ -125,16 +123,15 @@ def learn(
     batches: list[Batch],
     expectile: float,
     combine: str,
-    lr: float,
     tau: float,
 ) -> Info:
     """For each batch a step of V, then of Q, then of the target (the authors' order, their actor left out). Info of the last."""
     info: Info = {}
     for batch in batches:
         loss, info = value_loss(networks, batch, expectile, combine)
-        adam(of_values, gradients_of(loss, networks.values.parameters), lr)
+        descend(of_values, networks.values.parameters, loss)
         loss, of_loss = critic_loss(networks, batch)
-        adam(of_critics, gradients_of(loss, networks.critics.parameters), lr)
+        descend(of_critics, networks.critics.parameters, loss)
         polyak(networks.target_critics.parameters, of_critics.values, tau)
         info.update(of_loss)
     return info
@@ -165,13 +162,13 @@ class IQL:
         config, parts = self.config, len(self.parts)
         divided = list(zip(*(batch.divide(parts) for batch in batches), strict=True))
 
-        def work(part: int, k: int) -> Info:
+        def work(part: int, rows: slice) -> Info:
             return learn(
                 self.parts[part].layers, self.optimizers["value"].states[part], self.optimizers["critic"].states[part],
-                divided[part][k * STRIDE : (k + 1) * STRIDE], config.expectile, config.value_targets, config.lr, config.tau,
+                divided[part][rows], config.expectile, config.value_targets, config.tau,
             )  # fmt: skip
 
-        return averages(each(work, parts, math.ceil(len(batches) / STRIDE)))
+        return averages(each(work, parts, len(batches), STRIDE))
 
     def train(self, data: Replay, steps: int, sampling: Generators) -> Info:
         """`steps` updates on batches of `data`; info of the last one."""

@@ -14,6 +14,7 @@ from postbc.nn import NAMES, Generators, Layers, StackedMLP, perceptrons
 
 Activation = Literal["tanh", "relu", "mish"]
 ACTIVATIONS = {name: activation for activation, name in NAMES.items()}
+Info = dict[str, Tensor]  # metric name -> (M, ...), all of a batch's values
 
 
 class TanhGaussianActor(nn.Module):
@@ -124,7 +125,7 @@ def values(observation: Tensor, net: Layers) -> Tensor:
     return perceptrons(observation, net).squeeze(-1)
 
 
-def averages(infos: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def averages(infos: Sequence[Info]) -> Info:
     """Metrics of the parts (m, ...) side by side, each averaged over all but the members: name -> (M,).
 
     Losses leave that to whoever reads a metric: of many steps only the last one's are.

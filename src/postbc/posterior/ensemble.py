@@ -167,12 +167,11 @@ class EnsembleTraining:
         targets = self.targets[rows]
         if self.noise is not None:
             targets = targets + self.noise[member, rows]
-        config, (values, first, second, steps) = self.config, self.optimiser.states[member]
-        state = AdamState([v[0] for v in values], [v[0] for v in first], [v[0] for v in second], steps)
+        config, (values, first, second, steps, lr) = self.config, self.optimiser.states[member]
+        state = AdamState([v[0] for v in values], [v[0] for v in first], [v[0] for v in second], steps, lr)
         return train_member(
-            state, self.observations[rows], targets, config.learning_rate, config.likelihood == "gaussian",
-            [MINIMUM_LOG_STD, MAXIMUM_LOG_STD], self.reduced, [a[0] for a in self.anchors[member]] if self.anchors else [],
-            self.pull,
+            state, self.observations[rows], targets, config.likelihood == "gaussian", [MINIMUM_LOG_STD, MAXIMUM_LOG_STD],
+            self.reduced, [a[0] for a in self.anchors[member]] if self.anchors else [], self.pull,
         ).unsqueeze(0)  # fmt: skip
 
     def _step(self, rows: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ def train_member(
     state: AdamState,
     observations: Tensor,
     targets: Tensor,
-    lr: float,
     gaussian: bool,
     log_std_range: list[float],
     reduced: bool,
@@ -34,7 +33,6 @@ def train_member(
     Args:
         state: of weight (i, o), bias (1, o) of each layer.
         observations, targets: (n, B, S), (n, B, D): a batch a step.
-        lr: step size.
         gaussian: the last layer gives mean and log standard deviation (B, 2·D), and the loss is the negative log-likelihood; otherwise
             mean-squared error.
         log_std_range: bounds of the log standard deviation.
@@ -89,7 +87,7 @@ def train_member(
         if len(anchors) > 0:
             for k in range(len(values)):
                 gradients[k].add_(values[k] - anchors[k], alpha=2 * pull)
-        adam(state, gradients, lr)
+        adam(state, gradients)
         if reduced:
             for k in range(len(used)):
                 used[k].copy_(values[k])
