@@ -1,143 +1,131 @@
-"""A toy task for the finetuners: a point in the plane that must reach a disc; and a policy that only sometimes gets there.
+"""A toy task: a point in the plane that must reach a disc, as states or as 32×32 pixels; and a policy that only sometimes gets there.
 
-`PointReach` has the interface of `postbc.environments.make`, `ToyPolicy` the policy protocol. One vector step costs microseconds.
+`PointReach` is a :class:`postbc.environments.chunk.ChunkEnv`, `ToyPolicy` a policy of the protocol. One vector step costs microseconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from postbc.demonstrations.normalization import Normalization
-from postbc.nn import Generators, randn
-from postbc.policies.base import NormalizationTensors
+from postbc.data.normalization import Normalization
+from postbc.environments.chunk import ChunkStep, Observations, Termination
+from postbc.environments.registry import Environment
 
-torch.set_num_threads(1)  # networks of these sizes lose by a second thread
-SPEED, RADIUS = 0.1, 0.12
+torch.set_num_threads(1)
+SPEED, RADIUS, PIXELS = 0.1, 0.12, 32
 
 
-class PointReach(gymnasium.vector.VectorEnv):
-    """Observation [position 2, goal 2] in [-1, 1]; action = velocity / SPEED in [-1, 1]²; success within RADIUS of the goal."""
+def draw(at: np.ndarray) -> np.ndarray:
+    """Positions and goals (N, 4) in [-1, 1] -> (N, 3, 32, 32) uint8: the point in red, the goal in green, each a soft spot."""
+    grid = np.linspace(-1.2, 1.2, PIXELS)
+    image = np.zeros((len(at), 3, PIXELS, PIXELS), np.uint8)
+    for channel, (x, y) in enumerate(((0, 1), (2, 3))):
+        distance = (grid[None, None, :] - at[:, x, None, None]) ** 2 + (grid[None, :, None] - at[:, y, None, None]) ** 2
+        image[:, channel] = (255 * np.exp(-distance / 0.02)).astype(np.uint8)
+    return image
+
+
+class PointReach:
+    """Observation "state" [position 2, goal 2] in [-1, 1], or "image.top"; action = velocity / SPEED in [-1, 1]²."""
+
+    action_dim, chooses_episodes = 2, True
 
     def __init__(
         self,
         num_envs: int = 1,
+        *,
         chunk: int = 2,
         horizon: int = 30,
-        reward: str = "negative",
-        terminate_on: str = "success",
-        autoreset: str = "same_step",
+        terminate_on: Termination = "success",
+        pixels: bool = False,
+        saves_state: bool = True,
     ) -> None:
-        self.num_envs, self.chunk, self.horizon = num_envs, chunk, horizon
-        self.reward, self.terminate_on, self.autoreset = reward, terminate_on, autoreset
-        mode = AutoresetMode.SAME_STEP if autoreset == "same_step" else AutoresetMode.DISABLED
-        self.metadata = {"autoreset_mode": mode}
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
-        self.single_action_space = gymnasium.spaces.Box(-1, 1, (chunk, 2), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.num_envs, self.chunk, self.horizon, self.terminate_on = num_envs, chunk, horizon, terminate_on
+        self.pixels, self.saves_state = pixels, saves_state
+        self.shapes: dict[str, tuple[int, ...]] = {"image.top": (3, PIXELS, PIXELS)} if pixels else {"state": (4,)}
         n = num_envs
-        self.at, self.steps, self.seeds = np.zeros((n, 4)), np.zeros(n, int), np.zeros(n, np.int64)
-        self.streams, self.episodes = np.arange(n), np.zeros(n, int)
-        self.terminated, self.truncated = np.zeros(n, bool), np.zeros(n, bool)
+        self.at, self.steps, self.seeds = np.zeros((n, 4)), np.zeros(n, int), np.full(n, -1, np.int64)
+        self.over = np.ones(n, bool)
 
-    def _begin(self, i: int, seed: int | None = None) -> None:
-        if seed is None:
-            seed = int(np.random.SeedSequence([int(self.streams[i]), int(self.episodes[i])]).generate_state(1)[0])
-            self.episodes[i] += 1
-        self.seeds[i], self.steps[i], self.terminated[i], self.truncated[i] = seed, 0, False, False
-        self.at[i] = np.random.default_rng(seed).uniform(-1, 1, 4)
+    def observation(self) -> Observations:
+        return {"image.top": draw(self.at)} if self.pixels else {"state": self.at.astype(np.float32)}
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-        options = options or {}
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), bool)
-        if seed is not None:
-            self.streams[mask] = np.broadcast_to(np.asarray(seed), self.num_envs)[mask]
-            self.episodes[mask] = 0
-        for i in np.flatnonzero(mask):
-            self._begin(i, None if "seeds" not in options else int(options["seeds"][i]))
-        return self.at.astype(np.float32), {"episode_seed": self.seeds.copy()}
+    def reset(self, seeds: Any, mask: np.ndarray | None = None) -> Observations:
+        for i in np.flatnonzero(np.ones(self.num_envs, bool) if mask is None else mask):
+            self.seeds[i], self.steps[i], self.over[i] = int(seeds[i]), 0, False
+            self.at[i] = np.random.default_rng(int(seeds[i])).uniform(-1, 1, 4)
+        return self.observation()
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        assert actions.shape == (self.num_envs, self.chunk, 2), actions.shape
-        success, executed = np.zeros((self.num_envs, self.chunk), bool), np.zeros((self.num_envs, self.chunk), bool)
-        running = ~(self.terminated | self.truncated)
-        for t in range(self.chunk):
+    def step(self, chunks: np.ndarray) -> ChunkStep:
+        n, t = self.num_envs, self.chunk
+        assert chunks.shape == (n, t, 2), chunks.shape
+        assert np.isfinite(chunks).all()
+        success, executed = np.zeros((n, t), bool), np.zeros((n, t), bool)
+        running = ~self.over
+        for k in range(t):
             on = running & (self.steps < self.horizon)
             if self.terminate_on == "success":
                 on &= ~success.any(1)
-            self.at[on, :2] += SPEED * np.clip(np.asarray(actions[on, t], float), -1, 1)
+            self.at[on, :2] += SPEED * np.clip(np.asarray(chunks[on, k], float), -1, 1)
             self.steps[on] += 1
-            success[:, t] = on & (np.linalg.norm(self.at[:, :2] - self.at[:, 2:], axis=1) < RADIUS)
-            executed[:, t] = on
-        rewards = np.where(executed, success - (1.0 if self.reward == "negative" else 0.0), 0.0)
-        info: dict[str, Any] = {
-            "success": success.any(1), "chunk_success": success.all(1), "num_steps": executed.sum(1), "step_rewards": rewards,
-            "diverged": np.zeros(self.num_envs, bool), "episode_seed": self.seeds.copy(),
-        }  # fmt: skip
-        ends = {"success": info["success"], "chunk_success": info["chunk_success"], "never": np.zeros(self.num_envs, bool)}
-        self.terminated |= running & ends[self.terminate_on]
-        self.truncated |= running & ~self.terminated & (self.steps >= self.horizon)
-        terminated, truncated = self.terminated.copy(), self.truncated.copy()
-        ended = terminated | truncated
-        if self.autoreset == "same_step" and ended.any():
-            info["final_obs"], info["_final_obs"] = np.full(self.num_envs, None, object), ended
-            for i in np.flatnonzero(ended):
-                info["final_obs"][i] = self.at[i].astype(np.float32)
-                self._begin(i)
-        return self.at.astype(np.float32), rewards.sum(1), terminated, truncated, info
+            success[:, k] = on & (np.linalg.norm(self.at[:, :2] - self.at[:, 2:], axis=1) < RADIUS)
+            executed[:, k] = on
+        ends = {"success": success.any(1), "chunk_success": success.all(1), "never": np.zeros(n, bool)}
+        terminated = running & ends[self.terminate_on]
+        truncated = running & ~terminated & (self.steps >= self.horizon)
+        self.over |= terminated | truncated
+        rewards = np.where(executed, success - 1.0, 0.0)
+        return ChunkStep(
+            self.observation(), rewards, success, executed.sum(1), terminated, truncated, np.zeros(n, bool)
+        )
 
-    def get_state(self) -> dict[str, Any]:
-        names = ("at", "steps", "seeds", "streams", "episodes", "terminated", "truncated")
-        return {name: getattr(self, name).copy() for name in names}
+    def get_state(self) -> dict[str, Any] | None:
+        return {k: getattr(self, k).copy() for k in ("at", "steps", "seeds", "over")} if self.saves_state else None
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             getattr(self, name)[:] = value
 
-    def env_args(self) -> dict[str, Any]:
-        return {"env_name": "PointReach", "env_version": "1", "type": 3, "env_kwargs": {}}
+    def close(self) -> None:
+        pass
 
-    def sim_states(self) -> np.ndarray:
-        return np.concatenate([self.steps[:, None], self.at], 1).astype(float)
 
-    def model_xml(self, i: int = 0) -> str:
-        return "<toy/>"
+def environment(**options: Any) -> Environment:
+    """The toy as the registry has environments."""
+
+    def make(num_envs: int, **arguments: Any) -> PointReach:
+        return PointReach(num_envs, **{**arguments, **options})
+
+    return Environment("toy/PointReach", make, horizon=30, chunk=2, facts=lambda: {"env_name": "PointReach"})
 
 
 class ToyPolicy:
     """a = clip(drift·(goal − position) + noise·w), deterministic given w: w ~ N(0, I) wanders, the right w goes straight there."""
 
-    action_dim, observation_dim = 2, 4
+    action_dim, feature_dim, observation_steps = 2, 4, 1
 
-    def __init__(self, seeds: tuple[int, ...] = (0,), chunk: int = 2, drift: float = 0.3, noise: float = 0.6) -> None:
-        self.seeds, self.members, self.chunk, self.drift, self.noise = seeds, len(seeds), chunk, drift, noise
-        self.normalization = NormalizationTensors([Normalization.identity(4, 2)], self.members)
-        self.about = {
-            "method": "bc",
-            "task": "PointReach",
-            "demonstrations": 5,
-            "data": "toy",
-            "posterior_weight": None,
-            "sigma": None,
-        }
+    def __init__(self, seed: int = 0, chunk: int = 2, drift: float = 0.3, noise: float = 0.6) -> None:
+        self.seed, self.chunk, self.drift, self.noise = seed, chunk, drift, noise
+        self.shapes = {"state": (4,)}
+        self.normalization = Normalization.identity(4, 2)
         self.seen: list[Tensor] = []  # the noises it was given
 
-    def loss(self, observation: Tensor, chunk: Tensor, generators: Generators) -> Tensor:
-        return torch.zeros(self.members)
+    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+        return observation["state"]
 
-    def sample(self, observation: Tensor, noise: Tensor | None = None, generators: Generators | None = None) -> Tensor:
+    def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+        return torch.zeros(len(features))
+
+    def sample(
+        self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         if noise is None:
-            noise = randn(generators or (), observation.shape[1], self.chunk, self.action_dim)
+            noise = torch.randn(len(features), self.chunk, self.action_dim, generator=generator)
         self.seen.append(noise)
-        toward = observation[..., None, 2:] - observation[..., None, :2]
+        toward = features[:, None, 2:] - features[:, None, :2]
         return (self.drift * toward + self.noise * noise).clamp(-1, 1)
-
-    def select(self, members: list[int]) -> ToyPolicy:
-        return ToyPolicy(tuple(self.seeds[m] for m in members), self.chunk, self.drift, self.noise)

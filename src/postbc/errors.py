@@ -31,3 +31,26 @@ class InputError(ValueError):
     ) -> None:
         parts = [("file", file), ("key", key), ("found", found), ("expected", expected), ("what to do", remedy)]
         super().__init__("\n".join([what, *(f"  {name}: {value}" for name, value in parts if value is not None)]))
+        self.what = what
+
+    def __reduce__(self) -> tuple[object, ...]:  # a job's process hands it to its parent
+        return type(self), (str(self),)
+
+
+class NotFiniteError(InputError):
+    """A number that decides a result is NaN or infinite; the run has ended, and its last checkpoint is good."""
+
+
+def require(
+    condition: object,
+    what: str,
+    *,
+    file: str | Path | None = None,
+    key: str | None = None,
+    found: object | None = None,
+    expected: object | None = None,
+    remedy: str | None = None,
+) -> None:
+    """Raise :class:`InputError` unless `condition` holds: a requirement on input is one statement, and the algorithm stays visible."""
+    if not condition:
+        raise InputError(what, file=file, key=key, found=found, expected=expected, remedy=remedy)

@@ -1,71 +1,76 @@
-"""The policy protocol: whoever implements `loss` and `sample` can be PostBC-pretrained and finetuned by DSRL and Best-of-N."""
+"""The policy protocol: whoever has `encode`, `loss` and `sample` can be PostBC-pretrained and finetuned by DSRL and Best-of-N.
+
+A policy is one policy of one seed. It owns its encoder and its normalisation; what sees features never sees pixels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from postbc.demonstrations.normalization import EPSILON, Normalization
-from postbc.nn import Generators
+from postbc.data.normalization import Normalization
+
+#: Named observations of B states: "state" (B, S) float32, "image.<camera>" (B, C, H, W) uint8, "language" (B, E) float32; with
+#: `observation_steps` > 1 a time axis stands after B, the newest last. Raw units.
+Observation = Mapping[str, Tensor]
+#: Name -> shape of one observation without batch and time axes: {"state": (19,)}.
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @runtime_checkable
 class Policy(Protocol):
-    """A generative policy over action chunks, in normalised units, with a leading members axis (M = 1 for a single policy).
+    """A generative policy over action chunks.
 
     Attributes:
-        members: M.
-        observation_dim: S.
         chunk: T, actions a sample.
         action_dim: A.
+        feature_dim: F, width of :meth:`encode`'s result.
+        observation_steps: newest observations that it looks at (1: the current one).
+        shapes: the observations that it reads.
+        normalization: raw <-> normalised actions (and states), a module with buffers.
     """
 
-    members: int
-    observation_dim: int
     chunk: int
     action_dim: int
+    feature_dim: int
+    observation_steps: int
+    shapes: Shapes
+    normalization: Normalization
 
-    def loss(self, observation: Tensor, chunk: Tensor, generators: Generators) -> Tensor:
-        """(M, B, S), (M, B, T, A) -> (M,): the policy's own supervised loss, its randomness drawn from `generators` (one a member)."""
+    def encode(self, observation: Observation) -> Tensor:
+        """Raw named observations of B states -> features (B, F). For states alone the normalised vector itself."""
         ...
 
-    def sample(self, observation: Tensor, noise: Tensor | None = None, generators: Generators | None = None) -> Tensor:
-        """(M, B, S) -> (M, B, T, A): action chunks; given latent `noise` (M, B, T, A) it must be deterministic."""
+    def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
+        """(B, F), normalised chunks (B, T, A) -> (B,): the policy's own supervised loss, its randomness drawn from `generator`.
+
+        `weight` (B,) multiplies the losses.
+        """
+        ...
+
+    def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """(B, F) -> normalised chunks (B, T, A); given latent `noise` (B, T, A) it must be deterministic to serve DSRL."""
         ...
 
 
-class NormalizationTensors:
-    """Per-member normalisation as tensors: raw (M, B, ·) <-> normalised (M, B, ·), x -> 2(x − low)/(high − low + 1e-6) − 1 (DPPO).
+#: kind -> "module:Class" of the policies that a file can hold. A class has a `Config` (a schema with a field `kind`), a constructor
+#: (config, shapes, action_dim, chunk, normalization, generator, observation_steps=1, about=None), and is a torch.nn.Module.
+#: A package of your own adds its kind here when it is imported.
+POLICIES: dict[str, str] = {
+    "diffusion": "postbc.policies.diffusion:DiffusionPolicy",
+    "flow": "postbc.policies.flow:FlowPolicy",
+}
 
-    Args:
-        normalizations: one `demonstrations.Normalization` a member, or a single one shared by all.
-        members: M.
-    """
 
-    def __init__(self, normalizations: Sequence[Normalization], members: int, device: str | torch.device = "cpu") -> None:
-        if len(normalizations) not in (1, members):
-            raise ValueError(f"{len(normalizations)} normalisations for {members} members")
-        expanded = list(normalizations) * (members if len(normalizations) == 1 else 1)
+def policy_class(kind: str) -> Any:
+    """The class of a kind. InputError for one that nobody has registered."""
+    from postbc.errors import require
 
-        def stack(values: list[Any]) -> Tensor:  # float64 until here: differences of float32 would lose digits
-            return torch.stack([torch.tensor(v, dtype=torch.float32) for v in values]).unsqueeze(1).to(device)
-
-        self.observation_low = stack([n.observation_low for n in expanded])
-        self.action_low = stack([n.action_low for n in expanded])
-        self.observation_scale = stack([2 / (n.observation_high - n.observation_low + EPSILON) for n in expanded])
-        self.action_scale = stack([2 / (n.action_high - n.action_low + EPSILON) for n in expanded])
-
-    def normalize_observation(self, observation: Tensor) -> Tensor:
-        """Raw (M, B, S) -> normalised (M, B, S)."""
-        return (observation - self.observation_low) * self.observation_scale - 1
-
-    def normalize_chunk(self, chunk: Tensor) -> Tensor:
-        """Raw (M, B, T, A) -> normalised (M, B, T, A)."""
-        return (chunk - self.action_low.unsqueeze(1)) * self.action_scale.unsqueeze(1) - 1
-
-    def unnormalize_chunk(self, chunk: Tensor) -> Tensor:
-        """Normalised (M, B, T, A) -> raw (M, B, T, A)."""
-        return (chunk + 1) / self.action_scale.unsqueeze(1) + self.action_low.unsqueeze(1)
+    require(kind in POLICIES, "There is no such kind of policy.", key="kind", found=kind, expected=", ".join(POLICIES),
+            remedy="import the package that defines it first, which adds it to postbc.policies.POLICIES")  # fmt: skip
+    module, name = POLICIES[kind].split(":")
+    return getattr(importlib.import_module(module), name)

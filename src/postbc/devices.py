@@ -1,0 +1,62 @@
+"""Where and how numbers are computed: device, precision, threads, compilation; chosen once a stage, and recorded."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from postbc.errors import require
+from postbc.schemas import schema
+
+
+@schema
+class Compute:
+    """Where a stage computes."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: cuda where there is one, else cpu (recorded as what was chosen)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Of matrix products; parameters, optimisers and losses stay float32. auto: bfloat16 where the device multiplies it in hardware."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """CPU threads of a seed's process. Results may differ in the last bits between numbers of threads."""
+    compile: bool = False
+    """Compile the update (torch.compile; on cuda captured as one graph): the same numbers to rounding."""
+
+    def resolved(self) -> Compute:
+        """Without `auto`. InputError if the device is not there."""
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        require(
+            there[device], "There is no such device here.", key="device", found=device,
+            expected=", ".join(name for name, found in there.items() if found), remedy="leave --device out to take what is there",
+        )  # fmt: skip
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_fast_bfloat16(device) else "float32"
+        return replace(self, device=device, precision=precision)
+
+    def start(self) -> torch.device:
+        """Set this process's number of threads; the device."""
+        torch.set_num_threads(self.threads)
+        return torch.device(self.resolved().device)
+
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Matrix products in the chosen precision."""
+        chosen = self.resolved()
+        with torch.autocast(chosen.device, torch.bfloat16, enabled=chosen.precision == "bfloat16"):
+            yield
+
+
+def has_fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware; elsewhere it would be emulated, slowly."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "mps":
+        return False
+    return any(getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
