@@ -4,18 +4,18 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-gpu lint bench clean
 
 # pip comes first: the one that Python 3.10 brings searches versions without end
 $(VENV)/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing postbc into $(VENV) (a few minutes the first time)"
 	$(INSTALL) pip
-	$(INSTALL) --editable '.[robosuite,tensorboard,hub]'
+	$(INSTALL) --editable '.[robosuite,pusht,tensorboard,hub]'
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(INSTALL) --editable '.[robosuite,tensorboard,hub,dev]'
+	$(INSTALL) --editable '.[robosuite,pusht,tensorboard,hub,dev]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -26,6 +26,10 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# on a machine with CUDA: the tests that need it, and the GPU benchmarks
+test-gpu: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix src tests benchmarks

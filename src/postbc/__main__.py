@@ -4,4 +4,5 @@ import sys
 
 from postbc.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # the processes of jobs import this file anew
+    sys.exit(main())

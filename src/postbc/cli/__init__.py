@@ -1,0 +1,107 @@
+"""The `postbc` command: one thin file a subcommand, imported when it is asked for. Nothing in the library imports this package."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+from postbc.errors import InputError
+
+#: command words -> (module of this package, one line for the overview). A module has `parse(args)` -> options and `run(options)`.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demos collect": ("demos_collect", "record scripted operators of several styles and qualities"),
+    "demos inspect": ("demos_inspect", "what is in a demonstration file: counts, lengths, ranges, a picture"),
+    "demos replay": ("demos_replay", "play demonstrations open-loop in the simulator"),
+    "demos convert": ("demos_convert", "raw robosuite recordings to observations, by playing back their states"),
+    "demos download": ("demos_download", "fetch the official robomimic files"),
+    "posterior fit": ("posterior_fit", "Algorithm 1: the posterior, by a bootstrapped ensemble"),
+    "pretrain": ("pretrain", "Algorithm 2: BC, σ-BC or PostBC"),
+    "evaluate": ("evaluate", "success rates with intervals, episodes and videos"),
+    "finetune dsrl": ("finetune_dsrl", "RL over the policy's latent noise (NA or SAC)"),
+    "finetune best-of-n": ("finetune_best_of_n", "IQL on the policy's rollouts, then the best of N samples"),
+    "report": ("report", "one self-contained page: table, curves, pictures, commands"),
+    "run": ("run", "a whole experiment by name, from demonstrations to report"),
+    "recipes": ("recipes", "the experiments that `run` knows"),
+    "theory": ("theory", "section 2 of the paper, executed: tables and plots"),
+    "doctor": ("doctor", "check this machine, and data against the simulator"),
+}
+
+
+def _overview(prefix: str) -> str:
+    rows = {words: line for words, (_, line) in COMMANDS.items() if words.startswith(prefix)}
+    width = max(len(words) for words in rows)
+    head = f"usage: postbc {prefix}COMMAND [OPTIONS]     (postbc COMMAND --help lists a command's options)\n"
+    return "\n".join([head, *(f"  {words:<{width}}  {line}" for words, line in rows.items())])
+
+
+def find(args: list[str]) -> str | None:
+    """The longest command words that `args` begins with, or None."""
+    matching = [words for words in COMMANDS if args[: len(words.split())] == words.split()]
+    return max(matching, key=len, default=None)
+
+
+def command(words: str) -> Any:
+    """The module of a command: `parse(args)` and `run(options)`."""
+    return importlib.import_module(f"postbc.cli.{COMMANDS[words][0]}")
+
+
+def options(kind: Any, words: str, args: list[str], **more: Any) -> Any:
+    """`args` as a `kind` (a schema). Prints help or a usage error and raises SystemExit as argparse does."""
+    import tyro
+
+    return tyro.cli(kind, prog=f"postbc {words}", args=args, **more)
+
+
+def given(args: list[str], option: str, default: str) -> str:
+    """The value of an option that decides what the others are (`--policy.kind flow`), before they are parsed."""
+    for i, word in enumerate(args):
+        if word == option and i + 1 < len(args):
+            return args[i + 1]
+        if word.startswith(f"{option}="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; the exit status: 0 done, 2 the input cannot be used (:class:`InputError`), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows a substitute
+    args = list(sys.argv[1:] if argv is None else argv)
+    words = find(args)
+    if words is None:
+        group = f"{args[0]} " if args and any(known.startswith(f"{args[0]} ") for known in COMMANDS) else ""
+        asked = not args or args[-1] in ("-h", "--help") or bool(group and len(args) == 1)
+        print(_overview(group), file=sys.stdout if asked else sys.stderr)
+        if not asked:
+            print(f"\npostbc: there is no command {' '.join(args)!r}", file=sys.stderr)
+        return 0 if asked else 2
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not the main thread
+        before = None
+    try:
+        module = command(words)
+        module.run(module.parse(args[len(words.split()) :]))
+    except InputError as error:
+        print(f"postbc {words}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        named = f"\n  file: {error.filename}" if error.filename else ""
+        print(f"postbc {words}: The operating system refuses: {error.strerror or error}{named}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"postbc {words}: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+    return 0

@@ -1,0 +1,19 @@
+"""`postbc evaluate`."""
+
+from __future__ import annotations
+
+from postbc.cli import options
+from postbc.jobs import run_seeds
+from postbc.progress import console
+from postbc.stages.evaluate import Evaluate, evaluate_stage, seeds_of, table
+
+
+def parse(args: list[str]) -> Evaluate:
+    chosen: Evaluate = options(Evaluate, "evaluate", args)
+    return chosen
+
+
+def run(config: Evaluate) -> None:
+    seeds = seeds_of(config)
+    run_seeds(evaluate_stage, config, seeds, config.jobs, config.output)
+    console().print(table(config.output, seeds))

@@ -1,0 +1,15 @@
+"""`postbc report`."""
+
+from __future__ import annotations
+
+from postbc.cli import options
+from postbc.stages.report import Report
+
+
+def parse(args: list[str]) -> Report:
+    chosen: Report = options(Report, "report", args)
+    return chosen
+
+
+def run(config: Report) -> None:
+    config.run()
