@@ -1,86 +1,79 @@
-"""Networks with a leading *members* axis: K regressors, two critics or M seeds for the price of one pass.
+"""Small networks, averages of weights and states of generators.
 
-A stacked layer maps (M, B, i) to (M, B, o) with one batched product. Adam is elementwise and needs nothing new; a loss summed over
-members keeps their gradients apart. Every seed owns its generators, so a member's result does not depend on who shares the pass.
+Plain layers for everything that a seed trains once; a *stack* where several networks are trained on the same device at once for the
+price of one pass: the posterior's K regressors and the twin critics. Nothing else has a members axis.
 """
 
+from __future__ import annotations
+
+import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from postbc.members import scripted
+from postbc.errors import NotFiniteError, require
 
-Generators = Sequence[torch.Generator]
-NAMES: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu", nn.Mish: "mish"}
-
-
-def make_generators(seeds: Iterable[int], stream: int = 0, device: str | torch.device = "cpu") -> list[torch.Generator]:
-    """One generator a seed. `stream` separates uses (initialisation, data order, noise, ...) so that they never share numbers."""
-    generators = []
-    for seed in seeds:
-        if seed < 0:
-            raise ValueError(f"a seed must be a non-negative integer, found {seed}")
-        generator = torch.Generator(device=device)
-        # splitmix64 of (seed, stream): neighbouring seeds and streams start far apart
-        state = (seed * 0x9E3779B97F4A7C15 + (stream + 1) * 0xBF58476D1CE4E5B9) % 2**64
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-        generator.manual_seed((state ^ (state >> 31)) % 2**63)
-        generators.append(generator)
-    return generators
+Activation = Literal["relu", "tanh", "mish"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "mish": nn.Mish}
 
 
-def generator_states(generators: Generators) -> Tensor:
-    """(M, bytes) uint8: the states of the generators, for a checkpoint."""
-    return torch.stack([g.get_state() for g in generators])
+# -- plain layers --------------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with torch's own initialisation (uniform ±1/√inputs for weight and bias), drawn from `generator`."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=torch.get_default_device())
+    _fill(layer.weight.T, 1 / math.sqrt(inputs), generator)
+    _fill(layer.bias, 1 / math.sqrt(inputs), generator)
+    return layer
 
 
-def set_generator_states(generators: Generators, states: Tensor) -> None:
-    """Undo :func:`generator_states`."""
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state.cpu().clone())  # a view with an offset crashes torch
+def _fill(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    if not parameter.is_meta:
+        drawn = torch.rand(parameter.shape, generator=generator, device=generator.device)
+        parameter.copy_((2 * drawn - 1) * bound)
 
 
-def randn(generators: Generators, *shape: int) -> Tensor:
-    """(M, *shape) standard normal, member m drawn from `generators[m]`."""
-    return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+class MLP(nn.Sequential):
+    """A multilayer perceptron (..., inputs) -> (..., outputs); linear → [LayerNorm] → activation, the last layer linear."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        generator: torch.Generator,
+        activation: Activation = "relu",
+        layer_norm: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [
+                linear(inputs, width, generator),
+                *([nn.LayerNorm(width)] if layer_norm else []),
+                ACTIVATIONS[activation](),
+            ]
+            inputs = width
+        super().__init__(*layers, linear(inputs, outputs, generator))
 
 
-def rand(generators: Generators, *shape: int) -> Tensor:
-    """(M, *shape) uniform on [0, 1), member m drawn from `generators[m]`."""
-    return torch.stack([torch.rand(shape, generator=g, device=g.device) for g in generators])
-
-
-def randint(generators: Generators, high: int | Sequence[int], *shape: int) -> Tensor:
-    """(M, *shape) int64 uniform on [0, high) (or `high[m]`), member m drawn from `generators[m]`."""
-    highs = [high] * len(generators) if isinstance(high, int) else high
-    return torch.stack([torch.randint(h, shape, generator=g, device=g.device) for g, h in zip(generators, highs, strict=True)])
-
-
+# -- stacks --------------------------------------------------------------------------------------------------------------------
 class StackedLinear(nn.Module):
-    """M linear layers as one: (M, B, i) -> (M, B, o).
+    """M linear layers as one batched product: (M, B, i) -> (M, B, o); the initialisation is that of :func:`linear`."""
 
-    Args:
-        members: M. A multiple of the number of generators: each generator initialises an equal, consecutive share of the members.
-        generators: one a seed; the initialisation is that of `torch.nn.Linear` (uniform ±1/√i for weight and bias).
-    """
-
-    def __init__(self, members: int, inputs: int, outputs: int, generators: Generators, bias: bool = True) -> None:
+    def __init__(self, members: int, inputs: int, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
-        if members % len(generators):
-            raise ValueError(f"{members} members cannot be shared equally by {len(generators)} generators")
-        share, bound = members // len(generators), 1.0 / math.sqrt(inputs)
-
-        def uniform(*shape: int) -> Tensor:
-            return ((2 * rand(generators, share, *shape) - 1) * bound).flatten(0, 1)
-
-        self.weight = nn.Parameter(uniform(inputs, outputs))
-        self.bias = nn.Parameter(uniform(1, outputs)) if bias else None
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs))
+        with torch.no_grad():
+            _fill(self.weight, 1 / math.sqrt(inputs), generator)
+            _fill(self.bias, 1 / math.sqrt(inputs), generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight) if self.bias is not None else torch.bmm(x, self.weight)
+        return torch.baddbmm(self.bias, x, self.weight)
 
     def extra_repr(self) -> str:
         return "members={}, inputs={}, outputs={}".format(*self.weight.shape)
@@ -99,19 +92,8 @@ class StackedLayerNorm(nn.Module):
         return torch.addcmul(self.bias, nn.functional.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
 
 
-class Layers(NamedTuple):
-    """A :class:`StackedMLP` as TorchScript takes it."""
-
-    parameters: list[Tensor]
-    """weight, bias [, gain, shift] of each layer, stacked."""
-    activation: str
-    """tanh, relu or mish."""
-    eps: float
-    """Of LayerNorm; 0: there is none."""
-
-
 class StackedMLP(nn.Sequential):
-    """M multilayer perceptrons as one: (M, B, inputs) -> (M, B, outputs); linear → [LayerNorm] → activation, the last layer linear."""
+    """M multilayer perceptrons as one: (M, B, inputs) -> (M, B, outputs); a loss summed over members keeps their gradients apart."""
 
     def __init__(
         self,
@@ -119,66 +101,24 @@ class StackedMLP(nn.Sequential):
         inputs: int,
         hidden: Sequence[int],
         outputs: int,
-        generators: Generators,
-        activation: type[nn.Module] = nn.ReLU,
+        generator: torch.Generator,
+        activation: Activation = "relu",
         layer_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
         for width in hidden:
-            layers.append(StackedLinear(members, inputs, width, generators))
-            if layer_norm:
-                layers.append(StackedLayerNorm(members, width))
-            layers.append(activation())
+            layers.append(StackedLinear(members, inputs, width, generator))
+            layers += [*([StackedLayerNorm(members, width)] if layer_norm else []), ACTIVATIONS[activation]()]
             inputs = width
-        super().__init__(*layers, StackedLinear(members, inputs, outputs, generators))
-        self.eps = 1e-5 if layer_norm else 0.0
-        self.activation = NAMES[activation]
-        self.stacked: list[Tensor] = list(self.parameters())
-
-    @property
-    def layers(self) -> Layers:
-        """Its parameters, in the same memory, and what it does with them."""
-        return Layers(self.stacked, self.activation, self.eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(M, B, i) -> (M, B, o)."""
-        return perceptrons(x, self.layers)
+        super().__init__(*layers, StackedLinear(members, inputs, outputs, generator))
 
 
-@scripted
-def perceptrons(x: Tensor, layers: Layers) -> Tensor:
-    """M multilayer perceptrons, (M, B, i) -> (M, B, o), layer after layer.
-
-    Activations use their input's memory, and a member's layer normalisation is torch's own, in one pass with gain and shift.
-    """
-    parameters, activation, eps = layers.parameters, layers.activation, layers.eps
-    per_layer = 4 if eps > 0 else 2
-    for k in range(0, len(parameters) - 2, per_layer):
-        x = torch.baddbmm(parameters[k + 1], x, parameters[k])
-        if eps > 0:
-            gains, shifts = parameters[k + 2].unbind(), parameters[k + 3].unbind()
-            normal = [torch.layer_norm(x[m], gains[m].shape[1:], gains[m][0], shifts[m][0], eps) for m in range(len(gains))]
-            x = normal[0].unsqueeze(0) if len(normal) == 1 else torch.stack(normal)
-        if activation == "tanh":
-            x = x.tanh_()
-        elif activation == "relu":
-            x = x.relu_()
-        else:
-            x = torch.nn.functional.mish(x)
-    return torch.baddbmm(parameters[-1], x, parameters[-2])
-
-
-@scripted
-def frozen(layers: Layers) -> Layers:
-    """The same without gradients for the parameters."""
-    return Layers([p.detach() for p in layers.parameters], layers.activation, layers.eps)
-
-
-@scripted
-def polyak(target: list[Tensor], online: list[Tensor], rate: float) -> None:
-    """target <- (1 − rate)·target + rate·online, in place (tensor by tensor: TorchScript drops `_foreach_lerp_`)."""
-    for k in range(len(target)):
-        target[k].lerp_(online[k], rate)
+# -- averages of weights -------------------------------------------------------------------------------------------------------
+@torch.no_grad()
+def polyak(target: nn.Module | Iterable[Tensor], online: nn.Module | Iterable[Tensor], rate: float) -> None:
+    """target <- (1 − rate)·target + rate·online, in place, for the parameters of two modules (or two lists of tensors)."""
+    old, new = (list(m.parameters()) if isinstance(m, nn.Module) else list(m) for m in (target, online))
+    torch._foreach_lerp_(old, new, rate)
 
 
 class EMA:
@@ -199,15 +139,16 @@ class EMA:
         self.shadow = [p.detach().clone() for p in self.online]
         self.updates = 0
 
+    @torch.no_grad()
     def update(self) -> None:
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.online], 1.0 - decay)
+        torch._foreach_lerp_(self.shadow, self.online, 1.0 - decay)
 
     @torch.no_grad()
     def copy(self) -> None:
         """Forget the average: shadow <- parameters."""
-        torch._foreach_copy_(self.shadow, [p.detach() for p in self.online])
+        torch._foreach_copy_(self.shadow, self.online)
 
     def state_dict(self) -> dict[str, Tensor]:
         """name -> average; loads into the module itself with `strict=False` for its buffers."""
@@ -217,3 +158,43 @@ class EMA:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, shadow in zip(self.names, self.shadow, strict=True):
             shadow.copy_(state[name])
+
+
+# -- generators ----------------------------------------------------------------------------------------------------------------
+def generator_state(generator: torch.Generator) -> Tensor:
+    """(bytes,) uint8 on the CPU: the state of a generator, for a checkpoint."""
+    return generator.get_state()
+
+
+def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
+    """Undo :func:`generator_state`.
+
+    Devices have generators of their own kinds: a state from another kind of device seeds this one anew, always in the same way.
+    """
+    state = state.cpu().clone()
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "little"))
+
+
+# -- weights from files --------------------------------------------------------------------------------------------------------
+def check_weights(weights: Any, expected: Mapping[str, Tensor], file: str | Path) -> None:
+    """Raise :class:`InputError` unless `weights` has the names, shapes and types of `expected`, all finite."""
+    require(isinstance(weights, dict), "The file holds no weights.", file=file, key="parameters", found=type(weights).__name__)
+    missing, extra = sorted(set(expected) - set(weights)), sorted(map(str, set(weights) - set(expected)))
+    require(not missing and not extra, "The weights are not those that the file's configuration asks for.", file=file,
+            key=f"parameters/{(missing or extra or ['?'])[0]}", found="missing" if missing else "not expected")  # fmt: skip
+    for name, wanted in expected.items():
+        value = weights[name]
+        found = (tuple(value.shape), value.dtype) if isinstance(value, Tensor) else type(value).__name__
+        require(found == (tuple(wanted.shape), wanted.dtype), "A weight has another shape than the file's configuration asks for.",
+                file=file, key=f"parameters/{name}", found=found, expected=(tuple(wanted.shape), wanted.dtype))  # fmt: skip
+    check_finite(weights, "The file's weights are not finite.", file)
+
+
+def check_finite(weights: Mapping[str, Tensor], what: str, file: str | Path | None = None, remedy: str | None = None) -> None:
+    """Raise :class:`NotFiniteError` with `what` unless every number of `weights` is finite."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NotFiniteError(what, file=file, key=name, found="NaN or infinite", remedy=remedy)

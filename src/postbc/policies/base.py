@@ -5,14 +5,23 @@ A policy is one policy of one seed. It owns its encoder and its normalisation; w
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib
+import json
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from postbc.data.normalization import Normalization
+from postbc.errors import require
+from postbc.files import load_tree, save_tree, write_json
+from postbc.nn import check_finite, check_weights
+from postbc.schemas import CountOrZero, NonNegative, Seed, Width, parse, plain, schema
 
 #: Named observations of B states: "state" (B, S) float32, "image.<camera>" (B, C, H, W) uint8, "language" (B, E) float32; with
 #: `observation_steps` > 1 a time axis stands after B, the newest last. Raw units.
@@ -68,9 +77,160 @@ POLICIES: dict[str, str] = {
 
 def policy_class(kind: str) -> Any:
     """The class of a kind. InputError for one that nobody has registered."""
-    from postbc.errors import require
-
     require(kind in POLICIES, "There is no such kind of policy.", key="kind", found=kind, expected=", ".join(POLICIES),
             remedy="import the package that defines it first, which adds it to postbc.policies.POLICIES")  # fmt: skip
     module, name = POLICIES[kind].split(":")
     return getattr(importlib.import_module(module), name)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------------------
+POLICY_FILE = "policy.safetensors"
+
+
+@schema
+class About:
+    """What a reader of a policy should know; None: unknown."""
+
+    method: str | None = None
+    """bc, sigma-bc or postbc."""
+    posterior_weight: NonNegative | None = None
+    """α (postbc)."""
+    sigma: NonNegative | None = None
+    """σ (sigma-bc)."""
+    seed: Seed | None = None
+    """Of data, initialisation and training."""
+    task: str | None = None
+    """Name of the environment that the demonstrations come from."""
+    data: str | None = None
+    """Name of the demonstrations' file."""
+    demonstrations: CountOrZero | None = None
+    """Number of trajectories."""
+    trajectories: tuple[str, ...] | None = None
+    """Their names."""
+    windows: CountOrZero | None = None
+    """Number of training windows."""
+    facts: dict[str, Any] | None = None
+    """Of the demonstrations' environment (:class:`postbc.data.belonging.Facts`)."""
+    steps: CountOrZero | None = None
+    """Gradient steps."""
+    compute: dict[str, Any] | None = None
+    """Device, precision, threads (:class:`postbc.devices.Compute`)."""
+    versions: dict[str, Any] | None = None
+    """Of what decided the result."""
+
+
+@schema
+class PolicyHead:
+    """All of a policy's file but the weights."""
+
+    kind: Literal["policy"]
+    policy: str
+    config: dict[str, Any]
+    shapes: dict[str, Annotated[tuple[Width, ...], Field(min_length=1, max_length=4)]]
+    action_dim: Width
+    chunk: Width
+    observation_steps: Annotated[int, Field(ge=1, le=1000)]
+    normalization: dict[str, Any]
+    about: About
+
+
+def _weights(policy: Any) -> dict[str, Tensor]:
+    """Everything in its state but the normalisation, which the header holds in double precision."""
+    return {name: value for name, value in policy.state_dict().items() if not name.startswith("normalization.")}
+
+
+def _head(policy: Any) -> dict[str, Any]:
+    return {
+        "kind": "policy", "policy": policy.config.kind, "config": plain(policy.config),
+        "shapes": {name: list(shape) for name, shape in policy.shapes.items()}, "action_dim": policy.action_dim,
+        "chunk": policy.chunk, "observation_steps": policy.observation_steps,
+        "normalization": policy.normalization.to_dict(), "about": plain(policy.about),
+    }  # fmt: skip
+
+
+def save_policy(path: str | Path, policy: Any) -> None:
+    """Write `path` (safetensors; everything inference needs) and, beside it, a readable .json of all but the weights.
+
+    Raises:
+        NotFiniteError: a weight is NaN or infinite; nothing is written.
+    """
+    path, head, weights = Path(path), _head(policy), _weights(policy)
+    check_finite(weights, "The policy's weights are not finite; it is not saved.", path)
+    write_json(path.with_suffix(".json"), head)
+    save_tree(path, {**head, "parameters": weights})
+
+
+def load_policy(path: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> Any:
+    """Read a policy, frozen; `overrides` replace fields of its configuration (inference_steps=16, say).
+
+    Args:
+        path: a policy file, or a directory with a policy.safetensors.
+
+    Raises:
+        InputError: not a policy file, an unknown override, or a header that does not fit the weights.
+    """
+    path = Path(path)
+    if path.is_dir():
+        seeds = sorted(p.parent.name for p in path.glob(f"seed_*/{POLICY_FILE}"))
+        require((path / POLICY_FILE).exists(), "There is no policy here.", file=path, expected=POLICY_FILE,
+                found=", ".join(seeds) or None,
+                remedy=f"give one of its seeds: {path / seeds[0]}" if seeds else "run `postbc pretrain`, or wait until it has finished")  # fmt: skip
+        path = path / POLICY_FILE
+    tree = load_tree(path, kind="policy")
+    weights = tree.pop("parameters", None)
+    head = parse(PolicyHead, tree, path)
+    kind = policy_class(head.policy)
+    known = {field.name for field in dataclasses.fields(kind.Config)} - {"kind"}
+    unknown = sorted(set(overrides) - known)
+    require(
+        not unknown, "The policy has no such setting.", file=path, key=", ".join(unknown), expected=", ".join(sorted(known))
+    )
+    config = parse(kind.Config, {**head.config, **plain(overrides)}, path)
+    normalization = Normalization.from_dict(head.normalization)
+    for name, found, expected in (
+        ("action_dim", normalization.action_dim, head.action_dim),
+        ("state_dim", normalization.state_dim, head.shapes.get("state", (0,))[0]),
+    ):
+        require(
+            found == expected,
+            "The normalisation has another width than the policy.",
+            file=path,
+            key=name,
+            found=found,
+            expected=expected,
+        )
+
+    def build() -> Any:
+        arguments = (
+            head.shapes,
+            head.action_dim,
+            head.chunk,
+            normalization,
+            torch.Generator(),
+            head.observation_steps,
+            head.about,
+        )
+        return kind(config, *arguments)
+
+    with torch.device("meta"):  # shapes without memory: a header may ask for anything
+        expected_weights = _weights(build())
+    check_weights(weights, expected_weights, path)
+    policy = build()
+    policy.load_state_dict({**policy.state_dict(), **weights})
+    return policy.to(device).eval().requires_grad_(False)
+
+
+def policy_fingerprint(policy: Any) -> str:
+    """Identifies what a policy decides: weights, normalisation, configuration (its sampler included), and any plain attribute."""
+    digest = hashlib.sha256(f"{type(policy).__module__}.{type(policy).__qualname__}".encode())
+    simple = {k: v for k, v in vars(policy).items() if isinstance(v, (bool, int, float, str, tuple)) and k not in ("training",)}
+    head = {
+        "config": plain(getattr(policy, "config", None)), "shapes": {k: list(v) for k, v in policy.shapes.items()},
+        "normalization": policy.normalization.to_dict(), "attributes": plain(simple),
+    }  # fmt: skip
+    digest.update(json.dumps(head, sort_keys=True, default=str).encode())
+    if isinstance(policy, torch.nn.Module):
+        for name, value in sorted(_weights(policy).items()):
+            digest.update(f"{name} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

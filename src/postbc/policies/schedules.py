@@ -41,24 +41,24 @@ class Schedule:
         return cls(betas, torch.cumprod(1 - betas, 0))
 
     @property
+    def scales(self) -> Tensor:
+        """(T, 2) float32: √ᾱ_t and √(1−ᾱ_t), what :func:`add_noise` takes."""
+        return torch.stack((self.alpha_bars.sqrt(), (1 - self.alpha_bars).sqrt()), -1).float()
+
+    @property
     def steps(self) -> int:
         """T."""
         return len(self.betas)
 
     def ddim_timesteps(self, steps: int) -> list[int]:
         """Leading spacing, descending: (S−1)·⌊T/S⌋, ..., ⌊T/S⌋, 0 (T = 100, S = 8: 84, 72, ..., 12, 0)."""
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"inference steps must lie in [1, {self.steps}], found {steps}")
         return [i * (self.steps // steps) for i in reversed(range(steps))]
 
 
-def add_noise(schedule: Schedule, sample: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
-    """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε for `timestep` of the sample's leading shape."""
-    alpha_bar = schedule.alpha_bars.to(device=sample.device)[timestep]
-    extra = (1,) * (sample.dim() - timestep.dim())
-    a = alpha_bar.sqrt().to(sample.dtype).view(*timestep.shape, *extra)
-    b = (1 - alpha_bar).sqrt().to(sample.dtype).view(*timestep.shape, *extra)
-    return a * sample + b * noise
+def add_noise(scales: Tensor, sample: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε for `scales` (T, 2), sample and noise (B, D), timestep (B,)."""
+    of_sample, of_noise = scales[timestep].split(1, -1)
+    return of_sample * sample + of_noise * noise
 
 
 def ddim(denoiser: Denoiser, schedule: Schedule, noise: Tensor, steps: int, clip: float | None = 1.0) -> Tensor:

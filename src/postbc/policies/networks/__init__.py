@@ -1,0 +1,1 @@
+"""Networks of policies and their encoders."""

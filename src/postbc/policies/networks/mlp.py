@@ -1,4 +1,4 @@
-"""DPPO's diffusion MLP: time embedding, one pre-activation residual block, Mish; stacked over members."""
+"""DPPO's diffusion MLP: time embedding, pre-activation residual blocks, Mish. Diffusion and flow policies share it."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from postbc.nn import Generators, StackedLinear, StackedMLP
+from postbc.nn import MLP, linear
 
 
-def sinusoidal_embedding(steps: int, dim: int) -> Tensor:
-    """(T, dim): sin ‖ cos of t·exp(−log 10⁴/(dim/2 − 1)·i) (DPPO's `SinusoidalPosEmb`)."""
+def sinusoidal_embedding(time: Tensor, dim: int) -> Tensor:
+    """Times (N,) -> (N, dim): sin ‖ cos of t·exp(−log 10⁴/(dim/2 − 1)·i) (DPPO's `SinusoidalPosEmb`)."""
     half = dim // 2
-    frequency = torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
-    angle = torch.arange(steps)[:, None] * frequency[None]
+    frequency = torch.exp(torch.arange(half, device=time.device) * -(math.log(10000) / (half - 1)))
+    angle = time[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), -1)
 
 
 class ResidualBlock(nn.Module):
     """x + W₂·mish(W₁·mish(x)): two layers, pre-activation."""
 
-    def __init__(self, members: int, hidden: int, generators: Generators) -> None:
+    def __init__(self, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.first = StackedLinear(members, hidden, hidden, generators)
-        self.second = StackedLinear(members, hidden, hidden, generators)
+        self.first = linear(hidden, hidden, generator)
+        self.second = linear(hidden, hidden, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         mish = nn.functional.mish
@@ -33,70 +33,56 @@ class ResidualBlock(nn.Module):
 
 
 class DiffusionMLP(nn.Module):
-    """Predicts ε from [noisy chunk ‖ time embedding ‖ observation] (DPPO's `DiffusionMLP`).
+    """A chunk-shaped prediction from [noisy chunk ‖ time embedding ‖ features] (DPPO's `DiffusionMLP`).
 
     Args:
-        members: M.
-        observation_dim: S.
+        feature_dim: F.
         chunk_dim: D = T·A.
+        generator: source of the initialisation.
         hidden: width; `layers` counts hidden layers as the tables do ("3 layers" is one residual block).
         time_dim: width of the time embedding (16 for 512, 32 for 1024).
-        condition_hidden: widths of DPPO's observation MLP (`cond_mlp`, (512, 64) on Square); empty: the observation itself.
-        denoising_steps: T of the schedule.
+        condition_hidden: widths of DPPO's observation MLP (`cond_mlp`, (512, 64) on Square); empty: the features themselves.
     """
 
     def __init__(
         self,
-        members: int,
-        observation_dim: int,
+        feature_dim: int,
         chunk_dim: int,
-        generators: Generators,
+        generator: torch.Generator,
         hidden: int = 512,
         layers: int = 3,
         time_dim: int = 16,
         condition_hidden: Sequence[int] = (),
-        denoising_steps: int = 100,
     ) -> None:
         super().__init__()
-        if layers < 1 or layers % 2 == 0:
-            raise ValueError(f"layers must be odd (1 + two a residual block), found {layers}")
-        self.register_buffer("steps", sinusoidal_embedding(denoising_steps, time_dim), persistent=False)
-        self.time = StackedMLP(members, time_dim, (2 * time_dim,), time_dim, generators, nn.Mish)
+        self.time_dim = time_dim
+        self.time = MLP(time_dim, (2 * time_dim,), time_dim, generator, "mish")
         self.condition = (
-            StackedMLP(members, observation_dim, condition_hidden[:-1], condition_hidden[-1], generators, nn.Mish)
+            MLP(feature_dim, condition_hidden[:-1], condition_hidden[-1], generator, "mish")
             if condition_hidden
             else nn.Identity()
         )
-        observed = condition_hidden[-1] if condition_hidden else observation_dim
-        self.split = (chunk_dim, time_dim, observed)
-        self.input = StackedLinear(members, sum(self.split), hidden, generators)
-        self.blocks = nn.Sequential(*(ResidualBlock(members, hidden, generators) for _ in range((layers - 1) // 2)))
-        self.output = StackedLinear(members, hidden, chunk_dim, generators)
-        self.members = members
+        self.split = (chunk_dim, time_dim, condition_hidden[-1] if condition_hidden else feature_dim)
+        self.input = linear(sum(self.split), hidden, generator)
+        self.blocks = nn.Sequential(*(ResidualBlock(hidden, generator) for _ in range((layers - 1) // 2)))
+        self.output = linear(hidden, chunk_dim, generator)
 
-    def _times(self) -> Tensor:
-        """(M, T, time_dim): the embedding of every timestep; cheaper than one a row, as T < B."""
-        steps: Tensor = self.steps  # type: ignore[assignment]
-        return self.time(steps.expand(self.members, -1, -1))
+    def forward(self, x: Tensor, time: Tensor, features: Tensor) -> Tensor:
+        """(B, D), (B,), (B, F) -> (B, D)."""
+        times = self.time(sinusoidal_embedding(time, self.time_dim))
+        return self.output(self.blocks(self.input(torch.cat((x, times, self.condition(features)), -1))))
 
-    def forward(self, x: Tensor, timestep: Tensor, observation: Tensor) -> Tensor:
-        """(M, B, D), (M, B) int64, (M, B, S) -> predicted ε (M, B, D)."""
-        member = torch.arange(self.members, device=x.device)[:, None]
-        times = self._times()[member, timestep]
-        return self.output(self.blocks(self.input(torch.cat((x, times, self.condition(observation)), -1))))
+    def predictor(self, features: Tensor, times: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """A function (x (B, D), i) -> forward(x, times[i], features) for fixed features (B, F) and sampling order `times` (n,).
 
-    def denoiser(self, observation: Tensor, timesteps: Sequence[int]) -> Callable[[Tensor, int], Tensor]:
-        """A function (x (M, B, D), i) -> ε for a fixed observation (M, B, S) and sampling order `timesteps`.
-
-        The first layer's share of the observation and of the time is computed once for all steps: equal to `forward` up to rounding.
+        The first layer's share of the features and of the time is computed once for all steps: equal to `forward` up to rounding.
         """
-        of_x, of_time, of_observation = self.input.weight.split(self.split, 1)
-        assert self.input.bias is not None
-        base = torch.baddbmm(self.input.bias, self.condition(observation), of_observation)
-        times = torch.bmm(self._times()[:, list(timesteps)], of_time)  # (M, steps, hidden)
+        of_x, of_time, of_features = self.input.weight.t().split(self.split)
+        base = torch.addmm(self.input.bias, self.condition(features), of_features)
+        of_times = self.time(sinusoidal_embedding(times, self.time_dim)) @ of_time  # (n, hidden)
         of_x = of_x.contiguous()
 
         def predict(x: Tensor, i: int) -> Tensor:
-            return self.output(self.blocks(torch.baddbmm(base + times[:, i : i + 1], x, of_x)))
+            return self.output(self.blocks(torch.addmm(base + of_times[i], x, of_x)))
 
         return predict
