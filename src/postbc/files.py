@@ -1,0 +1,436 @@
+"""Files: written whole or not at all, checked when they are read, and every refusal of the disk a clear error.
+
+A *tree* (nested dictionaries and lists of tensors, arrays and plain values: a policy, a posterior, a checkpoint) is one
+safetensors file that any reader of that format opens. Its header's metadata hold the structure as JSON and a SHA-256 over header
+and data. It is written and read here, not by the library, because the bytes that are checked must be the bytes that become
+tensors, in one pass, and because nothing may be allocated for a header that claims more than the file holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from postbc.errors import InputError, require
+
+Tree = Any  # nested dicts and lists of tensors, arrays, numbers, text, booleans and None
+
+#: What a kill may leave behind: the temporary files of :func:`atomic_path`.
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp")
+_FORMAT, _HEADER_LIMIT, _DEPTH = "2", 100_000_000, 100
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "U64": torch.uint64, "I32": torch.int32, "U32": torch.uint32, "I16": torch.int16, "U16": torch.uint16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+# -- the disk's refusals -----------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def os_errors(path: str | Path, doing: str = "written") -> Iterator[None]:
+    """Every OSError inside (full disk, read-only, name too long, a name that the disk cannot hold …) is an :class:`InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, UnicodeError, ValueError, RuntimeError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error):  # libraries raise their own kinds
+            raise InputError(
+                "The disk is full; nothing was written.", file=path,
+                remedy="free some space, then run the same command with --resume",
+            ) from error  # fmt: skip
+        if isinstance(error, OSError):
+            found = error.strerror or str(error)
+        elif isinstance(error, UnicodeEncodeError) or "null byte" in str(error) or "null character" in str(error):
+            found = f"a name that a file cannot have: {os.fspath(path)!r}"
+        else:
+            raise
+        remedy = "give the name of a file that can be read" if doing == "read" else "choose another place, or free this one"
+        raise InputError(f"This path cannot be {doing}.", file=path, found=found, remedy=remedy) from error
+
+
+@contextlib.contextmanager
+def blame(file: str | Path | None, what: str = "The contents of this file do not fit.") -> Iterator[None]:
+    """Putting a file's contents into place: a missing key, another type or another size inside is an :class:`InputError` naming it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        found = f"no {error}" if isinstance(error, KeyError) else str(error).strip()
+        raise InputError(
+            what, file=file, found=found if len(found) < 500 else found[:500] + "…",
+            remedy="use a file that this version of postbc wrote for the same configuration",
+        ) from error  # fmt: skip
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, on failure removed.
+
+    Raises:
+        InputError: the disk refuses (full, read-only, name too long …), or `path` is no regular file.
+    """
+    path = Path(path)
+    with os_errors(path):
+        require(
+            path.is_file() or not os.path.lexists(path) or (path.is_symlink() and not path.exists()),
+            "This path cannot be written.", file=path, found="a directory" if path.is_dir() else "a device, pipe or socket",
+            expected="a regular file or a free name", remedy="choose another name",
+        )  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(4)}.tmp"
+        try:
+            handle = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)  # less the umask, as of any new file
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            os.close(handle)
+            yield temporary
+            os.chmod(temporary, mode)  # a library may have put a private file in its place
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError, ValueError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """A rename or removal in this directory survives a power cut (where the system can promise that)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_bytes(path: str | Path, content: bytes | bytearray | memoryview) -> None:
+    """Write a file atomically."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically, lines ending in \\n on every system; what UTF-8 cannot hold (surrogates) as escapes."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically, indented, with a final newline. ValueError if a number is not finite."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def remove_leftovers(directory: str | Path) -> None:
+    """Remove what killed writes of :func:`atomic_path` left in `directory` and below, but not in runs of their own below it."""
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not os.path.exists(os.path.join(folder, name, "config.yaml"))]
+        for name in names:
+            if TEMPORARY.fullmatch(name):
+                with os_errors(path := Path(folder, name), "removed"):
+                    path.unlink(missing_ok=True)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------------------
+def require_file(path: str | Path, what: str = "a file") -> Path:
+    """InputError unless `path` is a regular file (a pipe would hang, a directory would not open)."""
+    path = Path(path)
+    with os_errors(path, "read"):
+        require(path.exists(), "There is no such file.", file=path, expected=what, remedy="check the path")
+        require(
+            path.is_file(), "This is not a file.", file=path, found="a directory" if path.is_dir() else "a device, pipe or socket",
+            expected=what,
+        )  # fmt: skip
+    return path
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 (hex) of a file's contents, or of a directory's: names and contents of all files in it.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is neither.
+    """
+    path, found = Path(path), hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
+            found.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode("utf-8", "surrogateescape"))
+        return found.hexdigest()
+    require_file(path)
+    with os_errors(path, "read"), open(path, "rb") as opened:
+        while block := opened.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def read_yaml(path: str | Path, limit: int = 1 << 20) -> dict[str, Any]:
+    """A small YAML file that is one mapping from names: plain values, no aliases (they can grow without bound), no depth.
+
+    Raises:
+        InputError: missing, unreadable, too large or deep, not UTF-8, not YAML, not a mapping.
+    """
+    path = require_file(path, "a YAML file")
+    with os_errors(path, "read"):
+        size = path.stat().st_size
+        require(size <= limit, "This file is too large.", file=path, found=f"{size:,} bytes", expected=f"at most {limit:,}")
+        content = path.read_bytes()
+    what = "This file is not a configuration."
+    try:
+        text, depth = content.decode("utf-8"), 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            require(depth <= 30, what, file=path, found="values nested too deeply")
+            require(not isinstance(event, yaml.AliasEvent), what, file=path, found="an alias (*name)")
+        values = yaml.safe_load(text)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+        raise InputError(what, file=path, found=str(error)[:300], remedy="restore it, or choose another --output") from error
+    require(
+        isinstance(values, dict) and all(isinstance(key, str) for key in values), what, file=path,
+        found="nothing" if values is None else type(values).__name__, expected="a mapping from names to values",
+        remedy="restore it, or choose another --output",
+    )  # fmt: skip
+    return values
+
+
+# -- trees -------------------------------------------------------------------------------------------------------------------------
+def save_tree(path: str | Path, tree: Tree) -> None:
+    """Save a nested structure of tensors, arrays and plain values as one safetensors file, atomically.
+
+    Raises:
+        TypeError: something in it is none of these.
+        InputError: the disk refuses.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+
+    def add(value: torch.Tensor, key: str) -> str:
+        if value.dtype not in _NAMES:
+            raise TypeError(f"{key}: numbers of kind {value.dtype} cannot be saved")
+        while key in tensors:  # {"a/b": …, "a": {"b": …}}
+            key += "'"
+        tensors[key] = value.detach().to("cpu").contiguous()
+        return key
+
+    def encode(value: Any, key: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {"@tensor": add(value, key)}
+        if isinstance(value, np.ndarray):
+            return {"@array": add(torch.from_numpy(np.array(value, order="C")), key)}
+        if isinstance(value, Mapping):
+            if not all(isinstance(k, (str, int)) for k in value):
+                raise TypeError(f"{key}: keys must be text or integers, found {list(value)}")
+            return {"@dict": [[k, encode(v, f"{key}/{k}")] for k, v in value.items()]}
+        if isinstance(value, (list, tuple)):
+            return [encode(v, f"{key}/{i}") for i, v in enumerate(value)]
+        if isinstance(value, np.generic):
+            return value.item()
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        raise TypeError(f"{key}: a {type(value).__name__} cannot be saved")
+
+    text, offset, header = json.dumps(encode(tree, "")), 0, dict[str, Any]()
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # so that each is aligned to its own size
+    for key, tensor in ordered:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    header["__metadata__"] = {"format": _FORMAT, "tree": text}
+    check = _checksum(header)
+    for _, tensor in ordered:
+        check.update(_bytes(tensor))
+    header["__metadata__"]["sha256"] = check.hexdigest()
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    if len(head) > _HEADER_LIMIT:
+        raise TypeError(f"the structure is too large to be saved: {len(head):,} bytes beside the tensors")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for _, tensor in ordered:
+            file.write(_bytes(tensor))
+
+
+def load_tree(path: str | Path, device: str | torch.device = "cpu", kind: str | None = None) -> Tree:
+    """Load what :func:`save_tree` wrote: tensors on `device`, arrays as arrays, tuples as lists.
+
+    Args:
+        kind: what the tree's "kind" must be ("policy", "agent", "posterior", "checkpoint").
+
+    Raises:
+        InputError: missing, a pickle, truncated, damaged (checksum), foreign, of another kind or of another version.
+    """
+    path = require_file(path, "a .safetensors file that postbc wrote")
+    with os_errors(path, "read"), open(path, "rb") as file:
+        header = _read_header(path, file)
+        metadata = header.get("__metadata__")
+        metadata = metadata if isinstance(metadata, dict) else {}
+        require(
+            "tree" in metadata, "This safetensors file was not written by postbc.", file=path, key="header metadata 'tree'",
+            found=", ".join(sorted(map(str, metadata)))[:200] or "none", remedy="give a policy or checkpoint file that postbc wrote",
+        )  # fmt: skip
+        require(
+            metadata.get("format") == _FORMAT,
+            "This file was written by an earlier postbc (0.1)." if "format" not in metadata
+            else "This file was written by another version of postbc.", file=path,
+            found=f"format {str(metadata.get('format', 1))[:20]}", expected=f"format {_FORMAT}",
+            remedy="use that version to read it, or run the stage again with this one",
+        )  # fmt: skip
+        layout = _layout(path, header, os.fstat(file.fileno()).st_size - file.tell())
+        check, tensors = _checksum(header), {}
+        for key, dtype, shape in layout:
+            tensor = torch.empty(shape, dtype=dtype)
+            view = _bytes(tensor)
+            if file.readinto(view) != len(view):  # it shrank while it was read
+                raise _damaged(path, "it ends too early")
+            check.update(view)
+            tensors[key] = tensor
+        require(
+            check.hexdigest() == metadata.get("sha256"), "This file is damaged: its checksum is wrong.", file=path,
+            remedy="use another copy or another checkpoint of the same run (checkpoints/), or run its stage again",
+        )  # fmt: skip
+    for key, tensor in tensors.items():
+        if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+            raise _damaged(path, f"{key} holds truth values that are neither 0 nor 1")
+    tree = _decode(path, metadata["tree"], tensors, device)
+    if kind is not None:
+        found = tree.get("kind") if isinstance(tree, dict) else None
+        require(
+            found == kind, "This file holds something else.", file=path, key="kind", found=repr(found)[:100], expected=repr(kind),
+            remedy=f"give a file that holds a {kind}",
+        )  # fmt: skip
+    return tree
+
+
+def check_fields(tree: Tree, kinds: Mapping[str, type | tuple[type, ...]], file: str | Path | None = None) -> None:
+    """InputError unless `tree` is a dictionary that has every key of `kinds`, each of that type (True and False are no integers)."""
+    what = "This file does not hold what is expected."
+    require(isinstance(tree, dict), what, file=file, found=type(tree).__name__, expected="a dictionary")
+    for key, kind in kinds.items():
+        allowed = kind if isinstance(kind, tuple) else (kind,)
+        value = tree.get(key)
+        names = " or ".join("nothing" if k is type(None) else k.__name__ for k in allowed)
+        require(
+            (key in tree or type(None) in allowed) and isinstance(value, allowed)
+            and (bool in allowed or not isinstance(value, bool)),
+            what, file=file, key=key, found=type(value).__name__ if key in tree else "nothing", expected=names,
+        )  # fmt: skip
+
+
+def first_not_finite(tree: Tree, key: str = "") -> str | None:
+    """Where in a tree the first tensor or array with a NaN or an infinite number stands; None if there is none."""
+    if isinstance(tree, Mapping):
+        return next((f for k, v in tree.items() if (f := first_not_finite(v, f"{key}/{k}"))), None)
+    if isinstance(tree, (list, tuple)):
+        return next((f for i, v in enumerate(tree) if (f := first_not_finite(v, f"{key}/{i}"))), None)
+    if isinstance(tree, np.ndarray):
+        return key if np.issubdtype(tree.dtype, np.floating) and not np.isfinite(tree).all() else None
+    if isinstance(tree, torch.Tensor) and tree.is_floating_point():
+        tree = tree if tree.element_size() > 1 else tree.float()
+        return None if bool(torch.isfinite(tree).all()) else key
+    return None
+
+
+def _checksum(header: dict[str, Any]) -> Any:
+    """A hash begun with the header, less the hash itself."""
+    metadata = {k: v for k, v in header["__metadata__"].items() if k != "sha256"}
+    return hashlib.sha256(json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode())
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor of the CPU."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else memoryview(bytearray())
+
+
+def _damaged(path: Path, found: str) -> InputError:
+    return InputError(
+        "This is not a readable checkpoint.", file=path, found=found, expected="a complete safetensors file",
+        remedy="use another checkpoint of the same run (checkpoints/), or run its stage again",
+    )  # fmt: skip
+
+
+def _read_header(path: Path, file: Any) -> dict[str, Any]:
+    """The header, read only if the file is as long as it says."""
+    start = file.read(8)
+    length, size = int.from_bytes(start, "little"), os.fstat(file.fileno()).st_size
+    require(
+        length <= size - 8 or not start.startswith((b"PK", b"\x80")),
+        "This is a pickle (torch.save); loading one can run any code, so postbc never does.", file=path,
+        expected="a safetensors file written by postbc",
+        remedy="save the weights with safetensors, or pretrain again with `postbc pretrain`",
+    )  # fmt: skip
+    if len(start) < 8 or length > size - 8 or length > _HEADER_LIMIT:
+        raise _damaged(path, "no header" if len(start) < 8 else f"a header of {length:,} bytes in a file of {size:,}")
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise _damaged(path, f"a header that is not JSON: {str(error)[:100]}") from None
+    if not isinstance(header, dict):
+        raise _damaged(path, f"a header that is a {type(header).__name__}")
+    return header
+
+
+def _layout(path: Path, header: dict[str, Any], size: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Key, dtype and shape of every tensor in the order of the data, which they fill without gap or overlap (`size` bytes)."""
+    found: list[tuple[int, int, str, torch.dtype, tuple[int, ...]]] = []
+    for key, entry in header.items():
+        if key == "__metadata__":
+            continue
+        entry = entry if isinstance(entry, dict) else {}
+        shape: Any = entry.get("shape")
+        span: Any = entry.get("data_offsets")
+        dtype: Any = _DTYPES.get(str(entry.get("dtype")))
+        numbers = [*shape, *span] if isinstance(shape, list) and isinstance(span, list) and len(span) == 2 else None
+        if not (dtype and numbers and len(numbers) <= 34 and all(type(n) is int and 0 <= n < 2**48 for n in numbers)):
+            raise _damaged(path, f"{key[:100]}: an entry that describes no tensor")
+        itemsize = torch.empty((), dtype=dtype).element_size()
+        if span[0] + math.prod(shape) * itemsize != span[1] or math.prod(n for n in shape if n) >= 2**56:
+            raise _damaged(path, f"{key[:100]}: its shape does not fit its size")
+        found.append((span[0], span[1], key, dtype, tuple(shape)))
+    end = 0
+    for begin, stop, key, *_ in sorted(found, key=lambda item: item[:2]):
+        if begin != end or stop > size:
+            raise _damaged(path, f"{key[:100]}: not where the tensor before it ends")
+        end = stop
+    if end != size:
+        raise _damaged(path, f"{size:,} bytes of data where {end:,} are described")
+    return [(key, dtype, shape) for _, _, key, dtype, shape in sorted(found, key=lambda item: item[:2])]
+
+
+def _decode(path: Path, text: Any, tensors: dict[str, torch.Tensor], device: str | torch.device) -> Tree:
+    def decode(value: Any, depth: int) -> Any:
+        if depth > _DEPTH:
+            raise _damaged(path, "a structure that is nested too deeply")
+        if isinstance(value, list):
+            return [decode(v, depth + 1) for v in value]
+        if not isinstance(value, dict):
+            return value
+        if "@dict" in value:
+            pairs = {k: decode(v, depth + 1) for k, v in value["@dict"]}
+            if not all(isinstance(k, (str, int)) for k in pairs):
+                raise ValueError("a key that is neither text nor an integer")
+            return pairs
+        return tensors[value["@tensor"]].to(device) if "@tensor" in value else tensors[value["@array"]].numpy()
+
+    try:
+        return decode(json.loads(text), 0)
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(path, f"a structure that cannot be read: {type(error).__name__}: {str(error)[:100]}") from None
