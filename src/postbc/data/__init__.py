@@ -1,18 +1,26 @@
-"""Demonstrations: types, robomimic files, action-chunk windows, normalisation, scripted operators."""
+"""Demonstrations and rollouts: episodes of named observations, their files, action-chunk windows, normalisation, transitions."""
 
-from postbc.demonstrations.chunks import Windows, chunk_windows
-from postbc.demonstrations.normalization import Normalization, fit_normalization
-from postbc.demonstrations.robomimic import read_robomimic, write_robomimic
-from postbc.demonstrations.types import LOW_DIM_KEYS, Demonstrations, Trajectory
+from postbc.data.belonging import Facts, check_belongs
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode
+from postbc.data.normalization import Normalization, fit_normalization
+from postbc.data.readers import read_dataset
+from postbc.data.robomimic import read_robomimic, write_robomimic
+from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
+from postbc.data.windows import Windows
 
 __all__ = [
     "LOW_DIM_KEYS",
-    "Demonstrations",
+    "Dataset",
+    "Episode",
+    "Facts",
     "Normalization",
-    "Trajectory",
+    "TrainingSet",
+    "TrainingSetConfig",
     "Windows",
-    "chunk_windows",
+    "check_belongs",
     "fit_normalization",
+    "load_training_set",
+    "read_dataset",
     "read_robomimic",
     "write_robomimic",
 ]

@@ -1,60 +1,72 @@
-"""Demonstrations in memory: validated arrays, one :class:`Trajectory` an episode."""
+"""Episodes of named observations, validated: what everything else in the house is trained on and measured with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from postbc.errors import InputError
+from postbc.data.lazy import LazyArray
+from postbc.errors import InputError, require
 
 #: robomimic's low-dimensional keys in its order; concatenated 3 + 4 + 2 + 10 (Lift) or 14 (Can, Square) = 19 or 23 numbers.
 LOW_DIM_KEYS: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
+Observed = Mapping[str, "np.ndarray | LazyArray"]
+
+
+def is_image(name: str) -> bool:
+    """Whether an observation of this name holds frames (C, H, W) uint8 rather than numbers."""
+    return name.startswith("image.")
+
 
 def _array(values: Any, dtype: type, key: str, ndim: int) -> np.ndarray:
-    """``values`` as a contiguous array of ``dtype`` with ``ndim`` axes and finite numbers; InputError names ``key`` otherwise."""
+    """`values` as a contiguous array of `dtype` with `ndim` axes and finite numbers; InputError names `key` otherwise."""
+    require(not np.iscomplexobj(values), "Complex numbers cannot be used.", key=key, expected="real numbers")
     try:
-        array: np.ndarray = np.ascontiguousarray(values, dtype=dtype)
+        with np.errstate(over="ignore"):  # said below, with its place
+            array: np.ndarray = np.ascontiguousarray(values, dtype=dtype)
     except (TypeError, ValueError) as error:
         raise InputError("The values are not numbers of one shape.", key=key, found=str(error)) from error
-    if np.ndim(values) != ndim:
+    require(np.ndim(values) == ndim, "The array has the wrong number of axes.", key=key, found=f"shape {np.shape(values)}",
+            expected=f"{ndim} axes, time first")  # fmt: skip
+    if not np.isfinite(array).all():
+        bad = np.argwhere(~np.isfinite(array))
         raise InputError(
-            "The array has the wrong number of axes.",
-            key=key,
-            found=f"shape {np.shape(values)}",
-            expected=f"{ndim} axes, time first",
-        )
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        value = np.asarray(values)[tuple(bad[0])]
-        raise InputError(
-            "The array holds NaN or infinite values.",
-            key=key,
-            found=f"{len(bad)} of {array.size} values, the first is {value} at index {tuple(int(i) for i in bad[0])}",
-            expected="finite numbers",
-            remedy="repair or drop this trajectory; nothing is interpolated for you",
-        )
+            f"The array holds NaN or infinite values (as {np.dtype(dtype).name}).", key=key,
+            found=f"{len(bad)} of {array.size} values, the first is {np.asarray(values)[tuple(bad[0])]} at index "
+            f"{tuple(int(i) for i in bad[0])}", expected="finite numbers",
+            remedy="repair or drop this episode; nothing is interpolated for you",
+        )  # fmt: skip
     return array
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """One episode of N steps; ``observations[t]`` and ``states[t]`` are before ``actions[t]``, rewards and dones after it.
+def _frames(values: Any, key: str) -> np.ndarray | LazyArray:
+    frames = values if isinstance(values, LazyArray) else np.ascontiguousarray(values)
+    require(frames.dtype == np.uint8 and len(frames.shape) == 4 and min(frames.shape[1:]) >= 1,
+            "An image observation has one frame a step.", key=key, found=f"{frames.dtype} of shape {tuple(frames.shape)}",
+            expected="uint8 of shape (N, C, H, W)")  # fmt: skip
+    return frames
 
-    Arrays are converted to the dtypes below. Raises InputError for lengths that disagree, zero steps, NaN or infinite values.
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One episode of N steps; `observations[...][t]` and `states[t]` are before `actions[t]`, rewards and dones after it.
+
+    Arrays are converted to the dtypes below. InputError for lengths that disagree, zero steps, NaN or infinite values.
     """
 
-    observations: np.ndarray
-    """(N, S) float32, raw units (metres, unit quaternions x y z w)."""
+    observations: Observed
+    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`)."""
     actions: np.ndarray
     """(N, A) float32, raw units: the controller's input, [-1, 1] for robosuite."""
-    rewards: np.ndarray
-    """(N,) float32."""
-    dones: np.ndarray
-    """(N,) bool."""
+    rewards: np.ndarray | None = None
+    """(N,) float32; None: unknown."""
+    dones: np.ndarray | None = None
+    """(N,) bool; None: unknown."""
     states: np.ndarray | None = None
     """(N, Ds) float64 flattened simulator states [time, qpos, qvel], or None."""
     name: str = "demo_0"
@@ -65,107 +77,96 @@ class Trajectory:
     """Seed of the simulator's episode where known: it decides what the state leaves out (the size of Lift's cube)."""
 
     def __post_init__(self) -> None:
+        observed = {}
+        require(len(self.observations), "An episode needs at least one observation.", key=self.name, found="none")
+        for key, values in self.observations.items():
+            place = f"{self.name}/{key}"
+            observed[key] = _frames(values, place) if is_image(key) else _array(values, np.float32, place, 2)
+        object.__setattr__(self, "observations", MappingProxyType(observed))
         specs: list[tuple[str, type, int]] = [
-            ("observations", np.float32, 2),
-            ("actions", np.float32, 2),
-            ("rewards", np.float32, 1),
-            ("dones", np.bool_, 1),
-            ("states", np.float64, 2),
-        ]
+            ("actions", np.float32, 2), ("rewards", np.float32, 1), ("dones", np.bool_, 1), ("states", np.float64, 2),
+        ]  # fmt: skip
+        lengths = {key: len(values) for key, values in observed.items()}
         for key, dtype, ndim in specs:
             if getattr(self, key) is not None:
                 object.__setattr__(self, key, _array(getattr(self, key), dtype, f"{self.name}/{key}", ndim))
-        lengths = {key: len(getattr(self, key)) for key, _, _ in specs if getattr(self, key) is not None}
-        if lengths["actions"] == 0 and set(lengths.values()) == {0}:
-            raise InputError(
-                "The trajectory has no steps.",
-                key=self.name,
-                found="0 steps",
-                expected="at least 1",
-                remedy="remove it from the data",
-            )
-        if len(set(lengths.values())) > 1:
-            raise InputError(
-                "The arrays of a trajectory disagree about its length.",
-                key=self.name,
-                found=", ".join(f"{key}: {n}" for key, n in lengths.items()),
-                expected="one entry a step in each",
-                remedy="drop the trajectory, or cut the arrays to the steps that all of them have",
-            )
+                lengths[key] = len(getattr(self, key))
+        require(set(lengths.values()) != {0}, "The episode has no steps.", key=self.name, found="0 steps", expected="at least 1",
+                remedy="remove it from the data")  # fmt: skip
+        require(len(set(lengths.values())) == 1, "The arrays of an episode disagree about its length.", key=self.name,
+                found=", ".join(f"{key}: {n}" for key, n in lengths.items()), expected="one entry a step in each",
+                remedy="drop the episode, or cut the arrays to the steps that all of them have")  # fmt: skip
+        require(self.actions.shape[1] >= 1, "An action has at least one number.", key=f"{self.name}/actions", found="width 0")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
+        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed)
+        return Episode, (dict(self.observations), *parts)
 
     def __len__(self) -> int:
         """Number of steps N."""
         return len(self.actions)
 
+    @property
+    def state(self) -> np.ndarray:
+        """(N, S) float32; S is 0 where the observation holds frames alone."""
+        return np.asarray(self.observations.get("state", np.zeros((len(self), 0), np.float32)))
+
 
 @dataclass(frozen=True, eq=False)
-class Demonstrations:
-    """Trajectories of one task with what is needed to interpret them."""
+class Dataset:
+    """Episodes of one task with what is needed to interpret them."""
 
-    trajectories: tuple[Trajectory, ...]
-    """At least one, all with the same S and A, names distinct."""
-    observation_keys: tuple[str, ...] = ("observation",)
-    """Names of the parts that are concatenated into an observation."""
-    observation_dims: tuple[int, ...] = ()
+    episodes: tuple[Episode, ...]
+    """At least one, all with the same observations and A, names distinct."""
+    state_keys: tuple[str, ...] = ()
+    """Names of the parts that are concatenated into "state", in order; by default the one name "state"."""
+    state_dims: tuple[int, ...] = ()
     """Width of each part; their sum is S. Empty: one key, all of it."""
-    environment: dict[str, Any] = field(default_factory=dict)
-    """robomimic's ``env_args``: env_name, env_version, type, env_kwargs; empty when there is no simulator."""
-    filters: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Filter key -> names of trajectories (robomimic's ``mask``)."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """robomimic's `env_args`: env_name, env_version, type, env_kwargs; empty when it is unknown."""
+    filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Filter key -> names of episodes (robomimic's `mask`)."""
     source: str = "arrays"
     """Where they came from: a path, or a word."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "trajectories", tuple(self.trajectories))
-        if not self.trajectories:
-            raise InputError("There are no trajectories.", file=self.source, found=0, expected="at least 1")
-        first = self.trajectories[0]
-        for part in ("observations", "actions"):
-            width = getattr(first, part).shape[1]
-            for trajectory in self.trajectories[1:]:
-                found = getattr(trajectory, part).shape[1]
-                if found != width:
-                    raise InputError(
-                        "Trajectories differ in width.",
-                        file=self.source,
-                        key=f"{trajectory.name}/{part}",
-                        found=f"width {found}",
-                        expected=f"width {width}, as in {first.name}",
-                        remedy="keep only trajectories of one robot and one controller",
-                    )
-        if not self.observation_dims and len(self.observation_keys) == 1:
-            object.__setattr__(self, "observation_dims", (self.observation_dim,))
-        if len(self.observation_dims) != len(self.observation_keys) or sum(self.observation_dims) != self.observation_dim:
-            raise InputError(
-                "The observation keys do not describe the observations.",
-                file=self.source,
-                key="observation_keys",
-                found=f"{dict(zip(self.observation_keys, self.observation_dims))} for observations of width {self.observation_dim}",
-                expected="one width a key, with the observation's width as their sum",
-            )
-        names = [trajectory.name for trajectory in self.trajectories]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise InputError(
-                "Two trajectories have the same name.", file=self.source, key=repeated[0], expected="distinct names"
-            )
-        known = set(names)
-        for key, members in self.filters.items():
-            for name in members:
-                if name not in known:
-                    raise InputError(
-                        "A filter names a demonstration that is not there.",
-                        file=self.source,
-                        key=f"mask/{key}",
-                        found=repr(name),
-                        expected=f"one of the {len(names)} demonstrations, {names[0]} to {names[-1]}",
-                        remedy="remove the name from the mask, or restore the demonstration",
-                    )
+        object.__setattr__(self, "episodes", tuple(self.episodes))
+        require(self.episodes, "There are no episodes.", file=self.source, found=0, expected="at least 1")
+        first = self.episodes[0]
+        widths = self.shapes
+        for episode in self.episodes:
+            found = {key: tuple(values.shape[1:]) for key, values in episode.observations.items()}
+            if found != widths or episode.actions.shape[1] != first.actions.shape[1]:
+                self._differs(episode, found, widths)
+        total = widths.get("state", (0,))[0]
+        if "state" in widths and not self.state_keys:
+            object.__setattr__(self, "state_keys", ("state",))
+        if not self.state_dims and len(self.state_keys) == 1:
+            object.__setattr__(self, "state_dims", (total,))
+        dims = tuple(int(d) for d in self.state_dims)
+        require(len(dims) == len(self.state_keys) and sum(dims) == total, "The state keys do not describe the states.",
+                file=self.source, key="state_keys", found=f"{dict(zip(self.state_keys, dims))} for states of width {total}",
+                expected="one width a key, with the state's width as their sum")  # fmt: skip
+        known: set[str] = set()
+        for episode in self.episodes:
+            require(episode.name not in known, "Two episodes have the same name.", file=self.source, key=episode.name,
+                    expected="distinct names")  # fmt: skip
+            known.add(episode.name)
+        check_filters(self.filters, self.names, self.source)
+
+    def _differs(self, episode: Episode, found: Mapping[str, Any], widths: Mapping[str, Any]) -> None:
+        first = self.episodes[0]
+        a, b = {**found, "actions": episode.actions.shape[1:]}, {**widths, "actions": first.actions.shape[1:]}
+        key = next(key for key in {**b, **a} if a.get(key) != b.get(key))
+        raise InputError(
+            "Episodes differ in width.", file=self.source, key=f"{episode.name}/{key}", found=f"shape {a.get(key, 'none')}",
+            expected=f"shape {b.get(key, 'none')}, as in {first.name}", remedy="keep only episodes of one robot and one controller",
+        )  # fmt: skip
 
     @classmethod
     def from_arrays(
         cls,
-        observations: Sequence[np.ndarray],
+        observations: Sequence[np.ndarray | Observed],
         actions: Sequence[np.ndarray],
         *,
         rewards: Sequence[np.ndarray] | None = None,
@@ -173,130 +174,132 @@ class Demonstrations:
         states: Sequence[np.ndarray] | None = None,
         names: Sequence[str] | None = None,
         operators: Sequence[str | None] | None = None,
-        observation_keys: Sequence[str] = ("observation",),
-        observation_dims: Sequence[int] = (),
-        environment: dict[str, Any] | None = None,
-        filters: dict[str, Sequence[str]] | None = None,
+        state_keys: Sequence[str] = (),
+        state_dims: Sequence[int] = (),
+        environment: Mapping[str, Any] | None = None,
+        filters: Mapping[str, Sequence[str]] | None = None,
         source: str = "arrays",
-    ) -> Demonstrations:
-        """From plain numpy: one (N_i, S) observation array and one (N_i, A) action array a trajectory.
+    ) -> Dataset:
+        """From plain numpy: an episode is one (N_i, S) array of states, or a dict of named observations, and (N_i, A) actions.
 
-        Rewards default to 0 with 1 at the last step, dones to True at the last step, names to ``demo_0``, ``demo_1``, ….
+        Rewards and dones are unknown unless given; names default to `demo_0`, `demo_1`, ….
         """
-        n = len(actions)
-        given = {
-            "observations": observations, "rewards": rewards, "dones": dones, "states": states, "names": names, "operators": operators
-        }  # fmt: skip
+        given = {"observations": observations, "rewards": rewards, "dones": dones, "states": states, "names": names,
+                 "operators": operators}  # fmt: skip
         for key, values in given.items():
-            if values is not None and len(values) != n:
-                raise InputError("The lists differ in length.", key=key, found=len(values), expected=f"{n}, as many as actions")
+            require(values is None or len(values) == len(actions), "The lists differ in length.", key=key,
+                    found=None if values is None else len(values), expected=f"{len(actions)}, as many as actions")  # fmt: skip
 
-        def last(i: int) -> np.ndarray:
-            return np.arange(len(actions[i])) == len(actions[i]) - 1
+        def of(values: Sequence[Any] | None, i: int, otherwise: Any = None) -> Any:
+            return otherwise if values is None else values[i]
 
-        trajectories = tuple(
-            Trajectory(
-                observations=observations[i],
-                actions=actions[i],
-                rewards=last(i) if rewards is None else rewards[i],
-                dones=last(i) if dones is None else dones[i],
-                states=None if states is None else states[i],
-                name=f"demo_{i}" if names is None else names[i],
-                operator=None if operators is None else operators[i],
-            )
-            for i in range(n)
-        )
         return cls(
-            trajectories,
-            tuple(observation_keys),
-            tuple(observation_dims),
+            tuple(
+                Episode(
+                    x if isinstance(x, Mapping) else {"state": x}, actions[i], of(rewards, i), of(dones, i), of(states, i),
+                    of(names, i, f"demo_{i}"), of(operators, i),
+                )
+                for i, x in enumerate(observations)
+            ),
+            tuple(state_keys),
+            tuple(state_dims),
             dict(environment or {}),
             {key: tuple(members) for key, members in (filters or {}).items()},
             source,
-        )
+        )  # fmt: skip
 
     def __len__(self) -> int:
-        """Number of trajectories."""
-        return len(self.trajectories)
+        """Number of episodes."""
+        return len(self.episodes)
 
-    def __iter__(self) -> Iterator[Trajectory]:
-        return iter(self.trajectories)
+    def __iter__(self) -> Iterator[Episode]:
+        return iter(self.episodes)
 
-    def __getitem__(self, index: int) -> Trajectory:
-        return self.trajectories[index]
+    def __getitem__(self, index: int) -> Episode:
+        return self.episodes[index]
 
     @property
-    def observation_dim(self) -> int:
-        """S."""
-        return int(self.trajectories[0].observations.shape[1])
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of one observation: {"state": (S,), "image.top": (C, H, W)}."""
+        return {key: tuple(int(n) for n in values.shape[1:]) for key, values in self.episodes[0].observations.items()}
 
     @property
     def action_dim(self) -> int:
         """A."""
-        return int(self.trajectories[0].actions.shape[1])
+        return int(self.episodes[0].actions.shape[1])
 
     @property
     def num_steps(self) -> int:
-        """Steps of all trajectories together."""
-        return sum(len(trajectory) for trajectory in self.trajectories)
+        """Steps of all episodes together."""
+        return sum(len(episode) for episode in self.episodes)
 
     @property
     def lengths(self) -> np.ndarray:
-        """(len(self),) int64 steps of each trajectory."""
-        return np.array([len(trajectory) for trajectory in self.trajectories], dtype=np.int64)
+        """(len(self),) int64 steps of each episode."""
+        return np.array([len(episode) for episode in self.episodes], dtype=np.int64)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names in order."""
-        return tuple(trajectory.name for trajectory in self.trajectories)
+        return tuple(episode.name for episode in self.episodes)
 
     @property
-    def observations(self) -> np.ndarray:
-        """(num_steps, S) all observations, trajectory after trajectory."""
-        return np.concatenate([trajectory.observations for trajectory in self.trajectories])
+    def states(self) -> np.ndarray:
+        """(num_steps, S) float32 all "state" observations, episode after episode."""
+        return np.concatenate([episode.state for episode in self.episodes])
 
     @property
     def actions(self) -> np.ndarray:
-        """(num_steps, A) all actions, trajectory after trajectory."""
-        return np.concatenate([trajectory.actions for trajectory in self.trajectories])
+        """(num_steps, A) float32 all actions, episode after episode."""
+        return np.concatenate([episode.actions for episode in self.episodes])
 
-    def _keep(self, names: set[str]) -> Demonstrations:
-        kept = tuple(trajectory for trajectory in self.trajectories if trajectory.name in names)
-        filters = {key: tuple(name for name in members if name in names) for key, members in self.filters.items()}
-        return replace(self, trajectories=kept, filters={key: members for key, members in filters.items() if members})
+    def keep(self, names: Iterable[str]) -> Dataset:
+        """The episodes of these names, in this object's order, and what is left of the filters."""
+        wanted = set(names)
+        filters = {key: tuple(name for name in members if name in wanted) for key, members in self.filters.items()}
+        return replace(
+            self, episodes=tuple(e for e in self.episodes if e.name in wanted),
+            filters={key: members for key, members in filters.items() if members},
+        )  # fmt: skip
 
-    def select(self, filter_key: str) -> Demonstrations:
-        """The trajectories of one filter (robomimic's ``mask/<filter_key>``), in order. InputError if unknown or empty."""
-        if filter_key not in self.filters:
-            raise InputError(
-                "There is no such filter.",
-                file=self.source,
-                key=f"mask/{filter_key}",
-                found=f"filters {sorted(self.filters)}" if self.filters else "no filters at all",
-                remedy="choose one of those found, or leave the filter out to use every demonstration",
-            )
-        if not self.filters[filter_key]:
-            raise InputError(
-                "The filter selects no demonstration.", file=self.source, key=f"mask/{filter_key}", found="an empty list"
-            )
-        return self._keep(set(self.filters[filter_key]))
+    def select(self, filter_key: str) -> Dataset:
+        """The episodes of one filter (robomimic's `mask/<filter_key>`), in order. InputError if unknown or empty."""
+        return self.keep(choose(self.names, self.filters, filter_key, self.source))
 
-    def subset(self, n: int, seed: int) -> Demonstrations:
-        """``n`` trajectories drawn without replacement by ``seed``, in this object's order.
+    def subset(self, n: int, seed: int) -> Dataset:
+        """`n` episodes drawn without replacement by `seed`, in this object's order; see :func:`draw`."""
+        return self.keep(draw(self.names, n, seed, self.source))
 
-        The first n of one permutation, so that with one seed a smaller subset lies inside every larger one (paper, figure on the number
-        of demonstrations: the curves then differ by added data only). InputError if there are fewer than n.
-        """
-        if not 1 <= n <= len(self):
-            raise InputError(
-                "Cannot draw that many demonstrations.",
-                file=self.source,
-                key="number of demonstrations",
-                found=f"{n} asked for, {len(self)} there",
-                expected=f"1 to {len(self)}",
-                remedy="ask for fewer, or use a larger file or another filter",
-            )
-        if seed < 0:
-            raise InputError("A seed is not negative.", key="seed", found=seed, expected=">= 0")
-        chosen = np.random.default_rng(seed).permutation(len(self))[:n]
-        return self._keep({self.trajectories[int(i)].name for i in chosen})
+
+def check_filters(filters: Mapping[str, Sequence[str]], names: Sequence[str], source: str) -> None:
+    """InputError if a filter names an episode that is not there."""
+    known = set(names)
+    for key, members in filters.items():
+        for name in members:
+            require(name in known, "A filter names a demonstration that is not there.", file=source, key=f"mask/{key}",
+                    found=repr(name), expected=f"one of the {len(names)} demonstrations, {names[0]} to {names[-1]}",
+                    remedy="remove the name from the mask, or restore the demonstration")  # fmt: skip
+
+
+def choose(names: Sequence[str], filters: Mapping[str, Sequence[str]], filter_key: str, source: str) -> list[str]:
+    """The names of one filter, in the order of `names`. InputError if the filter is unknown or empty."""
+    require(filter_key in filters, "There is no such filter.", file=source, key=f"mask/{filter_key}",
+            found=f"filters {sorted(filters)}" if filters else "no filters at all",
+            remedy="choose one of those found, or leave the filter out to use every demonstration")  # fmt: skip
+    wanted = set(filters[filter_key])
+    require(wanted, "The filter selects no demonstration.", file=source, key=f"mask/{filter_key}", found="an empty list")
+    check_filters({filter_key: filters[filter_key]}, names, source)
+    return [name for name in names if name in wanted]
+
+
+def draw(names: Sequence[str], n: int, seed: int, source: str) -> list[str]:
+    """`n` of the names without replacement, in their order.
+
+    The first n of one permutation, so that with one seed a smaller subset lies inside every larger one (paper, figure on the number of
+    demonstrations: the curves then differ by added data only). InputError if there are fewer than n.
+    """
+    require(1 <= n <= len(names), "Cannot draw that many demonstrations.", file=source, key="number of demonstrations",
+            found=f"{n} asked for, {len(names)} there", expected=f"1 to {len(names)}",
+            remedy="ask for fewer, or use a larger file or another filter")  # fmt: skip
+    require(seed >= 0, "A seed is not negative.", key="seed", found=seed, expected=">= 0")
+    return [names[i] for i in sorted(np.random.default_rng(seed).permutation(len(names))[:n].tolist())]

@@ -3,164 +3,146 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from postbc.errors import InputError
+from postbc.data.episodes import Dataset
+from postbc.errors import InputError, require
 
-if TYPE_CHECKING:
-    from postbc.demonstrations.types import Demonstrations
-
-#: Added to every range (DPPO, ``process_robomimic_dataset.py``). A constant dimension is therefore divided by 1e-6.
+#: Added to every range (DPPO, `process_robomimic_dataset.py`). A constant dimension is therefore divided by 1e-6.
 EPSILON = 1e-6
+PARTS = ("state", "action")
 
-ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, torch.Tensor)
 
+class Normalization(nn.Module):
+    """Raw <-> normalised states and actions, per dimension; a module whose buffers travel with the policy that owns it.
 
-@dataclass(frozen=True, eq=False)
-class Normalization:
-    """Per-dimension lower and upper values of observations and actions.
+    `x -> (x - low) * scale - 1` with scale = 2 / (high - low + 1e-6), prepared in float64. Frames are not its business.
 
-    The four methods take numpy arrays or torch tensors (any leading axes, the last one is S or A) and return the same kind,
-    dtype (float32 at least for numpy integers) and device. The two ``unnormalize`` are exact inverses up to rounding; DPPO's own
-    forgets the 1e-6 on the way back, a difference of at most 1e-6 in raw units.
+    Args:
+        state_low, state_high: (S,) ends of each state dimension; S may be 0.
+        action_low, action_high: (A,).
+
+    Raises:
+        InputError: shapes that differ, not finite, or low above high.
     """
 
-    observation_low: np.ndarray
-    """(S,) float64 minimum of each observation dimension."""
-    observation_high: np.ndarray
-    """(S,) float64 maximum."""
-    action_low: np.ndarray
-    """(A,) float64 minimum of each action dimension."""
-    action_high: np.ndarray
-    """(A,) float64 maximum."""
-    _tensors: dict[Any, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    state_low: Tensor
+    """(S,) float32."""
+    state_scale: Tensor
+    """(S,) float32."""
+    action_low: Tensor
+    """(A,) float32."""
+    action_scale: Tensor
+    """(A,) float32."""
 
-    def __post_init__(self) -> None:
-        for part in ("observation", "action"):
-            low, high = (np.array(getattr(self, f"{part}_{end}"), dtype=np.float64) for end in ("low", "high"))
-            if (
-                low.ndim != 1
-                or low.shape != high.shape
-                or not np.all(np.isfinite(low) & np.isfinite(high))
-                or np.any(low > high)
-            ):
-                raise InputError(
-                    "A normalisation needs finite lower values not above the upper ones, one of each a dimension.",
-                    key=f"{part}_low, {part}_high",
-                    found=f"shapes {low.shape} and {high.shape}",
-                )
-            for end, values in (("low", low), ("high", high)):
-                values.setflags(write=False)
-                object.__setattr__(self, f"{part}_{end}", values)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Normalization) and self.to_dict() == other.to_dict()
-
-    def __hash__(self) -> int:
-        return hash((self.observation_low.tobytes(), self.action_low.tobytes()))
+    def __init__(self, state_low: Any, state_high: Any, action_low: Any, action_high: Any) -> None:
+        super().__init__()
+        self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for part, low, high in (("state", state_low, state_high), ("action", action_low, action_high)):
+            try:
+                low, high = np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise InputError("A normalisation is made of numbers.", key=part, found=str(error)) from None
+            require(
+                low.ndim == 1 and low.shape == high.shape and np.all(np.isfinite(low) & np.isfinite(high)) and np.all(low <= high),
+                "A normalisation needs finite lower values not above the upper ones, one of each a dimension.",
+                key=f"{part}_low, {part}_high", found=f"shapes {low.shape} and {high.shape}",
+            )  # fmt: skip
+            self._ends[part] = low, high
+            self.register_buffer(f"{part}_low", torch.tensor(low, dtype=torch.float32))
+            self.register_buffer(f"{part}_scale", torch.tensor(2 / (high - low + EPSILON), dtype=torch.float32))
 
     @property
-    def observation_dim(self) -> int:
+    def state_dim(self) -> int:
         """S."""
-        return len(self.observation_low)
+        return self.state_low.shape[0]
 
     @property
     def action_dim(self) -> int:
         """A."""
-        return len(self.action_low)
+        return self.action_low.shape[0]
 
-    # Differences of observations lose digits if they are taken in float32 after scaling, so the scale is prepared in float64.
-    def _affine(self, part: str, x: ArrayOrTensor) -> tuple[Any, Any]:
-        low: np.ndarray = getattr(self, f"{part}_low")
-        span = getattr(self, f"{part}_high") - low + EPSILON
-        if x.shape[-1:] != low.shape:
-            raise InputError(
-                f"The {part} has another width than the data this normalisation was made from.",
-                key=part,
-                found=f"shape {tuple(x.shape)}",
-                expected=f"(..., {len(low)})",
-                remedy="use data of the same task and the same observation keys",
-            )
-        if isinstance(x, np.ndarray):
-            dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float32)
-            return low.astype(dtype), span.astype(dtype)
-        key = (part, x.dtype, x.device)
-        if key not in self._tensors:  # made once a device: a transfer a call would stall an accelerator
-            self._tensors[key] = torch.as_tensor(np.stack([low, span]), dtype=x.dtype, device=x.device)
-        return self._tensors[key][0], self._tensors[key][1]
+    def _check(self, part: str, x: Tensor, width: int) -> None:
+        require(x.shape[-1:] == (width,), f"The {part} has another width than the data this normalisation was made from.",
+                key=part, found=f"shape {tuple(x.shape)}", expected=f"(..., {width})",
+                remedy="use data of the same task and the same observation keys")  # fmt: skip
 
-    def _normalize(self, part: str, x: ArrayOrTensor) -> ArrayOrTensor:
-        low, span = self._affine(part, x)
-        return 2 * (x - low) / span - 1
-
-    def _unnormalize(self, part: str, x: ArrayOrTensor) -> ArrayOrTensor:
-        low, span = self._affine(part, x)
-        return (x + 1) * (span / 2) + low
-
-    def normalize_observation(self, observation: ArrayOrTensor) -> ArrayOrTensor:
+    def normalize_state(self, state: Tensor) -> Tensor:
         """(..., S) raw units -> (..., S), the data's range becoming [-1, 1]; values outside it go outside (no clamp)."""
-        return self._normalize("observation", observation)
+        self._check("state", state, self.state_dim)
+        return (state - self.state_low) * self.state_scale - 1
 
-    def unnormalize_observation(self, observation: ArrayOrTensor) -> ArrayOrTensor:
+    def unnormalize_state(self, state: Tensor) -> Tensor:
         """(..., S) normalised -> (..., S) raw units."""
-        return self._unnormalize("observation", observation)
+        self._check("state", state, self.state_dim)
+        return (state + 1) / self.state_scale + self.state_low
 
-    def normalize_action(self, action: ArrayOrTensor) -> ArrayOrTensor:
-        """(..., A) raw units -> (..., A) normalised; a chunk (T, A) is normalised step by step with the same numbers."""
-        return self._normalize("action", action)
+    def normalize_action(self, action: Tensor) -> Tensor:
+        """(..., A) raw units -> (..., A) normalised; chunks (..., T, A) step by step with the same numbers."""
+        self._check("action", action, self.action_dim)
+        return (action - self.action_low) * self.action_scale - 1
 
-    def unnormalize_action(self, action: ArrayOrTensor) -> ArrayOrTensor:
+    def unnormalize_action(self, action: Tensor) -> Tensor:
         """(..., A) normalised -> (..., A) raw units."""
-        return self._unnormalize("action", action)
+        self._check("action", action, self.action_dim)
+        return (action + 1) / self.action_scale + self.action_low
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for part in PARTS:  # buffers of a checkpoint that are not of these ends: from now on the ends are theirs
+            low, high = self._ends[part]
+            mine, scale = getattr(self, f"{part}_low").cpu(), getattr(self, f"{part}_scale").cpu()
+            wide = torch.tensor(2 / (high - low + EPSILON), dtype=torch.float32)
+            if not (torch.equal(mine, torch.tensor(low, dtype=torch.float32)) and torch.equal(scale, wide)):
+                low = mine.double().numpy()
+                self._ends[part] = low, low + np.maximum(2 / scale.double().numpy() - EPSILON, 0)
 
     @classmethod
-    def fit(cls, demonstrations: Demonstrations, *, minimum_range: float = 0.0) -> Normalization:
-        """Minimum and maximum of every dimension over all steps of all trajectories.
+    def fit(cls, dataset: Dataset, *, minimum_range: float = 0.0) -> Normalization:
+        """Minimum and maximum of every dimension over all steps of all episodes.
 
-        ``minimum_range`` (raw units) widens narrower dimensions around their middle; 0 is DPPO's behaviour, where a dimension that
-        is constant in the data is divided by 1e-6, so that any other value met later becomes huge (``demos inspect`` lists them).
+        `minimum_range` (raw units) widens narrower dimensions around their middle; 0 is DPPO's behaviour, where a dimension that is
+        constant in the data is divided by 1e-6, so that any other value met later becomes huge (`demos inspect` lists them).
         """
+        require(0 <= minimum_range < np.inf, "The minimum range is not negative.", key="minimum_range", found=minimum_range)
         ends = []
-        for values in (demonstrations.observations, demonstrations.actions):
+        for values in (dataset.states, dataset.actions):
             low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
             extra = np.maximum(minimum_range - (high - low), 0) / 2
             ends += [low - extra, high + extra]
         return cls(*ends)
 
     @classmethod
-    def identity(cls, observation_dim: int, action_dim: int) -> Normalization:
+    def identity(cls, state_dim: int, action_dim: int) -> Normalization:
         """Range [-1, 1] everywhere: values stay as they are (up to the 1e-6)."""
-        s, a = np.ones(observation_dim), np.ones(action_dim)
+        s, a = np.ones(state_dim), np.ones(action_dim)
         return cls(-s, s, -a, a)
 
     def to_dict(self) -> dict[str, list[float]]:
         """Plain lists, for JSON; floats survive the round trip exactly."""
-        return {
-            key: getattr(self, key).tolist() for key in ("observation_low", "observation_high", "action_low", "action_high")
-        }
+        return {f"{part}_{end}": self._ends[part][i].tolist() for part in PARTS for i, end in enumerate(("low", "high"))}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Normalization:
-        """Inverse of :meth:`to_dict`. InputError when a part is missing."""
-        keys = ("observation_low", "observation_high", "action_low", "action_high")
-        missing = [key for key in keys if key not in values]
-        if missing:
-            raise InputError("The normalisation is incomplete.", key=missing[0], found=sorted(values), expected=", ".join(keys))
-        return cls(*(np.asarray(values[key], dtype=np.float64) for key in keys))
+        """Inverse of :meth:`to_dict`. InputError when a part is missing or is not numbers."""
+        keys = [f"{part}_{end}" for part in PARTS for end in ("low", "high")]
+        require(isinstance(values, Mapping) and set(values) == set(keys), "The normalisation is incomplete.",
+                found=sorted(values) if isinstance(values, Mapping) else type(values).__name__, expected=", ".join(keys))  # fmt: skip
+        return cls(*(values[key] for key in keys))
 
 
-def fit_normalization(subset: Demonstrations, full: Demonstrations, statistics: str = "full") -> Normalization:
-    """Normalisation for training on ``subset`` drawn from ``full``.
+def fit_normalization(
+    subset: Dataset, full: Dataset, statistics: Literal["full", "subset"] = "full", minimum_range: float = 0.0
+) -> Normalization:
+    """Normalisation for training on `subset` drawn from `full`.
 
-    ``"full"`` takes the statistics of the whole file, as the paper's code base does (DPPO computes them before it takes the first
-    ``max_n_episodes``); ``"subset"`` takes those of the trajectories actually used, which is all that a user with 5 demonstrations has.
+    "full" takes the statistics of the whole file, as the paper's code base does (DPPO computes them before it takes the first
+    `max_n_episodes`); "subset" takes those of the episodes actually used, which is all that a user with 5 demonstrations has.
     """
-    if statistics not in ("full", "subset"):
-        raise InputError(
-            "Unknown normalisation statistics.", key="statistics", found=repr(statistics), expected="'full' or 'subset'"
-        )
-    return Normalization.fit(full if statistics == "full" else subset)
+    require(statistics in ("full", "subset"), "Unknown normalisation statistics.", key="statistics", found=repr(statistics),
+            expected="'full' or 'subset'")  # fmt: skip
+    return Normalization.fit(full if statistics == "full" else subset, minimum_range=minimum_range)

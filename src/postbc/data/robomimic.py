@@ -1,271 +1,303 @@
-"""Reader of robomimic's low-dimensional HDF5 layout with h5py alone (robomimic itself is not needed).
+"""Reader of robomimic's HDF5 layout with h5py alone (robomimic itself is not needed): it reads what is asked for, and looks before it reads.
 
 ::
 
-    data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs)
+    data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs), state_keys (ours, JSON, optional)
     data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed (these two ours, optional)
-      actions (N, A)  rewards (N,)  dones (N,)  states (N, Ds)  obs/<key> (N, d)  next_obs/<key> (N, d)
+      actions (N, A)  rewards (N,)  dones (N,)  states (N, Ds)  obs/<key> (N, d)  obs/<camera>_image (N, H, W, C)  next_obs/<key>
     mask/<filter>   names of demonstrations
+
+rewards, dones, states and masks may be missing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from postbc.demonstrations.robomimic_write import write_robomimic
-from postbc.demonstrations.types import LOW_DIM_KEYS, Demonstrations, Trajectory
-from postbc.errors import InputError
+from postbc.data.belonging import ROBOSUITE
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
+from postbc.data.hdf5 import attribute, check_dataset, get, json_attribute, open_hdf5, read
+from postbc.data.lazy import LazyArray
+from postbc.data.robomimic_write import write_robomimic
+from postbc.errors import InputError, require
 
-__all__ = ["expected_action_dim", "read_robomimic", "write_robomimic"]
+__all__ = ["Listing", "action_bounds", "expected_action_dim", "list_robomimic", "read_robomimic", "write_robomimic"]
+
+PARTS = ("rewards", "dones", "states")
+CONVERT = "`postbc demos convert FILE --output NEW.hdf5` plays its states back in the simulator and writes the observations"
+KEYS = "name the ones to use: --data.observation-keys KEY … (demos inspect: --observation-keys)"
 
 
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    expected = "a robomimic HDF5 file"
-    if not path.exists():
-        raise InputError(
-            "There is no such demonstration file.",
-            file=path,
-            expected=expected,
-            remedy="`postbc demos collect` or `demos download` makes one",
-        )
-    if path.is_dir():
-        raise InputError(
-            "The demonstrations are a directory, not a file.", file=path, expected=expected, remedy="name the file inside it"
-        )
+@dataclass(frozen=True)
+class Listing:
+    """What a file holds, found without reading any of its arrays."""
+
+    names: tuple[str, ...]
+    """Demonstrations, ordered by their number."""
+    filters: dict[str, tuple[str, ...]]
+
+
+def _order(name: str) -> tuple[int, str]:
+    number = name.rpartition("_")[2]
+    return (int(number) if number.isdecimal() and len(number) < 19 else 1 << 62, name)
+
+
+def _names(data: h5py.Group, path: Path) -> tuple[str, ...]:
     try:
-        file = h5py.File(path, "r")
-    except PermissionError as error:
-        raise InputError("The demonstration file may not be read.", file=path, found=error.strerror) from error
-    except OSError as error:
-        with path.open("rb") as raw:
-            head = raw.read(8)
-        signed = head == b"\x89HDF\r\n\x1a\n"
-        raise InputError(
-            "The demonstration file is truncated or damaged." if signed else "The demonstration file is not HDF5.",
-            file=path,
-            found=str(error) if signed else f"{path.stat().st_size} bytes that begin with {head!r}",
-            expected=expected,
-            remedy="copy or download it again" if signed else "name a robomimic .hdf5 file",
-        ) from error
-    try:
-        yield file
-    except InputError:
-        raise
-    except (OSError, RuntimeError) as error:  # h5py's words for a block that cannot be read
-        raise InputError(
-            "The demonstration file is damaged.", file=path, found=str(error), remedy="copy or download it again"
-        ) from error
-    finally:
-        file.close()
-
-
-def _get(group: h5py.Group, key: str, kind: type, path: Path) -> Any:
-    """``group[key]`` of the given kind, or an InputError that lists what is there."""
-    item = group.get(key)
-    if not isinstance(item, kind):
-        word = "group" if kind is h5py.Group else "dataset"
-        raise InputError(
-            f"The file lacks a {word}." if item is None else f"The file has something else in place of a {word}.",
-            file=path,
-            key=f"{group.name}/{key}".replace("//", "/").lstrip("/"),
-            found=f"{group.name} holds {sorted(group)[:12]}",
-            expected="robomimic's layout: data/demo_i/{obs/<key>, actions, rewards, dones, states}, mask/<filter>",
-            remedy="convert the file with robomimic's dataset_states_to_obs.py if it has states only",
+        names = sorted(
+            (name for name in data if data.get(name, getclass=True, default=h5py.Group) is h5py.Group), key=_order
         )
-    return item
+    except (KeyError, OSError, RuntimeError) as error:
+        raise InputError("The demonstrations cannot be listed.", file=path, key="data", found=str(error)[:300],
+                         remedy="copy or download the file again") from None  # fmt: skip
+    require(names, "The file holds no demonstrations.", file=path, key="data", found="no groups", expected="data/demo_0, …")
+    return tuple(names)
 
 
-def _values(group: h5py.Group, key: str, path: Path, demo: str) -> np.ndarray:
-    dataset = _get(group, key, h5py.Dataset, path)
-    if not (np.issubdtype(dataset.dtype, np.number) or dataset.dtype == bool):
-        raise InputError(
-            "The dataset does not hold numbers.", file=path, key=dataset.name.lstrip("/"), found=str(dataset.dtype)
-        )
-    try:
-        return np.asarray(dataset[()])
-    except (OSError, RuntimeError) as error:
-        raise InputError(
-            "A dataset cannot be read.",
-            file=path,
-            key=f"data/{demo}/{key}",
-            found=str(error),
-            remedy="copy or download the file again",
-        ) from error
-
-
-def _environment(data: h5py.Group, path: Path) -> dict[str, Any]:
-    if "env_args" not in data.attrs:
-        raise InputError(
-            "The file does not say which environment it was recorded in.",
-            file=path,
-            key="data attribute env_args",
-            found=f"attributes {sorted(data.attrs)}",
-            expected="JSON with env_name, env_version, type, env_kwargs",
-            remedy="add it, or read the file from Python with read_robomimic(path, environment={...}), {} for a real robot",
-        )
-    try:
-        environment = json.loads(data.attrs["env_args"])
-        if not isinstance(environment, dict):
-            raise TypeError(f"a JSON {type(environment).__name__}")
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            "The environment's description is not a JSON object.", file=path, key="data attribute env_args", found=str(error)
-        ) from error
-    return environment
-
-
-def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
-    """7 a robot for OSC_POSE with a gripper (x y z, axis-angle, gripper) if ``env_args`` says so; None when it cannot be told."""
-    kwargs = environment.get("env_kwargs") or {}
-    controller = kwargs.get("controller_configs") or {}
-    if not isinstance(controller, Mapping):
-        return None
-    parts = controller.get("body_parts") or {}  # robosuite 1.5: a composite controller with one part an arm
-    types = {controller.get("type")} | {part.get("type") for part in parts.values() if isinstance(part, Mapping)}
-    robots = kwargs.get("robots") or []
-    return 7 * (1 if isinstance(robots, str) else len(robots)) or None if "OSC_POSE" in types else None
-
-
-def _masks(file: h5py.File) -> dict[str, tuple[str, ...]]:
+def _masks(file: h5py.File, path: Path) -> dict[str, tuple[str, ...]]:
     masks: dict[str, tuple[str, ...]] = {}
-    if isinstance(file.get("mask"), h5py.Group):
-        for key, names in file["mask"].items():
-            masks[key] = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(names).ravel())
+    if "mask" not in file:
+        return masks
+    group = get(file, "mask", h5py.Group, path)
+    for key in group:
+        dataset = get(group, key, h5py.Dataset, path)
+        kind = dataset.dtype
+        text = kind.kind == "S" or h5py.check_string_dtype(kind) is not None
+        require(dataset.shape is not None and (text or dataset.size == 0), "A filter does not hold names.", file=path, key=f"mask/{key}",
+                found=str(kind), expected="names of demonstrations")  # fmt: skip
+        require(dataset.size <= 10**8 and dataset.id.get_create_plist().get_external_count() == 0 and not dataset.is_virtual,
+                "A filter cannot be read.", file=path, key=f"mask/{key}", found=f"shape {dataset.shape}")  # fmt: skip
+        values = dataset[()] if dataset.size else np.array([])
+        masks[key] = tuple(
+            name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in np.asarray(values).ravel()
+        )
     return masks
 
 
-def _check_actions(actions: np.ndarray, demo: str, width: int | None, bounds: tuple[float, float] | None, path: Path) -> None:
-    if width is not None and actions.ndim == 2 and actions.shape[1] != width:
-        raise InputError(
-            "The actions have the wrong width.",
-            file=path,
-            key=f"data/{demo}/actions",
-            found=f"shape {actions.shape}",
-            expected=f"(N, {width}) for this robot and controller",
-            remedy="use data of an OSC_POSE controller (x y z, axis-angle, gripper)",
-        )
-    if bounds is None or not np.isfinite(actions).all():  # Trajectory says what is not finite
-        return
+def list_robomimic(path: str | Path) -> Listing:
+    """Names and filters of a file. InputError if it cannot be used."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        return Listing(_names(get(file, "data", h5py.Group, path), path), _masks(file, path))
+
+
+def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
+    """7 a robot for OSC_POSE with a gripper (x y z, axis-angle, gripper) if `env_args` says so; None when it cannot be told."""
+    kwargs = environment.get("env_kwargs") or {}
+    controller = (kwargs.get("controller_configs") or {}) if isinstance(kwargs, Mapping) else {}
+    if isinstance(controller, list) and len(controller) == 1:
+        controller = controller[0]
+    if not isinstance(controller, Mapping):
+        return None
+    parts = controller.get("body_parts") or {}  # robosuite 1.5: a composite controller with one part an arm
+    parts = parts.values() if isinstance(parts, Mapping) else ()
+    types = [controller.get("type"), *(part.get("type") for part in parts if isinstance(part, Mapping))]
+    robots = kwargs.get("robots") or []
+    count = 1 if isinstance(robots, str) else len(robots) if isinstance(robots, list) else 0
+    return 7 * count or None if "OSC_POSE" in types else None
+
+
+def action_bounds(environment: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The range of commands that the controller takes: robosuite clips delta commands to it. None: unknown or unlimited."""
+    if environment.get("type") != ROBOSUITE:
+        return None
+    kwargs = environment.get("env_kwargs")
+    controller = kwargs.get("controller_configs") if isinstance(kwargs, Mapping) else None
+    if isinstance(controller, list) and len(controller) == 1:
+        controller = controller[0]
+    if isinstance(controller, Mapping) and controller.get("control_delta") is False:
+        return None  # absolute poses in metres and radians
+    return (-1.0, 1.0)
+
+
+def _actions(
+    group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool
+) -> np.ndarray:
+    key = f"{group.name}/actions".lstrip("/")
+    actions = read(group, "actions", path, ndim=2)
+    require(width is None or actions.shape[1] == width, "The actions have the wrong width.", file=path, key=key,
+            found=f"shape {actions.shape}", expected=f"(N, {width}) for this robot and controller",
+            remedy="use data of an OSC_POSE controller (x y z, axis-angle, gripper)")  # fmt: skip
+    if bounds is None or not np.isfinite(actions).all():  # Episode says what is not finite
+        return actions
     outside = (actions < bounds[0]) | (actions > bounds[1])
+    if outside.any() and clip:
+        return np.clip(actions, *bounds)
     if outside.any():
         dimensions = sorted(set(np.argwhere(outside)[:, -1].tolist()))
         worst = actions[outside][np.argmax(np.abs(actions[outside]))]
         raise InputError(
-            "Actions lie outside the controller's range.",
-            file=path,
-            key=f"data/{demo}/actions",
+            "Actions lie outside the controller's range.", file=path, key=key,
             found=f"{int(outside.sum())} of {actions.size} values in dimensions {dimensions}, the farthest {worst:.4g}",
             expected=f"[{bounds[0]:g}, {bounds[1]:g}]",
-            remedy="rescale, or clip them if the controller clipped them while recording (robosuite does)",
+            remedy="--data.clip-actions (demos: --clip-actions) clips them, as robosuite did when it executed them; or rescale them",
+        )  # fmt: skip
+    return actions
+
+
+def image_keys_of(key: str) -> tuple[str, tuple[str, ...]]:
+    """Our name of a camera's frames, and what they may be called in a file: "image.top" or "top_image" -> "image.top", (…)."""
+    camera = key.removeprefix("image.").removesuffix("_image")
+    return f"image.{camera}", (f"{camera}_image", camera) if key.startswith("image.") else (key,)
+
+
+def _frames(obs: h5py.Group, key: str, path: Path, rows: int) -> tuple[str, LazyArray]:
+    name, candidates = image_keys_of(key)
+    found = next((k for k in candidates if k in obs), candidates[0])
+    dataset = get(obs, found, h5py.Dataset, path)
+    shape = dataset.shape or ()
+    last = len(shape) == 4 and shape[3] in (1, 3, 4)
+    require(dataset.dtype == np.uint8 and len(shape) == 4 and shape[0] == rows and (last or shape[1] in (1, 3, 4)) and min(shape[1:]) > 0,
+            "An image observation has one frame a step.", file=path, key=dataset.name.lstrip("/"),
+            found=f"{dataset.dtype} of shape {shape}", expected=f"uint8 of shape ({rows}, H, W, C) or ({rows}, C, H, W)")  # fmt: skip
+    check_dataset(dataset, path, frames=True)
+    return name, LazyArray(path, dataset.name, channels_last=last, shape=shape)
+
+
+def _default_keys(data: h5py.Group, name: str, path: Path) -> tuple[str, ...]:
+    """The file's own choice (what we wrote), or robomimic's four."""
+    own = attribute(data, "state_keys", path)
+    if isinstance(own, str):
+        try:
+            keys = json.loads(own)
+            if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
+                return tuple(keys)
+        except (ValueError, RecursionError):
+            pass
+        raise InputError("The file's list of observations is not one.", file=path, key="data attribute state_keys", found=own[:100])
+    group = get(data, name, h5py.Group, path)
+    obs = group.get("obs") if "obs" in group else None
+    if not isinstance(obs, h5py.Group):
+        return LOW_DIM_KEYS
+    there = sorted(obs)
+    if not set(LOW_DIM_KEYS) & set(there):
+        for key in ("state", "observation"):
+            if key in there:
+                return (key,)
+        raise InputError("The observations have other names than robomimic's.", file=path, key=obs.name.lstrip("/"), found=there[:20],
+                         expected=", ".join(LOW_DIM_KEYS), remedy=KEYS)  # fmt: skip
+    missing = [key for key in LOW_DIM_KEYS if key not in there]
+    require(not missing, "The file lacks a dataset.", file=path, key=f"{obs.name}/{missing[0] if missing else ''}".lstrip("/"),
+            found=f"{obs.name} holds {there[:20]}", expected=f"observations {', '.join(LOW_DIM_KEYS)}", remedy=KEYS)  # fmt: skip
+    return LOW_DIM_KEYS
+
+
+def _environment(data: h5py.Group, path: Path, stands_in: Mapping[str, Any] | None) -> dict[str, Any]:
+    args = json_attribute(data, "env_args", path)
+    return dict(stands_in or {}) if args is None else args
+
+
+def is_recording(data: h5py.Group) -> bool:
+    """Whether this is what robosuite's own collection script writes: states and actions, no observations."""
+    return "env_args" not in data.attrs and ("env_info" in data.attrs or "repository_version" in data.attrs)
+
+
+def _episode(
+    data: h5py.Group, name: str, path: Path, keys: Sequence[str], image_keys: Sequence[str], parts: Iterable[str], masks: Mapping[str, set[str]],
+    actions: tuple[int | None, tuple[float, float] | None, bool],
+) -> tuple[Episode, tuple[int, ...]]:  # fmt: skip
+    """One demonstration and the width of each of its observation keys."""
+    group = get(data, name, h5py.Group, path)
+    require("obs" in group or not {"states", "actions"} <= set(group), "The demonstrations hold states, but no observations.",
+            file=path, key=f"data/{name}/obs", found=f"{sorted(group)[:12]}", remedy=CONVERT)  # fmt: skip
+    played = _actions(group, path, *actions)
+    promised = attribute(group, "num_samples", path)
+    require(promised is None or promised == len(played), "A demonstration has another length than it says.", file=path,
+            key=f"data/{name} attribute num_samples", found=f"{len(played)} actions", expected=f"{promised}",
+            remedy="it was cut while it was written or copied: drop it, or copy the file again")  # fmt: skip
+    obs = get(group, "obs", h5py.Group, path)
+    columns = [read(obs, key, path, rows=len(played)) for key in keys]
+    for key, column in zip(keys, columns):
+        require(column.ndim == 2, "An observation does not have one row of numbers a step.", file=path, key=f"data/{name}/obs/{key}",
+                found=f"shape {column.shape}", expected=f"({len(played)}, d)",
+                remedy="choose low-dimensional observation keys; frames are named by image keys")  # fmt: skip
+    observations: dict[str, Any] = {}
+    if keys:
+        observations["state"] = np.concatenate(columns, axis=1)
+    observations.update(_frames(obs, key, path, len(played)) for key in image_keys)
+    operator = attribute(group, "operator", path)
+    if operator is None or operator == "":
+        operator = next((key for key, who in masks.items() if "operator" in key and name in who), None)
+    seed = attribute(group, "episode_seed", path)
+    require(seed is None or isinstance(seed, int), "An episode seed is an integer.", file=path, key=f"data/{name} attribute episode_seed",
+            found=repr(seed)[:50])  # fmt: skip
+    optional = {part: read(group, part, path, rows=len(played)) for part in parts if part in group}
+    try:
+        episode = Episode(
+            observations, played, **optional, name=name, operator=None if operator is None else str(operator), episode_seed=seed
         )
+    except InputError as error:
+        raise InputError(f"{error}\n  file: {path}") from None
+    return episode, tuple(column.shape[1] for column in columns)
 
 
 def read_robomimic(
     path: str | Path,
     *,
     filter_key: str | None = None,
+    names: Iterable[str] | None = None,
     observation_keys: Sequence[str] | None = None,
-    action_range: tuple[float, float] | None = (-1.0, 1.0),
-    action_dim: int | None = None,
+    image_keys: Sequence[str] = (),
+    clip_actions: bool = False,
+    check_actions: bool = True,
+    parts: Iterable[str] = PARTS,
     environment: Mapping[str, Any] | None = None,
-) -> Demonstrations:
+) -> Dataset:
     """Read a robomimic file; demonstrations are ordered by their number, observation keys concatenated in the order given.
 
     Args:
         path: HDF5 file.
-        filter_key: read only ``mask/<filter_key>``.
-        observation_keys: datasets under ``obs``; default robomimic's four low-dimensional ones, :data:`LOW_DIM_KEYS`.
-        action_range: accepted raw actions, None to accept any.
-        action_dim: A that is expected; default what ``env_args`` implies (7 a robot under OSC_POSE), else unchecked.
-        environment: stands in for ``env_args`` in a file without one.
+        filter_key: read only `mask/<filter_key>`.
+        names: read only these demonstrations.
+        observation_keys: datasets under `obs` that make "state", () for none; default those that the file was written with by us, or
+            robomimic's four low-dimensional ones, `LOW_DIM_KEYS`.
+        image_keys: frames, as the file calls them ("agentview_image") or as we do ("image.agentview"); they stay in the file.
+        clip_actions: clip delta commands of a robosuite controller to [-1, 1], as it does when it executes them.
+        check_actions: refuse commands outside that range.
+        parts: which of rewards, dones and states to read where they are there.
+        environment: stands in for `env_args` in a file without them; default {}: unknown.
 
-    ``operator`` is the demonstration's attribute of that name, or else the name of a filter with "operator" in it that lists the
+    `operator` is the demonstration's attribute of that name, or else the name of a filter with "operator" in it that lists the
     demonstration (the official multi-human files name their six people so). InputError names file and key for whatever cannot be used.
     """
     path = Path(path)
-    keys = tuple(LOW_DIM_KEYS if observation_keys is None else observation_keys)
-    with _open(path) as file:
-        data = _get(file, "data", h5py.Group, path)
-        args = _environment(data, path) if environment is None or "env_args" in data.attrs else dict(environment)
-        masks = _masks(file)
-        demos = [name for name in data if isinstance(data[name], h5py.Group)]
-        if not demos:
-            raise InputError(
-                "The file holds no demonstrations.", file=path, key="data", found="no groups", expected="data/demo_0, …"
+    with open_hdf5(path) as file:
+        data = get(file, "data", h5py.Group, path)
+        found, masks = _names(data, path), _masks(file, path)
+        if filter_key is None:
+            check_filters(masks, found, str(path))
+        wanted = list(found) if filter_key is None else choose(found, masks, filter_key, str(path))
+        if names is not None:
+            asked = set(names)
+            require(asked <= set(found), "There is no such demonstration.", file=path, key="names", found=sorted(asked - set(found))[:5])
+            wanted = [name for name in wanted if name in asked]
+        require(wanted, "There are no episodes.", file=path, found=0, expected="at least 1")
+        first = get(data, wanted[0], h5py.Group, path)
+        require(not is_recording(data) or "obs" in first, "This is a raw robosuite recording: states and actions, no observations.",
+                file=path, key=f"data/{wanted[0]}/obs", found=f"attributes {sorted(data.attrs)}", remedy=CONVERT)  # fmt: skip
+        args = _environment(data, path, environment)
+        keys = tuple(observation_keys) if observation_keys is not None else _default_keys(data, wanted[0], path)
+        require(keys or image_keys, "There is nothing to observe.", file=path, key="observation_keys", remedy=KEYS)
+        bounds = action_bounds(args) if check_actions or clip_actions else None
+        sets = {key: set(members) for key, members in masks.items()}
+        episodes, dims = [], None
+        for name in wanted:
+            episode, widths = _episode(
+                data, name, path, keys, image_keys, parts, sets, (expected_action_dim(args), bounds, clip_actions)
             )
-        demos.sort(key=lambda name: (int(name.rpartition("_")[2]) if name.rpartition("_")[2].isdecimal() else 1 << 62, name))
-        for key, names in masks.items():
-            for name in names:
-                if name not in data:
-                    raise InputError(
-                        "A filter names a demonstration that is not there.",
-                        file=path,
-                        key=f"mask/{key}",
-                        found=repr(name),
-                        expected=f"one of the {len(demos)} demonstrations, {demos[0]} to {demos[-1]}",
-                        remedy="remove the name from the mask, or restore the demonstration",
-                    )
-        wanted = demos if filter_key is None else [name for name in demos if name in set(masks.get(filter_key, ()))]
-        width = expected_action_dim(args) if action_dim is None else action_dim
-        dims: tuple[int, ...] = ()
-        trajectories = []
-        for name in wanted or demos[:1]:  # an unknown or empty filter is reported by select() below, with what there is
-            group = data[name]
-            actions = _values(group, "actions", path, name)
-            _check_actions(actions, name, width, action_range, path)
-            obs = _get(group, "obs", h5py.Group, path)
-            parts = [_values(obs, key, path, name) for key in keys]
-            for key, part in zip(keys, parts):
-                if part.ndim != 2 or len(part) != len(actions):
-                    raise InputError(
-                        "An observation does not have one row of numbers a step.",
-                        file=path,
-                        key=f"data/{name}/obs/{key}",
-                        found=f"shape {part.shape}",
-                        expected=f"({len(actions)}, d), as many rows as actions",
-                        remedy="choose low-dimensional observation keys; drop the demonstration if its arrays disagree",
-                    )
-            dims = dims or tuple(part.shape[1] for part in parts)
-            for key, part, dim in zip(keys, parts, dims):
-                if part.shape[1] != dim:
-                    raise InputError(
-                        "Demonstrations differ in the width of an observation.",
-                        file=path,
-                        key=f"data/{name}/obs/{key}",
-                        found=f"width {part.shape[1]}",
-                        expected=f"width {dim}, as in {wanted[0]}",
-                    )
-            operator = group.attrs.get("operator") or next(
-                (key for key, who in masks.items() if "operator" in key and name in who), None
-            )
-            rewards, dones = _values(group, "rewards", path, name), _values(group, "dones", path, name)
-            states = _values(group, "states", path, name) if "states" in group else None
-            seed = group.attrs.get("episode_seed")
-            try:
-                trajectories.append(
-                    Trajectory(
-                        observations=np.concatenate(parts, axis=1),
-                        actions=actions,
-                        rewards=rewards,
-                        dones=dones,
-                        states=states,
-                        name=name,
-                        operator=None if operator is None else str(operator),
-                        episode_seed=None if seed is None else int(seed),
-                    )
-                )
-            except InputError as error:
-                raise InputError(f"{error}\n  file: {path}") from error
-        read = {trajectory.name for trajectory in trajectories}
-        filters = {key: tuple(name for name in names if name in read) for key, names in masks.items()}
-        filters = {key: names for key, names in filters.items() if names or not masks[key] or key == filter_key}
-    demonstrations = Demonstrations(tuple(trajectories), keys, dims, args, filters, str(path))
-    return demonstrations if filter_key is None else demonstrations.select(filter_key)
+            dims = dims or widths
+            for key, width, dim in zip(keys, widths, dims):
+                require(width == dim, "Demonstrations differ in the width of an observation.", file=path,
+                        key=f"data/{name}/obs/{key}", found=f"width {width}", expected=f"width {dim}, as in {wanted[0]}")  # fmt: skip
+            episodes.append(episode)
+    read_names = set(wanted)
+    filters = {key: tuple(name for name in members if name in read_names) for key, members in masks.items()}
+    filters = {key: members for key, members in filters.items() if members or not masks[key]}
+    return Dataset(tuple(episodes), keys, dims or (), args, filters, str(path))

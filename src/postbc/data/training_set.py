@@ -3,113 +3,146 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import torch
 
-from postbc.demonstrations.chunks import Windows, chunk_windows
-from postbc.demonstrations.normalization import Normalization, fit_normalization
-from postbc.demonstrations.robomimic import read_robomimic
-from postbc.demonstrations.types import Demonstrations
-from postbc.demonstrations.versions import check_simulator_version
-from postbc.errors import InputError
+from postbc.data.belonging import Facts, check_simulator
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, choose, draw
+from postbc.data.normalization import Normalization, fit_normalization
+from postbc.data.readers import list_dataset, read_dataset
+from postbc.data.windows import Windows
+from postbc.errors import require
+from postbc.schemas import Count, NonNegative, Seed, schema
 
-ROBOSUITE = 1  # robomimic's EnvType.ROBOSUITE_TYPE
+#: A dimension whose values span less is called narrow; raw units (metres, quaternion components, commands).
+NARROW = 1e-3
 
 
-@dataclass(frozen=True)
+@schema
 class TrainingSetConfig:
     """Which demonstrations, and how they become windows."""
 
     demonstrations: Path
-    """Demonstrations in robomimic's HDF5 layout."""
-    num_trajectories: int | None = None
+    """Demonstrations: robomimic's HDF5 layout, or diffusion_policy's zarr (a folder or .zarr.zip)."""
+    num_trajectories: Count | None = None
     """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square); all by default."""
-    subset_seed: int | None = None
-    """Seed of the subset, the same for every member; by default each member's own seed, so that seeds differ in data too."""
+    subset_seed: Seed | None = None
+    """Seed of the subset, the same for every seed; by default each seed's own, so that seeds differ in data too."""
     filter_key: str | None = None
-    """Use only the trajectories of this robomimic filter (mask/<filter_key>)."""
-    chunk: int = 4
+    """Use only the demonstrations of this robomimic filter (mask/<filter_key>)."""
+    chunk: Count = 4
     """T, actions in a chunk."""
     tail: Literal["drop", "pad"] = "drop"
-    """Windows at the end of a trajectory: drop those that do not fit (DPPO), or pad with the last action."""
+    """Windows at the end of a demonstration: drop those that do not fit (DPPO), or pad with the last action."""
     statistics: Literal["full", "subset"] = "full"
     """Normalise by the whole file's range (inherited from DPPO) or by the subset's (all that is known with 5 demonstrations)."""
+    observation_steps: Count = 1
+    """To, newest observations that the policy sees."""
+    observation_keys: tuple[str, ...] | None = None
+    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr: its own)."""
+    image_keys: tuple[str, ...] = ()
+    """Cameras whose frames the policy sees, as the file names them (agentview_image); none by default."""
+    clip_actions: bool = False
+    """Clip commands to the controller's [-1, 1], as robosuite did when it executed them; otherwise others are refused."""
+    minimum_range: NonNegative = 0.0
+    """Raw units: a dimension that is narrower in the data is normalised as if it were this wide. 0: DPPO's rule."""
     allow_version_mismatch: bool = False
     """Train on demonstrations of another robosuite version than the installed one (success may be near 0 % without any error)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """One seed's demonstrations.
+    """One seed's demonstrations."""
 
-    Attributes:
-        demonstrations: the subset, raw units.
-        normalization: its ranges.
-        windows: its chunk windows, normalised.
-    """
-
-    demonstrations: Demonstrations
+    dataset: Dataset
+    """The subset, raw units."""
     normalization: Normalization
+    """On the device."""
     windows: Windows
+    facts: Facts
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of one observation."""
+        return self.dataset.shapes
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the windows: a posterior is only used with those that it was fitted on."""
-        digest = hashlib.sha256()
-        for array in (self.windows.observations, self.windows.chunks):
-            digest.update(str(array.shape).encode())
-            digest.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
-        return digest.hexdigest()[:16]
+        """Identifies the normalised windows: a posterior is only used with those that it was fitted on."""
+        values = json.dumps(self.normalization.to_dict(), sort_keys=True)
+        return hashlib.sha256(f"{self.windows.fingerprint} {values}".encode()).hexdigest()[:16]
 
 
-def load_training_sets(
-    config: TrainingSetConfig, seeds: Sequence[int], full: Demonstrations | None = None
-) -> list[TrainingSet]:
-    """One training set a seed (shared where `subset_seed` is given).
+def load_training_set(
+    config: TrainingSetConfig, seed: int, device: str | torch.device = "cpu", full: Dataset | None = None
+) -> TrainingSet:
+    """One seed's training set; what the configuration leaves out of the file is not read.
 
     Args:
         config: file, subset, windows.
-        seeds: of the members.
-        full: demonstrations already in memory, instead of the file.
+        seed: of the run; draws the subset unless `subset_seed` does.
+        device: of windows and normalisation.
+        full: a dataset already in memory, instead of the file.
+
+    Warns of dimensions that are constant, and of what is unknown about the simulator.
 
     Raises:
-        InputError: whatever is wrong with the file, the filter or the numbers; repeated seeds; data of another simulator version.
+        InputError: whatever is wrong with the file, the filter or the numbers; data of another simulator version.
     """
-    if len(set(seeds)) != len(seeds) or not seeds or min(seeds) < 0:
-        raise InputError(
-            "Seeds must be distinct non-negative integers.", key="seeds", found=list(seeds), expected="for example 0 1 2 3 4"
-        )
-    full = full if full is not None else read_robomimic(config.demonstrations)
-    simulated = full.environment.get("type") == ROBOSUITE and full.environment.get("env_version")
-    if simulated and not config.allow_version_mismatch and importlib.util.find_spec("robosuite"):
-        check_simulator_version(full.environment, source=full.source)
-    chosen = full.select(config.filter_key) if config.filter_key else full
-
-    def build(seed: int) -> TrainingSet:
-        subset = chosen if config.num_trajectories is None else chosen.subset(config.num_trajectories, seed)
-        normalization = fit_normalization(subset, full, config.statistics)
-        return TrainingSet(
-            subset, normalization, chunk_windows(subset, config.chunk, tail=config.tail, normalization=normalization)
-        )
-
-    if config.subset_seed is not None or config.num_trajectories is None:
-        return [build(config.subset_seed or 0)] * len(seeds)
-    return [build(seed) for seed in seeds]
+    require(seed >= 0, "A seed is a non-negative integer.", key="seed", found=seed)
+    names, filters, source = _listing(config, full)
+    chosen = list(names) if config.filter_key is None else choose(names, filters, config.filter_key, source)
+    if config.num_trajectories is not None:
+        drawn = config.subset_seed if config.subset_seed is not None else seed
+        chosen = draw(chosen, config.num_trajectories, drawn, source)
+    if full is None:
+        full = read_dataset(
+            config.demonstrations, names=None if config.statistics == "full" else chosen, parts=(),
+            observation_keys=config.observation_keys, image_keys=config.image_keys, clip_actions=config.clip_actions,
+        )  # fmt: skip
+    subset = full if len(chosen) == len(full) else full.keep(chosen)
+    for message in (*check_simulator(full, config.allow_version_mismatch), *_narrow(full if config.statistics == "full" else subset, config)):
+        warnings.warn(message, UserWarning, stacklevel=2)
+    normalization = fit_normalization(subset, full, config.statistics, config.minimum_range).to(device)
+    windows = Windows(subset, config.chunk, tail=config.tail, observation_steps=config.observation_steps, device=device)
+    return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset))
 
 
-def describe(config: TrainingSetConfig, sets: Sequence[TrainingSet]) -> dict[str, Any]:
-    """What a policy's file says about its data: task, environment, number of demonstrations, the file's name."""
-    environment = sets[0].demonstrations.environment
-    return {
-        "task": environment.get("env_name"),
-        "environment": environment,
-        "data": Path(config.demonstrations).name,
-        "demonstrations": len(sets[0].demonstrations),
-        "trajectories": [[t.name for t in s.demonstrations] for s in sets],
-        "windows": [len(s.windows) for s in sets],
-    }
+def _listing(config: TrainingSetConfig, full: Dataset | None) -> tuple[Sequence[str], dict[str, tuple[str, ...]], str]:
+    if full is not None:
+        return full.names, dict(full.filters), full.source
+    listing = list_dataset(config.demonstrations)
+    return listing.names, listing.filters, str(config.demonstrations)
+
+
+def dimension_names(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """Names of the S state and A action dimensions."""
+    states = [f"{key}[{i}]" for key, width in zip(dataset.state_keys, dataset.state_dims) for i in range(width)]
+    osc = ["x", "y", "z", "turn x", "turn y", "turn z", "gripper"]
+    robosuite = dataset.action_dim == 7 and dataset.state_keys == LOW_DIM_KEYS
+    return states, osc if robosuite else [f"action[{i}]" for i in range(dataset.action_dim)]
+
+
+def narrow_dimensions(dataset: Dataset, least: float = NARROW) -> list[str]:
+    """Names of the dimensions whose values span less than `least`."""
+    names = []
+    for values, words in zip((dataset.states, dataset.actions), dimension_names(dataset)):
+        names += [words[i] for i in np.flatnonzero(np.ptp(values, axis=0) < least).tolist()]
+    return names
+
+
+def _narrow(dataset: Dataset, config: TrainingSetConfig) -> list[str]:
+    names = [] if config.minimum_range >= NARROW else narrow_dimensions(dataset)
+    if not names:
+        return []
+    return [
+        f"Constant or nearly so in the data: {', '.join(names)}. Normalisation divides by their range, so that any other value met "
+        "later becomes huge; --data.minimum-range (raw units) widens them."
+    ]

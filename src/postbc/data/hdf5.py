@@ -1,0 +1,205 @@
+"""HDF5 from strangers: open it, look before reading, and say in one sentence what cannot be used."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from postbc.errors import InputError, require
+
+#: Data that unpack to more than this many bytes and to more than RATIO times their place in the file are not unpacked.
+LARGE, RATIO = 2**26, 200
+TEXT = 2**24
+"""Longest attribute text that is parsed."""
+
+
+@contextlib.contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """The file, open for reading. InputError names the file for whatever h5py says, here and in the block."""
+    expected = "a robomimic HDF5 file"
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise InputError("There is no such demonstration file.", file=path, expected=expected,
+                         remedy="`postbc demos collect` or `demos download` makes one") from None  # fmt: skip
+    except OSError as error:
+        raise InputError("The demonstration file cannot be reached.", file=path, found=error.strerror or str(error)) from None
+    require(not stat.S_ISDIR(mode), "The demonstrations are a directory, not a file.", file=path, expected=expected,
+            remedy="name the file inside it")  # fmt: skip
+    require(stat.S_ISREG(mode), "The demonstrations are not a file.", file=path, found="a pipe, socket or device", expected=expected)
+    try:
+        file = h5py.File(path, "r", locking="best-effort")
+    except OSError as error:
+        raise _cannot_open(path, error) from None
+    try:
+        yield file
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, UnicodeDecodeError) as error:  # h5py's words for what cannot be read
+        raise InputError(
+            "The demonstration file is damaged.", file=path, found=str(error)[:300], remedy="copy or download it again"
+        ) from None
+    finally:
+        with contextlib.suppress(Exception):
+            file.close()
+
+
+def _cannot_open(path: Path, error: OSError) -> InputError:
+    said = str(error)
+    if "unable to lock" in said or (error.errno in (errno.EAGAIN, errno.EACCES) and "lock" in said):
+        return InputError(
+            "The demonstration file is in use: another program has it open for writing.", file=path, found=said,
+            remedy="close the recorder, viewer or notebook that holds it, then try again",
+        )  # fmt: skip
+    if "already open for write" in said or "already open for" in said:
+        return InputError(
+            "The demonstration file is marked as open: another program writes it, or was stopped while writing.", file=path,
+            found=said, remedy="close that program; if there is none, `h5clear -s FILE` removes the mark",
+        )  # fmt: skip
+    if error.errno in (errno.EACCES, errno.EPERM) or isinstance(error, PermissionError):
+        return InputError("The demonstration file may not be read.", file=path, found=error.strerror or said)
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(8)
+    except OSError as unreadable:
+        return InputError("The demonstration file cannot be read.", file=path, found=unreadable.strerror or str(unreadable))
+    signed = head == b"\x89HDF\r\n\x1a\n"
+    return InputError(
+        "The demonstration file is truncated or damaged." if signed else "The demonstration file is not HDF5.",
+        file=path,
+        found=said if signed else f"{path.stat().st_size} bytes that begin with {head!r}",
+        expected="a robomimic HDF5 file",
+        remedy="copy or download it again" if signed else "name a robomimic .hdf5 file",
+    )
+
+
+def _name(group: h5py.Group, key: str) -> str:
+    return f"{group.name}/{key}".replace("//", "/").lstrip("/")
+
+
+def get(group: h5py.Group, key: str, kind: type, path: Path, remedy: str | None = None) -> Any:
+    """`group[key]` of the given kind (group or dataset), or an InputError that lists what is there."""
+    word = "group" if kind is h5py.Group else "dataset"
+    try:
+        item = group.get(key)
+        broken = item is None and group.get(key, getlink=True) is not None
+    except KeyError:
+        item, broken = None, True
+    except (OSError, RuntimeError) as error:
+        raise InputError("A part of the file cannot be read.", file=path, key=_name(group, key), found=str(error)[:300],
+                         remedy="copy or download the file again") from None  # fmt: skip
+    if broken:
+        link = group.get(key, getlink=True)
+        target = f"{getattr(link, 'filename', '')} {getattr(link, 'path', '')}".strip()
+        raise InputError("The file holds a broken link.", file=path, key=_name(group, key), found=f"a link to {target}",
+                         expected=f"a {word}", remedy="restore what it points to, or copy the data into one file")  # fmt: skip
+    if not isinstance(item, kind):
+        raise InputError(
+            f"The file lacks a {word}." if item is None else f"The file has something else in place of a {word}.",
+            file=path, key=_name(group, key), found=f"{group.name} holds {sorted(group)[:12]}",
+            expected="robomimic's layout: data/demo_i/{obs/<key>, actions, rewards, dones, states}, mask/<filter>", remedy=remedy,
+        )  # fmt: skip
+    return item
+
+
+def check_dataset(dataset: h5py.Dataset, path: Path, *, rows: int | None = None, ndim: int | None = None, frames: bool = False) -> None:
+    """InputError for a dataset that is not plain numbers of this file, of the right shape, before a byte of it is read.
+
+    `frames` are read a few at a time: their size is no matter.
+    """
+    key = dataset.name.lstrip("/")
+    kind, shape = dataset.dtype, dataset.shape
+    require(kind.kind in "biuf" and kind.names is None, "The dataset does not hold numbers.", file=path, key=key, found=str(kind),
+            expected="real numbers")  # fmt: skip
+    require(shape is not None, "The dataset is empty.", file=path, key=key, found="no shape")
+    require(ndim is None or len(shape) == ndim, "The dataset has the wrong number of axes.", file=path, key=key,
+            found=f"shape {shape}", expected=f"{ndim} axes, one row a step")  # fmt: skip
+    require(rows is None or shape[:1] == (rows,), "The arrays of an episode disagree about its length.", file=path, key=key,
+            found=f"shape {shape}", expected=f"{rows} rows",
+            remedy="drop the episode, or cut the arrays to the steps that all of them have")  # fmt: skip
+    plist = dataset.id.get_create_plist()
+    require(plist.get_external_count() == 0, "The dataset's bytes are in another file.", file=path, key=key,
+            found="HDF5 external storage", remedy="copy the data into the file itself (h5repack)")  # fmt: skip
+    if plist.get_layout() == h5py.h5d.VIRTUAL:
+        _check_virtual(dataset, path, key)
+        return
+    size = int(np.prod(shape, dtype=np.float64)) * kind.itemsize
+    stored = dataset.id.get_storage_size()
+    require(frames or size <= LARGE or size <= RATIO * stored, "The dataset unpacks to far more than it holds.", file=path, key=key,
+            found=f"shape {shape}: {size:,} bytes from {stored:,}", expected=f"at most {RATIO} times as many")  # fmt: skip
+
+
+def _check_virtual(dataset: h5py.Dataset, path: Path, key: str) -> None:
+    """A virtual dataset reads as zeros wherever its sources are missing."""
+    covered = 0
+    for source in dataset.virtual_sources():
+        place = path if source.file_name == "." else path.parent / source.file_name
+        found = "nothing there"
+        with contextlib.suppress(OSError, KeyError, RuntimeError, ValueError):
+            if place.is_file():
+                same = place.resolve() == path.resolve()
+                with contextlib.nullcontext(dataset.file) if same else h5py.File(place, "r") as file:
+                    item = file.get(source.dset_name)
+                    if isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external:
+                        extent = source.src_space.get_simple_extent_dims()
+                        found = f"shape {item.shape}"
+                        if item.shape == tuple(extent) and item.dtype.kind in "biuf":
+                            covered += source.vspace.get_select_npoints()
+                            continue
+        raise InputError("The source of a virtual dataset is missing: its numbers would read as 0.", file=path, key=key,
+                         found=f"{source.file_name}: {source.dset_name}: {found}",
+                         remedy="put the source file beside it, or copy the data into one file")  # fmt: skip
+    require(covered >= int(np.prod(dataset.shape)), "Parts of a virtual dataset have no source: they would read as 0.", file=path,
+            key=key, found=f"{covered} of {int(np.prod(dataset.shape))} values")  # fmt: skip
+
+
+def read(group: h5py.Group, key: str, path: Path, *, rows: int | None = None, ndim: int | None = None) -> np.ndarray:
+    """The numbers of `group[key]`, checked first."""
+    dataset = get(group, key, h5py.Dataset, path)
+    check_dataset(dataset, path, rows=rows, ndim=ndim)
+    try:
+        return np.asarray(dataset[()])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError("A dataset cannot be read.", file=path, key=_name(group, key), found=str(error)[:300],
+                         remedy="copy or download the file again") from None  # fmt: skip
+
+
+def attribute(item: h5py.Group, name: str, path: Path) -> Any:
+    """An attribute as text, number or None where it is not there. InputError if it cannot be read."""
+    try:
+        if name not in item.attrs:
+            return None
+        value = item.attrs[name]
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise InputError("An attribute cannot be read.", file=path, key=f"{item.name.lstrip('/')} attribute {name}",
+                         found=str(error)[:300]) from None  # fmt: skip
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def json_attribute(item: h5py.Group, name: str, path: Path) -> dict[str, Any] | None:
+    """An attribute that holds a JSON object, None where it is not there."""
+    value = attribute(item, name, path)
+    if value is None:
+        return None
+    key = f"{item.name.lstrip('/')} attribute {name}"
+    try:
+        if not isinstance(value, str) or len(value) > TEXT:
+            raise TypeError(f"{type(value).__name__}")
+        parsed = json.loads(value)
+        if not isinstance(parsed, dict):
+            raise TypeError(f"a JSON {type(parsed).__name__}")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError("The environment's description is not a JSON object.", file=path, key=key, found=str(error)[:200]) from None
+    return parsed
