@@ -1,232 +1,179 @@
-"""Run directories: configuration, versions, metrics, atomic checkpoints without pickle, and resuming.
+"""Run directories: configuration, versions, metrics, checkpoints and resuming; one seed of one stage, one process at a time.
 
-    run/
-      config.yaml        the configuration, as given
+    seed_0/
+      config.yaml        the configuration as given, and digests of the input files
       versions.json      postbc, python, torch, numpy, robosuite, mujoco, git commit, command
       metrics.csv        one row a logged step
       tensorboard/       the same, where tensorboard is installed
-      checkpoints/       step_000012000.safetensors: everything that the stage needs to go on
-      latest             link to the newest checkpoint
+      checkpoints/       step_000012000.safetensors: everything that the stage needs to go on; until the run has finished
+      latest             link to the newest checkpoint; until then too
+      .lock              held by the process that works here
 
-A checkpoint is one safetensors file: tensors and arrays as such, everything else (numbers, text, lists, nesting) as JSON in its
-header. It appears by rename after fsync, so a kill leaves the old one or the new one, never half of one.
+A kill at any moment leaves something that the same command with --resume completes, to the same files as an undisturbed run.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
-import errno
+import functools
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
+import re
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from postbc.errors import InputError
+from postbc.errors import InputError, NotFiniteError, require
+from postbc.files import (
+    Tree,
+    blame,
+    check_fields,
+    digest,
+    first_not_finite,
+    load_tree,
+    os_errors,
+    read_yaml,
+    remove_leftovers,
+    require_file,
+    save_tree,
+    write_bytes,
+    write_json,
+    write_text,
+)  # fmt: skip
+from postbc.schemas import plain
 
-Tree = Any  # nested dicts and lists of tensors, arrays, numbers, strings, booleans and None
+try:
+    import fcntl
+except ImportError:  # a system without it has no lock
+    fcntl = None  # type: ignore[assignment]
 
+__all__ = ["Checkpoints", "Run", "digest", "git_commit", "read_metrics", "versions"]
 
-@contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`, on failure removed.
-
-    Raises:
-        InputError: the disk is full, or the directory cannot be written.
-    """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        os.close(handle)
-        temporary = Path(name)
-        temporary.chmod(0o644)
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        text = str(error)
-        if (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)) or "No space left" in text:
-            raise InputError(
-                "The disk is full; nothing was written.",
-                file=path,
-                remedy="free some space, then run the same command with --resume",
-            ) from error
-        if isinstance(error, (PermissionError, NotADirectoryError, FileExistsError)):
-            raise InputError("This path cannot be written.", file=path, found=text, remedy="choose another --output") from error
-        raise
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON atomically, indented, with a final newline."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def save_tree(path: str | Path, tree: Tree) -> None:
-    """Save a nested structure of tensors, arrays and plain values as one safetensors file, atomically."""
-    tensors: dict[str, torch.Tensor] = {}
-
-    def encode(value: Any, key: str) -> Any:
-        if isinstance(value, torch.Tensor):
-            tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            return {"@tensor": key}
-        if isinstance(value, np.ndarray):
-            tensors[key] = torch.from_numpy(np.array(value, order="C"))  # a copy: safetensors refuses shared memory
-            return {"@array": key}
-        if isinstance(value, dict):
-            if not all(isinstance(k, (str, int)) for k in value):
-                raise TypeError(f"{key}: keys must be text or integers, found {list(value)}")
-            return {"@dict": [[k, encode(v, f"{key}/{k}")] for k, v in value.items()]}
-        if isinstance(value, (list, tuple)):
-            return [encode(v, f"{key}/{i}") for i, v in enumerate(value)]
-        if isinstance(value, np.generic):
-            return value.item()
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise TypeError(f"{key}: a {type(value).__name__} cannot be saved")
-
-    text = json.dumps(encode(tree, ""))
-    with atomic_path(path) as temporary:
-        save_file(tensors, str(temporary), metadata={"tree": text})
-
-
-def load_tree(path: str | Path, device: str = "cpu") -> Tree:
-    """Load what :func:`save_tree` wrote.
-
-    Raises:
-        InputError: missing, not a safetensors file (a pickle, say), truncated, or not written by :func:`save_tree`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(
-            "There is no such checkpoint." if not path.exists() else "A checkpoint file is expected, not a directory.",
-            file=path,
-            remedy="give the path of a .safetensors file that postbc wrote",
-        )
-    try:
-        with safe_open(str(path), framework="pt", device=device) as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        with open(path, "rb") as raw:
-            head = raw.read(2)
-        if head == b"PK" or head[:1] == b"\x80":
-            raise InputError(
-                "This is a pickle (torch.save); loading one can run any code, so postbc never does.",
-                file=path,
-                expected="a safetensors file written by postbc",
-                remedy="save the weights with safetensors, or pretrain again with `postbc pretrain`",
-            ) from error
-        raise InputError(
-            "This is not a readable checkpoint.", file=path, found=str(error), expected="a complete safetensors file",
-            remedy="use another checkpoint of the same run (checkpoints/)",
-        ) from error  # fmt: skip
-    if "tree" not in metadata:
-        raise InputError(
-            "This safetensors file was not written by postbc.", file=path, key="header metadata 'tree'",
-            found=sorted(metadata), remedy="give a policy or checkpoint file that postbc wrote",
-        )  # fmt: skip
-
-    def decode(value: Any) -> Any:
-        if isinstance(value, dict):
-            if "@tensor" in value:
-                return tensors[value["@tensor"]]
-            if "@array" in value:
-                return tensors[value["@array"]].numpy()
-            return {k: decode(v) for k, v in value["@dict"]}
-        if isinstance(value, list):
-            return [decode(v) for v in value]
-        return value
-
-    return decode(json.loads(metadata["tree"]))
+_CHECKPOINT = re.compile(r"step_(\d{9,})\.safetensors")
 
 
 def versions() -> dict[str, Any]:
-    """Versions of what decides a result, the git commit of the working directory's repository, and the command line."""
+    """Versions of what decides a result, the git commit of the package's checkout, and the command line, quoted for a shell."""
+    return {**_versions(), "command": shlex.join(["postbc", *sys.argv[1:]])}
+
+
+@functools.cache
+def _versions() -> dict[str, Any]:
     found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform(), "cpus": os.cpu_count()}
     for package in ("postbc", "torch", "numpy", "gymnasium", "robosuite", "mujoco", "numba", "h5py"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = None
-    found["commit"] = git_commit()
-    found["command"] = " ".join(["postbc", *sys.argv[1:]])
-    return found
+    return {**found, "commit": git_commit()}
 
 
 def git_commit() -> str | None:
     """The commit of the checkout that holds this package (with `+changes` if the tree differs), or None outside a checkout."""
-    here = Path(__file__).parent
+    options: dict[str, Any] = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True, "timeout": 10}
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no", "--", "."],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        ).stdout.strip()
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **options).stdout.strip()
+        dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no", "--", "."], **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+changes" if dirty else "")
 
 
-def as_plain(config: Any) -> Any:
-    """A configuration dataclass as plain dictionaries, lists and values (paths as text)."""
-    if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: as_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-    if isinstance(config, dict):
-        return {str(k): as_plain(v) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return [as_plain(v) for v in config]
-    return str(config) if isinstance(config, Path) else config
+class Lock:
+    """Exclusive use of a directory, until :meth:`release` or this process's death (kills included); nothing where there is no flock.
+
+    Raises:
+        InputError: another process, or another Run of this one, works there.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path, self._handle, self._new = directory / ".lock", -1, not (directory / ".lock").exists()
+        while fcntl is not None:
+            with os_errors(self.path):
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
+                    os.close(handle)
+                    raise InputError(
+                        "This directory is in use by another process.", file=directory, found=f"process {holder or 'unknown'}",
+                        remedy="wait until it ends, or choose another --output",
+                    ) from None  # fmt: skip
+                except OSError:  # a file system without locks
+                    os.close(handle)
+                    break
+                if not (self.path.exists() and os.path.samestat(os.fstat(handle), os.stat(self.path))):
+                    os.close(handle)  # its holder removed it in this moment
+                    continue
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
+                self._handle = handle
+                _LOCKS.add(self)
+            break
+
+    def release(self, only_new: bool = False) -> None:
+        """Let others in, and remove the file (only_new: unless it was there before)."""
+        if self._handle >= 0:
+            if self._new or not only_new:
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = -1
+
+    def __del__(self) -> None:
+        self.release()
+
+
+_LOCKS: weakref.WeakSet[Lock] = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    """A forked child (an environment's worker) must not keep the lock of a parent that was killed."""
+    for lock in _LOCKS:
+        if lock._handle >= 0:
+            os.close(lock._handle)
+            lock._handle = -1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 class Run:
-    """A run directory.
+    """A run directory: `with Run(output, config, resume=resume) as run:`.
 
     Args:
         directory: created if it does not exist.
-        config: a frozen dataclass; written to `config.yaml`, and compared with it on resume.
+        config: a schema, or a mapping of plain values; written to `config.yaml`, and compared with it on resume.
         resume: go on with a run that is there (a directory without one starts afresh).
-        volatile: names of configuration fields that may differ on resume (where to write, how many threads); not recorded.
-        revisable: names of those that may differ on resume because later stages check them themselves; recorded as last given.
+        inputs: digests (:func:`digest`) or fingerprints of what the run reads, by name; recorded and compared as `inputs`.
+        volatile: names of fields that do not belong to this run (where to write, how many others beside it); not recorded.
+        revisable: names of those that may differ on resume; recorded as last given.
+        keep: how many checkpoints are kept.
 
     Raises:
-        InputError: the directory holds another run and `resume` is off, or its configuration differs.
+        InputError: the directory holds another run or other files, `resume` is off, its configuration or an input differs, one of
+            its files is broken, another process works in it, or W&B is asked for and missing. Nothing was written then.
     """
 
     def __init__(
@@ -235,158 +182,356 @@ class Run:
         config: Any,
         *,
         resume: bool = False,
-        volatile: tuple[str, ...] = ("output", "resume"),
-        revisable: tuple[str, ...] = (),
+        inputs: Mapping[str, str] | None = None,
+        volatile: tuple[str, ...] = ("output", "resume", "jobs"),
+        revisable: tuple[str, ...] = ("compute",),
         keep: int = 2,
     ) -> None:
-        self.directory, self.keep = Path(directory), keep
-        self._config = {k: v for k, v in as_plain(config).items() if k not in volatile}
-        recorded = self.directory / "config.yaml"
-        if self.directory.exists() and not self.directory.is_dir():
-            raise InputError("The output must be a directory.", file=self.directory, remedy="choose another --output")
-        if recorded.exists():
-            old = yaml.safe_load(recorded.read_text())
-            if not resume:
-                raise InputError(
-                    "This directory already holds a run.", file=self.directory, found="config.yaml",
-                    expected="an empty or new directory", remedy="choose another --output, or add --resume to go on with it",
-                )  # fmt: skip
-            differing = sorted(k for k in {*old, *self._config} - {*revisable} if old.get(k) != self._config.get(k))
-            if differing:
-                k = differing[0]
-                raise InputError(
-                    "The run in this directory has another configuration.", file=recorded, key=", ".join(differing),
-                    found=f"{k}: {old.get(k)!r}", expected=f"{k}: {self._config.get(k)!r}",
-                    remedy="give the same options as before, or choose another --output",
-                )  # fmt: skip
-            if old != self._config:
-                self._record()
-        elif self.directory.is_dir() and any(p for p in self.directory.iterdir() if not p.name.startswith(".")):
-            raise InputError(
-                "This directory is not empty and holds no run.", file=self.directory,
-                found=", ".join(sorted(p.name for p in self.directory.iterdir())[:5]), remedy="choose another --output",
-            )  # fmt: skip
-        else:  # config.yaml first: a kill after it leaves a run that resumes
-            self._record()
-        if not (self.directory / "versions.json").exists():
-            write_json(self.directory / "versions.json", versions())
-        self._rows: list[dict[str, Any]] = []
-        self._writer: Any = None
+        self.directory, self.keep = Path(directory), max(1, keep)
+        self.config = {k: v for k, v in plain(config).items() if k not in volatile} | ({"inputs": dict(inputs)} if inputs else {})
+        self.checkpoint: Path | None = None
+        """The checkpoint that :meth:`load` found."""
+        self._columns: list[str] = []
+        self._rows: list[dict[str, float]] = []
+        self._begin, self._before = time.monotonic(), 0.0
         self._wandb: Any = None
+        _check_wandb()
+        with os_errors(self.directory):
+            require(
+                self.directory.is_dir() or not os.path.lexists(self.directory), "The output must be a directory.",
+                file=self.directory, remedy="choose another --output",
+            )  # fmt: skip
+            there = sorted(p.name for p in self.directory.iterdir()) if self.directory.is_dir() else []
+            require(
+                "config.yaml" in there or all(name.startswith(".") for name in there),
+                "This directory is not empty and holds no run.", file=self.directory, found=", ".join(there[:5]),
+                remedy="choose another --output",
+            )  # fmt: skip
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.directory)
+        try:
+            old = self._read(resume, {*revisable}) if "config.yaml" in there else None
+        except BaseException:
+            self._lock.release(only_new=True)
+            raise
+        remove_leftovers(self.directory)
+        if old != self.config:  # config.yaml first: a kill after it leaves a run that resumes
+            text = yaml.dump(self.config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+            write_text(self.directory / "config.yaml", text)
+        if not _is_object(self.directory / "versions.json"):
+            write_json(self.directory / "versions.json", versions())
 
-    def _record(self) -> None:
-        write_text(self.directory / "config.yaml", yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True))
+    def _read(self, resume: bool, revisable: set[str]) -> dict[str, Any]:
+        """The configuration of the run that is there; its metrics become `_rows`. InputError if it is not this run, or broken."""
+        require(
+            resume, "This directory already holds a run.", file=self.directory, found="config.yaml",
+            expected="an empty or new directory", remedy="choose another --output, or add --resume to go on with it",
+        )  # fmt: skip
+        file = self.directory / "config.yaml"
+        old = read_yaml(file)
+        differing = [d for d in _differences(old, self.config) if d[0].split(".")[0] not in revisable]
+        if differing:
+            name, before, now = differing[0]
+            of_input = all(d[0].split(".")[0] == "inputs" for d in differing)
+            raise InputError(
+                "An input of this run is not the one that it began with." if of_input
+                else "The run in this directory has another configuration.",
+                file=file, key=", ".join(d[0] for d in differing), found=f"{name}: {before!r}", expected=f"{name}: {now!r}",
+                remedy="give the same files as before, or choose another --output" if of_input
+                else "give the same options as before, or choose another --output",
+            )  # fmt: skip
+        if (self.directory / "metrics.csv").exists():
+            self._columns, self._rows = _read_metrics(self.directory / "metrics.csv")
+        return old
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, earlier attempts included as far as they were saved."""
+        return self._before + time.monotonic() - self._begin
 
     # -- metrics ---------------------------------------------------------------------------------------------------------------
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append a row to `metrics.csv`, to TensorBoard where it is installed, and to W&B where WANDB_PROJECT is in the environment.
 
         Raises:
-            InputError: W&B is asked for, but not installed.
+            NotFiniteError: a metric is NaN or infinite; nothing is written.
         """
-        row = {"step": step, **{k: float(v) for k, v in metrics.items()}}
-        path = self.directory / "metrics.csv"
-        known = list(self._rows[0]) if self._rows else []
+        row: dict[str, float] = {"step": int(step), **{k: float(v) for k, v in metrics.items()}}
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise NotFiniteError(
+                    "A number is not finite: the run ends here.", file=self.directory, key=name, found=f"{value} at step {step}",
+                    remedy="look for a setting that is too large (learning rate, weights) or for extreme numbers in the data; "
+                    "the last checkpoint is from before",
+                )  # fmt: skip
         self._rows.append(row)
-        if set(row) <= set(known) and path.exists():
-            with open(path, "a", newline="") as file:
-                csv.DictWriter(file, known, restval="").writerow(row)
+        path = self.directory / "metrics.csv"
+        if {*row} <= {*self._columns} and path.exists():
+            _append(path, _csv(self._columns, [row], header=False))
         else:
-            self._rewrite(path)
-        self._mirror(step, row)
-
-    def _rewrite(self, path: Path) -> None:
-        columns = list(dict.fromkeys(k for row in self._rows for k in row))
-        self._rows = [{k: row[k] for k in columns if k in row} for row in self._rows]
-        if self._rows:
-            self._rows[0] = {k: self._rows[0].get(k, "") for k in columns}
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(path, text.getvalue())
-
-    def _mirror(self, step: int, row: dict[str, Any]) -> None:
-        if self._writer is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step)
-            except ImportError:  # the [tensorboard] extra is not installed
-                self._writer = False
-        if self._writer:
-            for k, v in row.items():
-                if k != "step":
-                    self._writer.add_scalar(k, v, step)
+            self._columns = list(dict.fromkeys([*(self._columns or ["step"]), *row]))
+            write_text(path, _csv(self._columns, self._rows))
+        if content := _events([row], begin=not (events := self.directory / "tensorboard" / _EVENTS).exists()):
+            with os_errors(events):
+                events.parent.mkdir(exist_ok=True)
+            _append(events, content)
         if project := os.environ.get("WANDB_PROJECT"):
-            if self._wandb is None:
-                self._wandb = self._start_wandb(project)
-            self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=step)
+            self._wandb = self._wandb or self._start_wandb(project)
+            self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
 
     def _start_wandb(self, project: str) -> Any:
         """A run of W&B with an id of its own that a resumed run finds again; several may be open in one process."""
+        import wandb
+
+        file = self.directory / "wandb_id.txt"
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex[:12])
+        with blame(file, "W&B did not start."):
+            return wandb.init(
+                project=project, id=file.read_text(encoding="utf-8"), name=self.directory.name, dir=str(self.directory),
+                config=self.config, resume="allow", reinit="create_new",
+            )  # fmt: skip
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The rows logged so far, each with its "step"."""
+        return self._rows
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------------------
+    def save(self, step: int, state: Tree) -> Path:
+        """Write a checkpoint, point `latest` at it and drop all but the newest `keep`.
+
+        Raises:
+            NotFiniteError: a tensor or array of `state` holds NaN or an infinite number; nothing is written.
+        """
+        if bad := first_not_finite(state):
+            raise NotFiniteError(
+                "A number is not finite: the run ends here.", file=self.directory, key=bad.lstrip("/"), found=f"at step {step}",
+                remedy="look for a setting that is too large (learning rate, weights) or for extreme numbers in the data",
+            )  # fmt: skip
+        if (metrics := self.directory / "metrics.csv").exists():  # what was logged before must be there when this is
+            with os_errors(metrics), open(metrics, "rb+") as file:
+                os.fsync(file.fileno())
+        path = self.directory / "checkpoints" / f"step_{step:09d}.safetensors"
+        save_tree(path, {"kind": "checkpoint", "step": int(step), "elapsed": self.elapsed, "state": state})
+        with contextlib.suppress(OSError, NotImplementedError):  # a file system without links does without: it is for people
+            link = self.directory / ".latest.00000000.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(path.relative_to(self.directory))
+            os.replace(link, self.directory / "latest")
+        found = self._checkpoints()
+        for at, old in found.items():  # those of a later step are damaged, or from before a fall back
+            if at > step or at in [n for n in sorted(found) if n <= step][: -self.keep]:
+                with os_errors(old, "removed"):
+                    old.unlink(missing_ok=True)
+        return path
+
+    def load(self) -> tuple[int, Tree] | None:
+        """The newest checkpoint that can be read, as (step, state), or None where there is none.
+
+        A damaged one gives a warning, and the one before it is used. Metrics logged after it are forgotten, as they will be
+        logged again.
+
+        Raises:
+            InputError: there are checkpoints, but none can be read.
+        """
+        found, problems = None, []
+        for step, path in sorted(self._checkpoints().items(), reverse=True):
+            try:
+                tree = load_tree(path, kind="checkpoint")
+                check_fields(tree, {"step": int, "elapsed": (int, float), "state": object}, path)
+                require(
+                    tree["step"] == step and 0 <= tree["elapsed"] < math.inf, "The checkpoint is not what its name says.",
+                    file=path, key="step", found=tree["step"], expected=step,
+                )  # fmt: skip
+            except InputError as error:
+                problems.append(error)
+                continue
+            found, self.checkpoint, self._before = (step, tree["state"]), path, float(tree["elapsed"])
+            self._begin = time.monotonic()
+            break
+        if problems and found is None:
+            raise InputError(
+                "No checkpoint of this run can be read.", file=self.directory / "checkpoints", found=problems[0].what,
+                remedy="remove this directory to begin again, or choose another --output",
+            ) from problems[0]  # fmt: skip
+        for problem in problems:
+            warnings.warn(f"{problem}\n  instead: the checkpoint before it, step {found and found[0]}", stacklevel=2)
+        rows = [row for row in self._rows if found and row["step"] <= found[0]]
+        self._rows, path = rows, self.directory / "metrics.csv"
+        columns = [name for name in self._columns if any(name in row for row in rows)]
+        self._columns = columns
+        events = self.directory / "tensorboard" / _EVENTS
+        if rows:
+            write_text(path, _csv(columns, rows))
+            if content := _events(rows, begin=True):
+                write_bytes(events, content)
+        else:
+            for file in (path, events):
+                with os_errors(file, "removed"):
+                    file.unlink(missing_ok=True)
+        return found
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Putting a loaded state into place: what goes wrong inside is an :class:`InputError` that names the checkpoint."""
+        with blame(self.checkpoint, "This checkpoint does not fit the run."):
+            yield
+
+    def _checkpoints(self) -> dict[int, Path]:
+        """Step -> file."""
+        found = {}
+        with os_errors(folder := self.directory / "checkpoints", "read"):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if match := _CHECKPOINT.fullmatch(path.name):
+                    found[int(match[1])] = path
+        return found
+
+    # -- the end ---------------------------------------------------------------------------------------------------------------
+    def finish(self) -> None:
+        """The stage has saved its results: remove what only a resumed run needs. May be called again, by a finished run resumed."""
+        with os_errors(self.directory):
+            (self.directory / "latest").unlink(missing_ok=True)
+            for _, path in sorted(self._checkpoints().items()):
+                path.unlink(missing_ok=True)
+            remove_leftovers(self.directory)
+            with contextlib.suppress(OSError):  # somebody keeps something there
+                (self.directory / "checkpoints").rmdir()
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes in. A run that was not finished can be resumed."""
+        self._lock.release()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+
+class Checkpoints:
+    """Decides when to checkpoint: at least `seconds` apart, and never more than about 5 % of the time spent on it.
+
+    A run's state is complete, so when it is saved has no influence on what comes out. Without a run, nothing is ever due.
+    """
+
+    def __init__(self, run: Run | None, seconds: float) -> None:
+        self.run, self.seconds = run, seconds
+        self._last, self._cost = time.monotonic(), 0.0
+
+    @property
+    def due(self) -> bool:
+        return self.run is not None and time.monotonic() - self._last >= max(self.seconds, 20 * self._cost)
+
+    def save(self, step: int, state: Tree) -> None:
+        begin = time.monotonic()
+        if self.run is not None:
+            self.run.save(step, state)
+        self._last = time.monotonic()
+        self._cost = self._last - begin
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, old, new) of every value that differs; one that is missing counts as None."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*new, *old])
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
+    return [] if old == new and type(old) is type(new) else [(name, old, new)]
+
+
+# -- metrics.csv and TensorBoard ---------------------------------------------------------------------------------------------------
+def read_metrics(path: str | Path) -> list[dict[str, float]]:
+    """The rows of a `metrics.csv`, each with its "step"; empty cells are left out.
+
+    Raises:
+        InputError: missing, or not such a table.
+    """
+    return _read_metrics(Path(path))[1]
+
+
+def _read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
+    require_file(path, "a run's metrics.csv")
+    with os_errors(path, "read"):
+        content = path.read_bytes()
+    what, remedy = "This is not the table of a run's metrics.", "remove it to do without what was logged, or choose another --output"
+    try:
+        text = content[: content.rfind(b"\n") + 1].decode("utf-8")  # a last line without its end: the machine stopped there
+        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+        columns = lines[0] if lines else ["step"]
+        rows = [{k: float(v) for k, v in zip(columns, line) if v} for line in lines[1:]]
+    except (ValueError, csv.Error) as error:
+        raise InputError(what, file=path, found=str(error)[:200], remedy=remedy) from None
+    require(
+        columns[0] == "step" and len({*columns}) == len(columns), what, file=path, key="line 1", found=", ".join(columns)[:200],
+        expected="step, and names, each once", remedy=remedy,
+    )  # fmt: skip
+    for number, (line, row) in enumerate(zip(lines[1:], rows), 2):
+        sound = len(line) == len(columns) and row.get("step", -1.0) >= 0 and all(map(math.isfinite, row.values()))
+        require(
+            sound and row["step"] == int(row["step"]), what, file=path, key=f"line {number}", found=", ".join(line)[:200],
+            expected=f"a step and {len(columns) - 1} finite numbers or nothing", remedy=remedy,
+        )  # fmt: skip
+        row["step"] = int(row["step"])
+    return columns, rows
+
+
+def _csv(columns: list[str], rows: list[dict[str, float]], header: bool = True) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _append(path: Path, content: str | bytes) -> None:
+    with os_errors(path), open(path, "ab") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+_EVENTS = "events.out.tfevents.run"  # one file with one name, however often the run is resumed; SummaryWriter makes one an attempt
+
+
+def _events(rows: list[dict[str, float]], begin: bool) -> bytes:
+    """Rows as TensorBoard's records (begin: with the record that a file begins with); nothing if tensorboard is not installed."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ImportError:  # the [tensorboard] extra
+        return b""
+    content, now = io.BytesIO(), time.time()
+    writer = RecordWriter(content)
+    if begin:
+        writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for row in rows:
+        values = [Summary.Value(tag=k, simple_value=v) for k, v in row.items() if k != "step"]
+        writer.write(Event(wall_time=now, step=int(row["step"]), summary=Summary(value=values)).SerializeToString())
+    return content.getvalue()
+
+
+def _check_wandb() -> None:
+    """InputError if the environment asks for W&B and it is not installed."""
+    if project := os.environ.get("WANDB_PROJECT"):
         try:
-            import wandb
+            import wandb  # noqa: F401
         except ImportError as error:
             raise InputError(
                 "W&B is not installed.", key="WANDB_PROJECT", found=project, expected="unset, or W&B installed",
                 remedy="unset the variable, or pip install 'postbc[wandb]'",
             ) from error  # fmt: skip
-        file = self.directory / "wandb_id.txt"
-        if not file.exists():
-            write_text(file, uuid.uuid4().hex[:12])
-        return wandb.init(
-            project=project, id=file.read_text(), name=self.directory.name, dir=str(self.directory), config=self._config,
-            resume="allow", reinit="create_new",
-        )  # fmt: skip
 
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows logged so far."""
-        return self._rows
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------------------
-    def save(self, step: int, state: Tree) -> Path:
-        """Write a checkpoint, point `latest` at it and drop all but the newest `keep`."""
-        folder = self.directory / "checkpoints"
-        path = folder / f"step_{step:09d}.safetensors"
-        save_tree(path, {"step": step, "time": time.time(), "state": state})
-        link = self.directory / f".latest.{os.getpid()}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(path.relative_to(self.directory))
-        os.replace(link, self.directory / "latest")
-        for old in sorted(folder.glob("step_*.safetensors"))[: -self.keep]:
-            old.unlink()
-        return path
-
-    def load(self) -> tuple[int, Tree] | None:
-        """The newest checkpoint as (step, state), or None; metrics logged after it are forgotten, as they will be logged again."""
-        for leftover in self.directory.rglob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
-        latest = self.directory / "latest"
-        found = None
-        if latest.exists():
-            checkpoint = load_tree(latest)
-            found = (int(checkpoint["step"]), checkpoint["state"])
-        path = self.directory / "metrics.csv"
-        if path.exists():
-            with open(path, newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-            self._rows = [
-                {**row, "step": int(row["step"])} for row in rows if "step" in row and found and row["step"] <= found[0]
-            ]
-            self._rewrite(path) if self._rows else path.unlink()
-        return found
-
-    def drop_checkpoints(self) -> None:
-        """Delete the checkpoints of a stage that has finished and saved its result."""
-        (self.directory / "latest").unlink(missing_ok=True)
-        for path in (self.directory / "checkpoints").glob("step_*.safetensors"):
-            path.unlink()
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-        if self._writer:
-            self._writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+def _is_object(path: Path) -> bool:
+    """Whether versions.json is there; what is broken is written anew, as nothing depends on it."""
+    try:
+        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):
+        warnings.warn(f"{path} could not be read, and is written anew", stacklevel=3)
+        return False
