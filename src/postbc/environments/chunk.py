@@ -1,4 +1,4 @@
-"""Environments of action chunks: the contract that everything which plays relies on, and the one adapter that makes it of any `VectorEnv`."""
+"""Environments of action chunks: the contract that everything which plays relies on (adapter.py makes it of any `VectorEnv`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from postbc.errors import require
 
 #: Name -> (N, ...): "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8, "language" (N, E) float32; raw units.
 Observations = dict[str, np.ndarray]
@@ -86,3 +88,49 @@ class ChunkEnv(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+SEED_LIMIT = 2**32  # of NumPy's RandomState, from which robosuite draws initial states
+
+
+def check_options(num_envs: int, chunk: int, horizon: int, terminate_on: str) -> None:
+    """InputError for what no environment of chunks can be made with."""
+    for name, value in {"num_envs": num_envs, "chunk": chunk, "horizon": horizon}.items():
+        require(isinstance(value, int) and value >= 1, f"{name} must be at least 1.", key=name, found=value)
+    known = ("success", "chunk_success", "never")
+    require(
+        terminate_on in known,
+        "There is no such termination.",
+        key="terminate_on",
+        found=terminate_on,
+        expected=", ".join(known),
+    )
+
+
+def check_reset(
+    num_envs: int, seeds: Sequence[int] | np.ndarray, mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Seeds (N,) int64 and mask (N,) bool of a reset. InputError: other lengths, or a chosen seed outside [0, 2³²)."""
+    chosen = np.ones(num_envs, bool) if mask is None else np.asarray(mask, bool)
+    require(
+        chosen.shape == (num_envs,),
+        "The mask needs one entry an environment.",
+        key="mask",
+        found=chosen.shape,
+        expected=num_envs,
+    )
+    require(len(seeds) == num_envs, "Seeds need one entry an environment.", key="seeds", found=len(seeds), expected=num_envs)
+    numbers = np.asarray([int(s) if on else 0 for s, on in zip(seeds, chosen)], np.int64)
+    good = ((numbers >= 0) & (numbers < SEED_LIMIT)).all()
+    require(good, "A seed is out of range.", key="seeds", found=numbers.tolist(), expected="0 ≤ seed < 2³²")
+    return numbers, chosen
+
+
+def check_chunks(chunks: Any, shape: tuple[int, ...], started: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Chunks (N, T, A) as float64. InputError: another shape, not finite, or no environment has begun an episode."""
+    commands: NDArray[np.float64] = np.ascontiguousarray(chunks, np.float64)
+    require(commands.shape == shape, "Actions have the wrong shape.", found=commands.shape, expected=shape)
+    broken = np.flatnonzero(~np.isfinite(commands).all((1, 2))).tolist()
+    require(not broken, "Actions are not finite.", found=f"environments {broken}")
+    require(started.any(), "An environment must be reset before its first step.", found="step before reset")
+    return commands

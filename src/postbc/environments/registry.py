@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib.metadata
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gymnasium.vector import VectorEnv
+
+from postbc.environments.adapter import ChunkAdapter, Success
 from postbc.environments.chunk import ChunkEnv, Termination
+from postbc.environments.robosuite.tasks import CONTROL_FREQ, TASKS
+from postbc.errors import InputError, require
 
 
 class Make(Protocol):
@@ -23,9 +31,12 @@ class Environment:
         horizon: actions of an episode by default.
         chunk: T by default.
         fps: control steps a second, for videos.
-        facts: what a policy must share with it to work there (task, version, robots, controller, control_freq), as robomimic's `env_args`;
-            empty: unknown.
-        check: raises InputError where the environment cannot run here (package missing, wrong version); called before anything is written.
+        facts: what a policy must share with it to work there (task, version, robots, controller, control_freq), as robomimic's
+            `env_args`; empty: unknown.
+        check: raises InputError where the environment cannot run here (package missing, wrong version); called before anything is
+            written.
+        scene: one environment with chunk 1 that never ends by itself and has `render_frame(i, height, width)`, for videos; None: it
+            cannot be drawn.
     """
 
     name: str
@@ -35,3 +46,147 @@ class Environment:
     fps: int = 20
     facts: Callable[[], Mapping[str, Any]] = dict
     check: Callable[[], None] = field(default=lambda: None)
+    scene: Callable[[], ChunkEnv] | None = None
+
+
+#: A film is as long as its episode.
+ENDLESS = 10**9
+
+
+def robosuite_environment(
+    task: str, env_kwargs: Mapping[str, Any] | None = None, num_threads: int | None = None
+) -> Environment:
+    """A robosuite task: Lift, Can or Square, with `env_kwargs` over ours and `num_threads` simulator threads."""
+    from postbc.environments import robosuite
+
+    found = robosuite.find_task(task)
+
+    def make(num_envs: int, **options: Any) -> ChunkEnv:
+        return robosuite.make(found, num_envs, env_kwargs=env_kwargs, num_threads=num_threads, **options)
+
+    def facts() -> Mapping[str, Any]:
+        robosuite.check()
+        from postbc.environments.robosuite.vector import environment_facts
+
+        return environment_facts(found, env_kwargs or {})
+
+    def scene() -> ChunkEnv:
+        return make(1, chunk=1, horizon=ENDLESS, terminate_on="never")
+
+    return Environment(f"postbc/{found.name}", make, found.horizon, 4, CONTROL_FREQ, facts, robosuite.check, scene)
+
+
+def from_vector_env(
+    factory: Callable[[int], VectorEnv],
+    *,
+    name: str,
+    horizon: int,
+    success: Success = "auto",
+    chunk: int = 4,
+    fps: int = 20,
+    facts: Mapping[str, Any] | None = None,
+    scene: Callable[[], VectorEnv] | None = None,
+    **adapter: Any,
+) -> Environment:
+    """An environment of your own: `factory(N)` gives any gymnasium `VectorEnv` of single steps.
+
+    Args:
+        factory: N -> N environments, for example `lambda n: gymnasium.make_vec("My/Task-v0", n, vectorization_mode="sync")`.
+        name: what reports call it.
+        horizon: actions of an episode until it is truncated.
+        success: where it says that the task is solved: see :class:`postbc.environments.adapter.ChunkAdapter`.
+        facts: as robomimic's `env_args`, compared with what a policy was trained on; None: unknown.
+        scene: one environment with render_mode "rgb_array", for videos.
+        adapter: further arguments of the adapter.
+    """
+
+    def make(num_envs: int, *, chunk: int, horizon: int, terminate_on: Termination) -> ChunkEnv:
+        return ChunkAdapter(factory(num_envs), chunk, horizon=horizon, terminate_on=terminate_on, success=success, **adapter)
+
+    def film() -> ChunkEnv:
+        assert scene is not None
+        return ChunkAdapter(scene(), 1, horizon=ENDLESS, terminate_on="never", success=success, **adapter)
+
+    return Environment(name, make, horizon, chunk, fps, lambda: dict(facts or {}), scene=film if scene is not None else None)
+
+
+def gymnasium_environment(
+    identity: str, *, success: Success = "auto", horizon: int | None = None, asynchronous: bool = False, **options: Any
+) -> Environment:
+    """Any id that gymnasium knows, after the import of its package: "CartPole-v1", or "its_package:Its/Task-v0".
+
+    Args:
+        identity: as `gymnasium.make` takes it.
+        success, horizon: as in :func:`from_vector_env`; the horizon is the id's own limit by default.
+        asynchronous: one process an environment.
+        options: for `gymnasium.make`.
+
+    Raises:
+        InputError: gymnasium does not know it, or it has no limit of steps and no horizon is given.
+    """
+    import gymnasium
+
+    name = f"gymnasium:{identity}"
+    try:
+        if ":" in identity:
+            importlib.import_module(identity.split(":")[0])
+        spec = gymnasium.spec(identity.split(":")[-1])
+    except (gymnasium.error.Error, ImportError) as error:
+        raise InputError(
+            "gymnasium does not know this environment.", key="environment", found=name, expected=str(error).splitlines()[0],
+            remedy="install its package, and name the module that registers it: gymnasium:its_package:Its/Task-v0",
+        ) from error  # fmt: skip
+    limit = horizon if horizon is not None else spec.max_episode_steps
+    require(limit is not None, "This environment has no limit of steps.", key="horizon", found=name, remedy="give a horizon")
+    mode = gymnasium.vector.AutoresetMode.DISABLED
+
+    def factory(num_envs: int, **more: Any) -> VectorEnv:
+        return gymnasium.make_vec(
+            spec, num_envs, vectorization_mode="async" if asynchronous else "sync",
+            vector_kwargs={"autoreset_mode": mode}, **{**options, **more},
+        )  # fmt: skip
+
+    def scene() -> VectorEnv:
+        return gymnasium.make_vec(
+            spec, 1, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **options, render_mode="rgb_array"
+        )
+
+    facts = {"env_name": spec.id, "env_version": None, "type": 2, "env_kwargs": options}
+    return from_vector_env(factory, name=name, horizon=int(limit), success=success, chunk=1, facts=facts, scene=scene)
+
+
+def _pusht(**options: Any) -> Environment:
+    from postbc.environments.pusht import pusht_environment
+
+    return pusht_environment(**options)
+
+
+#: Name -> what makes it. A package of your own adds its environments here when it is imported.
+ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
+    **{f"postbc/{name}": (lambda name=name: robosuite_environment(name)) for name in TASKS},  # type: ignore[misc]
+    "postbc/PushT": lambda: _pusht(),
+    "postbc/PushT-keypoints": lambda: _pusht(observation="keypoints"),
+    "postbc/PushT-pixels": lambda: _pusht(observation="pixels"),
+}
+
+
+def find_environment(name: str) -> Environment:
+    """An environment by name; imports no simulator (`check` does).
+
+    Args:
+        name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it; or
+            "gymnasium:" and an id.
+
+    Raises:
+        InputError: nobody knows it.
+    """
+    if name.startswith("gymnasium:"):
+        return gymnasium_environment(name.removeprefix("gymnasium:"))
+    for key in (name, f"postbc/{name}", *(f"postbc/{task.name}" for task in TASKS.values() if task.robosuite_name == name)):
+        if key in ENVIRONMENTS:
+            return ENVIRONMENTS[key]()
+    close = difflib.get_close_matches(name, list(ENVIRONMENTS), 1, 0.4)
+    raise InputError(
+        "There is no such environment.", key="environment", found=name, expected=f"{', '.join(ENVIRONMENTS)}, or gymnasium:ID",
+        remedy=f"did you mean {close[0]}?" if close else "see docs/bring-your-own-environment.md",
+    )  # fmt: skip

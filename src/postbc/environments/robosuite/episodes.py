@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import mujoco
 import numpy as np
 
-from postbc.environments.operational_space import Floats
+from postbc.environments.robosuite.operational_space import Floats
 
 CUBE_LOW, CUBE_HIGH = 0.020, 0.022  # m, half edges: `Lift._load_model`
 CUBE_DENSITY = 1000.0  # kg/m³, MuJoCo's default

@@ -13,8 +13,8 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from postbc.environments.libmujoco import addresses, call
-from postbc.environments.operational_space import Floats, Gains, Goal, Indices, Workspace, compiled, set_goal, torques
+from postbc.environments.robosuite.libmujoco import addresses, call
+from postbc.environments.robosuite.operational_space import Floats, Gains, Goal, Indices, Workspace, compiled, set_goal, torques
 from postbc.errors import InputError
 
 BAD_QPOS = int(mujoco.mjtWarning.mjWARN_BADQPOS)

@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from postbc.environments.opengl import REMEDY
+from postbc.environments.robosuite.loading import REMEDY
 from postbc.errors import InputError
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from postbc.environments.native_control import Physics
-from postbc.environments.operational_space import Floats, Indices, compiled
+from postbc.environments.robosuite.native_control import Physics
+from postbc.environments.robosuite.operational_space import Floats, Indices, compiled
 
 
 class Sensors(NamedTuple):

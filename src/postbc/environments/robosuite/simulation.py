@@ -14,11 +14,12 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
-from postbc.environments import episodes
-from postbc.environments.native_control import Controller, NativeControl, Physics, control_step, diverged, watch
-from postbc.environments.operational_space import Floats, compiled
-from postbc.environments.robosuite import SENSORS, Task, numpy_seeded
-from postbc.environments.sensing import Sensors, observe, solved
+from postbc.environments.robosuite import episodes
+from postbc.environments.robosuite.building import SENSORS, numpy_seeded
+from postbc.environments.robosuite.native_control import Controller, NativeControl, Physics, control_step, diverged, watch
+from postbc.environments.robosuite.operational_space import Floats, compiled
+from postbc.environments.robosuite.sensing import Sensors, observe, solved
+from postbc.environments.robosuite.tasks import Task
 
 Bools = NDArray[np.bool_]
 #: What robosuite's controller keeps between `update`s; its first step after a reset works with the values of the reset.

@@ -1,16 +1,15 @@
-"""Which seed each environment's next episode gets."""
+"""Which seed each environment's next episode gets, where whoever plays does not say: never one of evaluation's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from postbc.environments.chunk import SEED_LIMIT
 from postbc.errors import InputError
-
-SEED_LIMIT = 2**32  # of NumPy's RandomState, from which robosuite draws initial states
+from postbc.seeding import episode_seed
 
 Seed = int | Sequence[int | None] | None
 
@@ -52,7 +51,7 @@ class EpisodeSeeds:
     def advance(self, i: int) -> None:
         """Environment i's next episode."""
         self._episodes[i] += 1
-        self.current[i] = np.random.SeedSequence([*self._streams[i], int(self._episodes[i])]).generate_state(1)[0]
+        self.current[i] = episode_seed(*self._streams[i], int(self._episodes[i]))
 
     def choose(self, i: int, seed: int) -> None:
         """Environment i's next episode, with this very seed; its stream does not move.
@@ -63,12 +62,3 @@ class EpisodeSeeds:
         if not 0 <= seed < SEED_LIMIT:
             raise InputError("a seed is out of range", key="seeds", found=seed, expected="0 ≤ seed < 2³²")
         self.current[i] = seed
-
-    def get_state(self) -> dict[str, Any]:
-        """Arrays, for `set_state`."""
-        streams = {str(i): np.array(stream, np.uint64) for i, stream in enumerate(self._streams)}
-        return {"streams": streams, "episodes": self._episodes.copy(), "current": self.current.copy()}
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        self._streams = [tuple(int(x) for x in state["streams"][str(i)]) for i in range(len(self._streams))]
-        self._episodes[:], self.current[:] = state["episodes"], state["current"]

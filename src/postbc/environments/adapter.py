@@ -1,0 +1,4 @@
+from typing import Any
+
+ChunkAdapter: Any = None
+Success = Any

@@ -1,0 +1,30 @@
+"""robosuite 1.4.0's Lift, Can and Square, stepped by a compiled loop; importing this package imports no simulator."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from postbc.environments.robosuite.loading import import_robosuite
+from postbc.environments.robosuite.tasks import TASKS, Task, find_task
+
+if TYPE_CHECKING:
+    from postbc.environments.robosuite.vector import RobosuiteChunkEnv
+
+__all__ = ["TASKS", "Task", "check", "find_task", "make"]
+
+
+def make(task: str | Task, num_envs: int = 1, **options: Any) -> RobosuiteChunkEnv:
+    """N environments of a task that play chunks; `options` are `RobosuiteChunkEnv`'s.
+
+    Raises:
+        InputError: the simulator cannot be used here, or an argument cannot.
+    """
+    check()
+    vector = importlib.import_module("postbc.environments.robosuite.vector")
+    return vector.RobosuiteChunkEnv(task, num_envs, **options)
+
+
+def check() -> None:
+    """InputError, saying what to install, where the simulator cannot run."""
+    import_robosuite()
