@@ -2,78 +2,130 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-STATUS_FILE = "POSTBC_PROGRESS"  # environment variable: where a process without a terminal says how far it is
+
+class Status(NamedTuple):
+    """How far something is."""
+
+    description: str
+    done: float
+    total: float
+    rate: float | None
+    """Units a second over the last minute; None until two have been counted."""
+    figures: str
+
+    @property
+    def doing(self) -> str:
+        """Rate, time left and figures in a few words."""
+        if self.rate is None:
+            return "starting …" if self.done < self.total else self.figures
+        left = f"{clock((self.total - self.done) / self.rate)} left" if self.done < self.total else ""
+        return "  ".join(part for part in (f"{self.rate:,.1f}/s", left, self.figures) if part)
 
 
-def read_status(path: Path) -> dict[str, Any] | None:
-    """What a process with `STATUS_FILE` set to `path` is doing: description, done, total, figures; None if it has not said."""
-    try:
-        status: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return status
+_listener: Callable[[Status], None] | None = None
 
 
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.1f}/s" if task.speed else "–/s", style="progress.data.speed")
+def listen(listener: Callable[[Status], None] | None) -> None:
+    """From now on this process's progress goes to `listener`, once a second, and not to the terminal (for a job's process)."""
+    global _listener
+    _listener = listener
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, seconds = divmod(int(min(seconds, 359_999_999)), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+def console(stderr: bool = False) -> Console:
+    """A terminal, or a file in its place, that takes any text: what its encoding cannot show is replaced, nothing is highlighted,
+    and brackets are brackets (markup only where `print(…, markup=True)` says that the text is our own)."""
+    stream = sys.stderr if stderr else sys.stdout
+    if getattr(stream, "errors", None) == "strict":
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+
+def say(text: str, stderr: bool = False) -> None:
+    """One line, not wrapped, however long."""
+    console(stderr).print(text, soft_wrap=True)
 
 
 class Bar:
     """What :func:`progress` yields."""
 
-    def __init__(self, display: Progress, task: Any, live: bool, total: float, done: float, description: str) -> None:
-        self._display, self._task, self._live, self._total, self._done = display, task, live, total, done
-        self._description, self._begin, self._shown, self._from = description, time.monotonic(), time.monotonic(), done
+    def __init__(self, show: Callable[[Status], None], every: float, description: str, total: float, done: float) -> None:
+        self._show, self._every, self._shown = show, every, time.monotonic()
+        self._description, self._total, self._done = description, total, done
+        self._samples: deque[tuple[float, float]] = deque()  # (time, done), from the first advance on: what comes before is compiling
 
     def advance(self, by: float = 1, **figures: Any) -> None:
         """Go on by `by`; figures (numbers or tensors, which are averaged) are shown about four times a second."""
         self._done += by
         now = time.monotonic()
-        status = os.environ.get(STATUS_FILE)
-        if now - self._shown < (0.25 if self._live else 1.0 if status else 30.0) and self._done < self._total:
+        if not self._samples or now - self._samples[-1][0] > 0.5:
+            self._samples.append((now, self._done))
+            while now - self._samples[0][0] > 60 and len(self._samples) > 2:
+                self._samples.popleft()
+        if now - self._shown < self._every and self._done < self._total:
             return
-        self._shown = now
-        values = {k: float(v.mean()) if isinstance(v, torch.Tensor) else float(v) for k, v in figures.items()}
+        self._shown, (since, begun) = now, self._samples[0]
+        rate = (self._done - begun) / (now - since) if now > since and self._done > begun else None
+        values = {k: float(v.float().mean()) if isinstance(v, torch.Tensor) else float(v) for k, v in figures.items()}
         text = "  ".join(f"{k} {v:.3g}" for k, v in values.items())
-        if self._live:
-            self._display.update(self._task, completed=self._done, figures=text)
-        elif status:
-            content = {"description": self._description, "done": self._done, "total": self._total, "figures": text}
-            temporary = Path(f"{status}.tmp")
-            temporary.write_text(json.dumps(content))
-            temporary.replace(status)
-        else:  # a log file gets a line now and then instead of a redrawn bar
-            rate = (self._done - self._from) / max(now - self._begin, 1e-9)
-            left = (self._total - self._done) / rate if rate else float("nan")
-            print(
-                f"{self._description}: {self._done:.0f}/{self._total:.0f}  {rate:,.1f}/s  {left:.0f} s left  {text}", flush=True
-            )
+        self._show(Status(self._description, self._done, self._total, rate, text))
+
+
+class _Doing(ProgressColumn):
+    """Whatever the task says, without a meaning for brackets in it."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__()
+        self._field = field
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get(self._field, "")))
+
+
+def display(terminal: Console, disable: bool) -> Progress:
+    """Bars of description, bar, count and what is being done (field `doing`); descriptions are shown as they are."""
+    return Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Doing("doing"), console=terminal,
+        disable=disable, refresh_per_second=4, redirect_stdout=sys.stdout.isatty(),
+    )  # fmt: skip
 
 
 @contextmanager
 def progress(description: str, total: float, done: float = 0) -> Iterator[Bar]:
-    """A progress bar on a terminal, an occasional line elsewhere."""
-    console = Console(stderr=True)
-    live = console.is_terminal and sys.stderr.isatty()
-    display = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
-        TextColumn("{task.fields[figures]}"), console=console, disable=not live, refresh_per_second=4,
-    )  # fmt: skip
-    with display:
-        task = display.add_task(description, total=total, completed=int(done), figures="")
-        yield Bar(display, task, live, total, done, description)
+    """A progress bar on a terminal, a line every 30 seconds elsewhere, the listener's in a job's process."""
+    if _listener is not None:
+        _listener(Status(description, done, total, None, ""))
+        yield Bar(_listener, 1.0, description, total, done)
+        return
+    terminal = console(stderr=True)
+    if not (terminal.is_terminal and sys.stderr.isatty()):
+
+        def line(status: Status) -> None:
+            say(f"{status.description}: {status.done:.0f}/{status.total:.0f}  {status.doing}")
+
+        yield Bar(line, 30.0, description, total, done)
+        return
+    with display(terminal, disable=False) as bars:
+        task = bars.add_task(description, total=total, completed=int(done), doing="starting …")
+
+        def redraw(status: Status) -> None:
+            bars.update(task, completed=int(status.done), doing=status.doing)
+
+        yield Bar(redraw, 0.25, description, total, done)

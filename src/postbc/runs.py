@@ -209,17 +209,19 @@ class Run:
             )  # fmt: skip
             self.directory.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.directory)
+        old = None
         try:
-            old = self._read(resume, {*revisable}) if "config.yaml" in there else None
+            if "config.yaml" in there:
+                old = self._read(resume, {*revisable})
+            remove_leftovers(self.directory)
+            if old != self.config:  # config.yaml first: a kill after it leaves a run that resumes
+                text = yaml.dump(self.config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+                write_text(self.directory / "config.yaml", text)
+            if not _is_object(self.directory / "versions.json"):
+                write_json(self.directory / "versions.json", versions())
         except BaseException:
             self._lock.release(only_new=True)
             raise
-        remove_leftovers(self.directory)
-        if old != self.config:  # config.yaml first: a kill after it leaves a run that resumes
-            text = yaml.dump(self.config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-            write_text(self.directory / "config.yaml", text)
-        if not _is_object(self.directory / "versions.json"):
-            write_json(self.directory / "versions.json", versions())
 
     def _read(self, resume: bool, revisable: set[str]) -> dict[str, Any]:
         """The configuration of the run that is there; its metrics become `_rows`. InputError if it is not this run, or broken."""
