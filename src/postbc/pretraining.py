@@ -8,51 +8,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from postbc.demonstrations.chunks import Windows
-from postbc.errors import InputError
-from postbc.nn import EMA, Generators, generator_states, make_generators, randint, set_generator_states
+from postbc.data.windows import Windows
+from postbc.devices import Compute
+from postbc.errors import NotFiniteError, require
+from postbc.nn import EMA, check_finite, generator_state, set_generator_state
 from postbc.policies.base import Policy
 from postbc.posterior.factor import Factor
 from postbc.progress import progress
-from postbc.runs import Run
+from postbc.runs import Checkpoints, Run
+from postbc.schemas import Count, NonNegative, Positive, Share, Width, schema
+from postbc.seeding import make_generator
 
 Method = Literal["bc", "sigma-bc", "postbc"]
 
 
-@dataclass(frozen=True)
+@schema
 class PretrainingConfig:
     """Algorithm 2 and the optimiser (paper, Table of pretraining; DPPO)."""
 
     method: Method = "postbc"
     """Target of the regression: bc, sigma-bc or postbc."""
-    posterior_weight: float = 1.0
+    posterior_weight: NonNegative = 1.0
     """α, multiplies the posterior's standard deviation (postbc)."""
-    sigma: float = 0.1
+    sigma: NonNegative = 0.1
     """σ, standard deviation of isotropic noise, normalised units (sigma-bc)."""
-    steps: int = 6000
+    steps: Count = 6000
     """Gradient steps. The paper counts epochs: steps = epochs · ⌈windows / batch⌉."""
-    batch_size: int = 256
+    batch_size: Width = 256
     """Windows a step."""
-    learning_rate: float = 1e-4
+    learning_rate: Positive = 1e-4
     """AdamW's, after warm-up."""
-    final_learning_rate: float = 1e-5
+    final_learning_rate: NonNegative = 1e-5
     """AdamW's at the end of the cosine."""
-    warmup: float = 100 / 3000
+    warmup: Share = 100 / 3000
     """Share of the steps over which the rate rises linearly (DPPO: 100 of 3000 epochs)."""
-    weight_decay: float = 1e-6
+    weight_decay: NonNegative = 1e-6
     """AdamW's."""
-    ema_decay: float = 0.995
+    ema_decay: Share = 0.995
     """Decay of the averaged weights, which are what is saved."""
-    ema_every: int = 10
+    ema_every: Count = 10
     """Steps between two updates of the average."""
-    ema_start: float = 20 / 3000
+    ema_start: Share = 20 / 3000
     """Share of the steps before which the average is a plain copy (DPPO: 20 of 3000 epochs)."""
     resample: bool = True
     """Draw w afresh at each step (Algorithm 2), or once for each window."""
@@ -62,104 +64,89 @@ class PretrainingConfig:
     """Use the variances alone, without correlation over chunk and action (LIBERO Best-of-N)."""
 
 
-class Data:
-    """The windows of M members in one table; member m draws from its own rows.
-
-    Args:
-        windows: one a member, or one for all; normalised.
-        members: M.
-    """
-
-    def __init__(self, windows: Sequence[Windows], members: int) -> None:
-        if len(windows) not in (1, members):
-            raise ValueError(f"{len(windows)} sets of windows for {members} members")
-        self.observations = torch.cat([torch.as_tensor(w.observations) for w in windows])
-        self.chunks = torch.cat([torch.as_tensor(w.chunks) for w in windows])
-        sizes = [len(w) for w in windows]
-        starts = [sum(sizes[:i]) for i in range(len(sizes))]
-        expand = members if len(windows) == 1 else 1
-        self.sizes, self.starts = sizes * expand, torch.tensor(starts * expand)[:, None]
-
-    def draw(self, batch: int, generators: Generators) -> Tensor:
-        """(M, B) rows, uniform with replacement."""
-        return self.starts + randint(generators, self.sizes, batch)
-
-
 class Target:
     """ã: the one thing in which the methods differ.
 
     Args:
         config: method, α, σ.
-        data: the table of windows.
-        factor: posterior covariance of every row of the table (postbc).
-        generators: one a member; no other stream is touched, so α = 0 is BC to the bit.
+        shape: (N, T, A) of all windows' chunks.
+        factor: posterior covariance of every window (postbc).
+        generator: no other stream is touched, so α = 0 is BC to the bit.
+
+    Raises:
+        InputError: PostBC without a factor, or with one of other windows.
     """
 
-    def __init__(self, config: PretrainingConfig, data: Data, factor: Factor | None, generators: Generators) -> None:
+    def __init__(
+        self, config: PretrainingConfig, shape: tuple[int, int, int], factor: Factor | None, generator: torch.Generator
+    ) -> None:
         if config.method == "postbc":
-            if factor is None:
-                raise InputError(
-                    "PostBC needs a posterior.",
-                    key="posterior",
-                    remedy="run `postbc posterior fit` first and give --posterior DIR",
-                )
-            factor = (factor.diagonal() if config.diagonal else factor).compact()
-            if len(factor.rows) != len(data.chunks):
-                raise ValueError(f"the factor covers {len(factor.rows)} windows, the data has {len(data.chunks)}")
-        self.config, self.factor, self.generators, self.shape = config, factor, generators, data.chunks.shape[1:]
+            require(factor is not None, "PostBC needs a posterior.", key="posterior",
+                    remedy="run `postbc posterior fit` first and give --posterior DIR")  # fmt: skip
+            assert factor is not None
+            windows, dim = factor.rows.shape[0], factor.rows.shape[2]
+            require((windows, dim) == (shape[0], shape[1] * shape[2]), "The posterior's factor is of other windows.", key="factor",
+                    found=f"{windows} windows of {dim} numbers", expected=f"{shape[0]} of {shape[1] * shape[2]}")  # fmt: skip
+            factor = Factor((factor.diagonal() if config.diagonal else factor).compact().rows.to(generator.device))
+        self.config, self.factor, self.generator, self.shape = config, factor, generator, shape[1:]
         self.fixed: Tensor | None = None
         if not config.resample and config.method != "bc":
-            every = torch.arange(len(data.chunks))
-            self.fixed = torch.stack([self._draw(every, g) for g in generators])
+            self.fixed = self._draw(torch.arange(shape[0], device=generator.device))
 
-    def _draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _draw(self, rows: Tensor) -> Tensor:
         """Perturbation of the windows `rows` (B,): (B, T, A)."""
         if self.config.method == "sigma-bc":
-            return self.config.sigma * torch.randn(len(rows), *self.shape, generator=generator)
+            return self.config.sigma * torch.randn(len(rows), *self.shape, generator=self.generator, device=rows.device)
         assert self.factor is not None
-        return self.config.posterior_weight * self.factor.sample(generator, rows).view(-1, *self.shape)
+        return self.config.posterior_weight * self.factor.sample(self.generator, rows).view(-1, *self.shape)
 
     def __call__(self, chunk: Tensor, rows: Tensor) -> Tensor:
-        """(M, B, T, A), (M, B) -> ã (M, B, T, A)."""
+        """(B, T, A), (B,) -> ã (B, T, A)."""
         if self.config.method == "bc":
             return chunk
-        if self.fixed is not None:
-            noise = torch.stack([table[r] for table, r in zip(self.fixed, rows)])
-        else:
-            noise = torch.stack([self._draw(r, g) for r, g in zip(rows, self.generators)])
-        target = chunk + noise
+        target = chunk + (self._draw(rows) if self.fixed is None else self.fixed[rows])
         return target.clamp(-1, 1) if self.config.clip_targets else target
 
 
 class Pretraining:
-    """Trains M policies side by side, step by step; `state`/`load_state` make it resumable bit for bit.
+    """Trains a policy step by step; `state`/`load_state` make it resumable bit for bit.
 
     Args:
         policy: any :class:`~postbc.policies.base.Policy` that is also a `torch.nn.Module`; trained in place.
-        windows: normalised windows, one set a member or one for all.
+        windows: of the demonstrations, raw units.
         config: method and optimiser.
-        seeds: one a member.
+        seed: of data order, the loss's and the target's noise.
         factor: posterior covariance of every window, in the order of `windows` (postbc).
+        compute: device, precision, compilation.
     """
 
     def __init__(
         self,
         policy: Any,
-        windows: Sequence[Windows],
+        windows: Windows,
         config: PretrainingConfig,
-        seeds: Sequence[int],
+        seed: int,
         factor: Factor | None = None,
+        compute: Compute | None = None,
     ) -> None:
         assert isinstance(policy, Policy)
-        self.policy, self.config, self.done = policy, config, 0
-        self.data = Data(windows, len(seeds))
-        self.streams = {name: make_generators(seeds, stream=10 + i) for i, name in enumerate(("data", "loss", "target"))}
-        self.target = Target(config, self.data, factor, self.streams["target"])
-        module: torch.nn.Module = policy  # type: ignore[assignment]
-        self.module, self.ema = module, EMA(module, config.ema_decay)
+        assert isinstance(policy, torch.nn.Module)
+        self.compute = (compute or Compute()).resolved()
+        self.device = device = self.compute.start()
+        self.policy: Any = policy.to(device).train()
+        self.windows, self.config, self.done = windows, config, 0
+        self.streams = {name: make_generator(seed, f"pretraining/{name}", device) for name in ("data", "loss", "target")}
+        every = torch.arange(len(windows), device=windows.device)
+        self.chunks = policy.normalization.normalize_action(windows.chunk(every).to(device))
+        self.target = Target(config, tuple(self.chunks.shape), factor, self.streams["target"])
+        self.ema = EMA(policy, config.ema_decay)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            module.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
+        self.losses = self._losses
+        if self.compute.compile:  # random numbers are drawn between its parts
+            self.losses = torch.compile(self._losses, mode="reduce-overhead" if device.type == "cuda" else None)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine to `final_learning_rate`."""
@@ -170,16 +157,23 @@ class Pretraining:
         along = (step - warm) / max(1, c.steps - warm)
         return c.final_learning_rate + (c.learning_rate - c.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * along))
 
+    def _losses(self, observation: Mapping[str, Tensor], target: Tensor) -> Tensor:
+        """(B,): the policy's own loss, through its encoder."""
+        losses: Tensor = self.policy.loss(self.policy.encode(observation), target, self.streams["loss"])
+        return losses
+
     def step(self) -> Tensor:
-        """One gradient step of every member; returns their losses (M,)."""
+        """One gradient step; returns its loss ()."""
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.done)
-        rows = self.data.draw(config.batch_size, self.streams["data"])
-        target = self.target(self.data.chunks[rows], rows)
-        losses = self.policy.loss(self.data.observations[rows], target, self.streams["loss"])
+        rows = torch.randint(len(self.chunks), (config.batch_size,), generator=self.streams["data"], device=self.device)
+        observation = {name: value.to(self.device) for name, value in self.windows.observation(rows).items()}
+        target = self.target(self.chunks[rows], rows)
+        with self.compute.autocast():
+            loss = self.losses(observation, target).mean()
         self.optimiser.zero_grad(set_to_none=True)
-        losses.sum().backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
         self.done += 1
         if self.done % config.ema_every == 0:
@@ -187,56 +181,84 @@ class Pretraining:
                 self.ema.copy()
             else:
                 self.ema.update()
-        return losses.detach()
+        return loss.detach()
 
     def finish(self) -> None:
-        """Put the averaged weights into the policy, which is what is evaluated, finetuned and saved."""
-        self.module.load_state_dict(self.ema.state_dict(), strict=False)
-        self.module.eval().requires_grad_(False)
+        """Put the averaged weights into the policy, which is what is evaluated, finetuned and saved.
+
+        Raises:
+            NotFiniteError: they are NaN or infinite.
+        """
+        if self.done < self.config.ema_every:  # too short for an average
+            self.ema.copy()
+        check_finite(self.ema.state_dict(), "The policy's weights are not finite; it is not saved.", remedy=REMEDY)
+        self.policy.load_state_dict(self.ema.state_dict(), strict=False)
+        self.policy.eval().requires_grad_(False)
 
     def state(self) -> dict[str, Any]:
         """Everything that decides the remaining steps."""
         return {
-            "parameters": dict(self.module.named_parameters()),
+            "policy": self.policy.state_dict(),
             "ema": self.ema.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "streams": {name: generator_states(g) for name, g in self.streams.items()},
+            "streams": {name: generator_state(g) for name, g in self.streams.items()},
             "done": self.done,
             "ema_updates": self.ema.updates,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
-        self.module.load_state_dict(state["parameters"], strict=False)
+        self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser.load_state_dict(state["optimiser"])
-        for name, generators in self.streams.items():
-            set_generator_states(generators, state["streams"][name])
-        self.done = state["done"]
-        self.ema.updates = state["ema_updates"]
+        for name, generator in self.streams.items():
+            set_generator_state(generator, state["streams"][name])
+        self.done, self.ema.updates = int(state["done"]), int(state["ema_updates"])
+
+
+REMEDY = "lower pretraining.learning_rate, or look at the demonstrations with `postbc demos inspect`"
 
 
 def pretrain(
     policy: Any,
-    windows: Sequence[Windows],
+    windows: Windows,
     config: PretrainingConfig,
-    seeds: Sequence[int],
+    seed: int,
     factor: Factor | None = None,
+    compute: Compute | None = None,
     run: Run | None = None,
-    checkpoint_every: int = 1000,
+    log_every: int = 1000,
+    checkpoint_seconds: float = 60.0,
 ) -> Any:
-    """Algorithm 2. Trains `policy` (in place) and returns it with its averaged weights, frozen; resumable when a `run` is given."""
-    training = Pretraining(policy, windows, config, seeds, factor)
+    """Algorithm 2. Trains `policy` (in place) and returns it with its averaged weights, frozen; resumable when a `run` is given.
+
+    Args:
+        policy, windows, config, seed, factor, compute: as :class:`Pretraining` takes them.
+        run: directory that checkpoints and metrics go to.
+        log_every: steps between two rows of metrics.
+        checkpoint_seconds: time between two checkpoints.
+
+    Raises:
+        InputError: PostBC without a factor, or with one of other windows.
+        NotFiniteError: the loss or a weight is not finite.
+    """
+    training = Pretraining(policy, windows, config, seed, factor, compute)
     found = run.load() if run else None
-    if found:
-        training.load_state(found[1])
-    with progress(f"pretraining {config.method}, {len(seeds)} seed(s)", config.steps, training.done) as bar:
+    if run and found:
+        with run.restoring():
+            training.load_state(found[1])
+    checkpoints = Checkpoints(run, checkpoint_seconds)
+    with progress(f"pretraining {config.method}, seed {seed}", config.steps, training.done) as bar:
         while training.done < config.steps:
-            losses = training.step()
-            if run and (training.done % checkpoint_every == 0 or training.done == config.steps):
-                each = {f"pretraining/loss_seed_{seed}": loss.item() for seed, loss in zip(seeds, losses)}
-                run.log(training.done, {"pretraining/loss": losses.mean().item(), **each})
-                run.save(training.done, training.state())
-            bar.advance(loss=losses)
+            loss = training.step()
+            if training.done % log_every == 0 or training.done == config.steps:
+                if not bool(torch.isfinite(loss)):
+                    raise NotFiniteError("The loss is not finite; the policy is not saved.", key=f"step {training.done}",
+                                         found=loss.item(), remedy=REMEDY)  # fmt: skip
+                if run:
+                    run.log(training.done, {"pretraining/loss": loss.item()})
+            if checkpoints.due:
+                checkpoints.save(training.done, training.state())
+            bar.advance(loss=loss)
     training.finish()
     return policy

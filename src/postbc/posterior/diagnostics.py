@@ -7,85 +7,79 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from postbc.demonstrations.training_set import TrainingSet
+from postbc.data.training_set import TrainingSet
+from postbc.files import atomic_path
 from postbc.posterior.ensemble import Ensemble
-from postbc.runs import atomic_path
 
 
-def first_action_std(ensemble: Ensemble, observations: torch.Tensor) -> torch.Tensor:
-    """(N, S) normalised -> (N, A): posterior standard deviation of the chunk's first action, normalised units."""
-    return ensemble.factor(observations).std()[:, : ensemble.action_dim]
+def first_action_std(ensemble: Ensemble, features: Tensor) -> np.ndarray:
+    """(N, F) -> (N, A): posterior standard deviation of the chunk's first action, normalised units."""
+    std: np.ndarray = ensemble.factor(features).std()[:, : ensemble.action_dim].cpu().numpy()
+    return std
 
 
-def between_and_beyond(data: TrainingSet, rng: np.random.Generator, count: int = 400) -> dict[str, np.ndarray]:
-    """States off the demonstrations, normalised: {"between": (count, S), "beyond": (count, S)}.
+def between_and_beyond(features: Tensor, episode: np.ndarray, rng: np.random.Generator, count: int = 400) -> dict[str, Tensor]:
+    """Features off the demonstrations: {"between": (count, F), "beyond": (count, F)}.
 
     "between" lies half way between states of two different demonstrations at the same share of their length; "beyond" moves a
     demonstrated state away from the mean by as much again as it already is (the box of the data doubled).
     """
-    w = data.windows
-    names = np.unique(w.trajectory)
+    names = np.unique(episode)
     first, second = (rng.choice(names, count) for _ in range(2))
     if len(names) > 1:
         second = np.where(first == second, names[(np.searchsorted(names, second) + 1) % len(names)], second)
     share = rng.random(count)
 
-    def at(trajectory: np.ndarray) -> np.ndarray:
-        rows = [np.flatnonzero(w.trajectory == t) for t in trajectory]
-        return w.observations[[r[int(s * len(r))] for r, s in zip(rows, share)]]
+    def at(which: np.ndarray) -> Tensor:
+        rows = [np.flatnonzero(episode == e) for e in which]
+        return features[torch.as_tensor([int(r[int(s * len(r))]) for r, s in zip(rows, share)], device=features.device)]
 
     a, b = at(first), at(second)
-    return {"between": 0.5 * (a + b), "beyond": a + (a - w.observations.mean(0))}
+    return {"between": 0.5 * (a + b), "beyond": a + (a - features.mean(0))}
 
 
-def summarise(ensemble: Ensemble, data: TrainingSet, seed: int = 0) -> dict[str, Any]:
+def summarise(ensemble: Ensemble, features: Tensor, episode: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Mean and median posterior std (all dimensions of the chunk, normalised units) on, between and beyond the demonstrations."""
-    states = {"on": data.windows.observations, **between_and_beyond(data, np.random.default_rng(seed))}
     result: dict[str, Any] = {}
-    for name, observations in states.items():
-        std = ensemble.factor(torch.as_tensor(observations)).std()
+    for name, values in {"on": features, **between_and_beyond(features, episode, np.random.default_rng(seed))}.items():
+        std = ensemble.factor(values).std()
         result[name] = {"mean": std.mean().item(), "median": std.median().item(), "maximum": std.max().item()}
     return result
 
 
-def plot(ensemble: Ensemble, data: TrainingSet, path: str | Path, title: str = "") -> None:
+def plot(ensemble: Ensemble, features: Tensor, data: TrainingSet, path: str | Path, title: str = "") -> None:
     """Draw the diagnostics as one PNG: std along each demonstration, on a map of the gripper's path, and its distribution."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     w = data.windows
-    observations = torch.as_tensor(w.observations)
-    std = first_action_std(ensemble, observations).numpy()
+    std = first_action_std(ensemble, features)
     level = std.mean(1)
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
     along, paths, spread, dims = figure.subplots(2, 2).ravel()
-    names = np.unique(w.trajectory)
-    for k, t in enumerate(names[:10]):
-        rows = w.trajectory == t
-        along.plot(w.step[rows], level[rows], lw=1.2, color=f"C{k % 10}", label=data.demonstrations[int(t)].name)
-    along.set(
-        xlabel="step of the demonstration",
-        ylabel="posterior std (normalised)",
-        title="Along each demonstration",
-        ylim=(0, None),
-    )
+    for k, e in enumerate(np.unique(w.episode)[:10].tolist()):
+        rows = w.episode == e
+        name = data.dataset[e].name.replace("$", r"\$")
+        along.plot(w.step[rows], level[rows], lw=1.2, color=f"C{k % 10}", label=f"demonstration {name}")
+    along.set(xlabel="step of the demonstration", ylabel="posterior std (normalised)", title="Along each demonstration",
+              ylim=(0, None))  # fmt: skip
     along.legend(fontsize=7, ncols=2)
-    raw = np.asarray(data.normalization.unnormalize_observation(w.observations))
-    points = paths.scatter(raw[:, 0], raw[:, 2] if raw.shape[1] > 2 else raw[:, -1], c=level, s=9, cmap="viridis")
-    paths.set(
-        xlabel="first observation dimension (end effector x, m)",
-        ylabel="third (end effector z, m)",
-        title="Where it is uncertain",
-    )
+    where, words = features.cpu().numpy(), ("first feature", "third feature")
+    if "state" in w.shapes:
+        state = w.observation(torch.arange(len(w)))["state"].cpu().numpy()
+        where = state[:, -1] if state.ndim == 3 else state
+        words = ("first dimension of the state (end effector x, m)", "third (end effector z, m)")
+    points = paths.scatter(where[:, 0], where[:, min(2, where.shape[1] - 1)], c=level, s=9, cmap="viridis")
+    paths.set(xlabel=words[0], ylabel=words[1], title="Where it is uncertain")
     figure.colorbar(points, ax=paths, label="posterior std")
-    states = {"on the demonstrations": w.observations}
-    off = between_and_beyond(data, np.random.default_rng(0))
-    states.update({"between them": off["between"], "beyond them": off["beyond"]})
-    values = [first_action_std(ensemble, torch.as_tensor(s)).mean(1).numpy() for s in states.values()]
+    off = between_and_beyond(features, w.episode, np.random.default_rng(0))
+    states = {"on the demonstrations": features, "between them": off["between"], "beyond them": off["beyond"]}
+    values = [first_action_std(ensemble, s).mean(1) for s in states.values()]
     bins = np.linspace(0, max(v.max() for v in values) + 1e-9, 40).tolist()
-    for (name, _), v in zip(states.items(), values):
+    for name, v in zip(states, values):
         spread.hist(v, bins, histtype="step", lw=1.8, density=True, label=f"{name} (mean {v.mean():.2f})")
     spread.set(xlabel="posterior std (normalised)", ylabel="density", title="On, between and beyond the demonstrations")
     spread.legend(fontsize=8)

@@ -52,8 +52,9 @@ class Factor:
         """The same covariance from at most D rows (thin QR: RᵀR = (QU)ᵀQU = UᵀU); cheaper to sample when K > D."""
         if self.rows.shape[1] <= self.rows.shape[2]:
             return self
-        upper: Tensor = torch.linalg.qr(self.rows.double(), mode="r").R
-        return Factor(upper.to(self.rows.dtype))
+        rows = self.rows.cpu() if self.rows.device.type == "mps" else self.rows  # which has no double precision
+        upper: Tensor = torch.linalg.qr(rows.double(), mode="r").R
+        return Factor(upper.to(self.rows))
 
     def diagonal(self) -> Factor:
         """The diagonal version (LIBERO Best-of-N): the same variances, no correlation over chunk or action."""

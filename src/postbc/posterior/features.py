@@ -1,0 +1,37 @@
+"""What the ensemble regresses from: the features of every window, computed once, in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from postbc.data.normalization import Normalization
+from postbc.data.windows import Windows
+from postbc.errors import require
+
+#: Raw named observations of B states -> features (B, F), as a policy's `encode`.
+Encode = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+def state_features(shapes: Mapping[str, tuple[int, ...]], normalization: Normalization) -> Encode:
+    """The normalised vector of a state, (B, S) or (B, To, S) -> (B, To·S).
+
+    Raises:
+        InputError: the observations are not vectors of state alone: only an encoder makes features of images.
+    """
+    images = [name for name, shape in shapes.items() if name != "state" or len(shape) != 1]
+    require(
+        not images, "A posterior cannot be fitted on images themselves, only on an encoder's features.", key="encoder",
+        found=f"observations {', '.join(images)}, and no encoder", expected="the directory of a policy pretrained on the same data",
+        remedy="run `postbc pretrain --pretraining.method bc` first, then give --encoder DIR",
+    )  # fmt: skip
+    return lambda observation: normalization.normalize_state(observation["state"].float()).flatten(1)
+
+
+@torch.no_grad()
+def window_features(windows: Windows, encode: Encode, batch: int = 1024) -> Tensor:
+    """(N, F) features of all windows, on their device."""
+    every = torch.arange(len(windows), device=windows.device)
+    return torch.cat([encode(windows.observation(rows)) for rows in every.split(batch)])
