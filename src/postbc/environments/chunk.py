@@ -44,12 +44,12 @@ class ChunkStep:
     @property
     def success(self) -> NDArray[np.bool_]:
         """(N,) any action's step was successful."""
-        return self.successes.any(1)
+        return np.asarray(self.successes.any(1))
 
     @property
     def chunk_success(self) -> NDArray[np.bool_]:
         """(N,) all T were (DSRL's definition)."""
-        return self.successes.all(1)
+        return np.asarray(self.successes.all(1))
 
 
 class ChunkEnv(Protocol):

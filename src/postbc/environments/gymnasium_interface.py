@@ -40,8 +40,8 @@ class GymnasiumVectorEnv(VectorEnv):
         self.env, self.reward, self.num_envs, self.chunk, self.horizon = env, reward, env.num_envs, env.chunk, env.horizon
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": fps, "autoreset_mode": AutoresetMode.SAME_STEP}
         self.render_mode = "rgb_array"
-        bounds = (np.tile(np.asarray(bound, np.float32), (self.chunk, 1)) for bound in (low, high))
-        self.single_action_space = gymnasium.spaces.Box(*bounds, dtype=np.float32)
+        lowest, highest = (np.tile(np.asarray(bound, np.float32), (self.chunk, 1)) for bound in (low, high))
+        self.single_action_space = gymnasium.spaces.Box(lowest, highest, dtype=np.float32)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, env.shapes["state"], np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

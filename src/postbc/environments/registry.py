@@ -152,7 +152,7 @@ def gymnasium_environment(
         )
 
     facts = {"env_name": spec.id, "env_version": None, "type": 2, "env_kwargs": options}
-    return from_vector_env(factory, name=name, horizon=int(limit), success=success, chunk=1, facts=facts, scene=scene)
+    return from_vector_env(factory, name=name, horizon=int(limit or 0), success=success, chunk=1, facts=facts, scene=scene)
 
 
 def _pusht(**options: Any) -> Environment:

@@ -66,7 +66,8 @@ class RobosuiteChunkEnv:
         require(threads >= 1, "num_threads must be at least 1.", key="num_threads", found=num_threads)
         self.env_kwargs = dict(env_kwargs or {})
         self.simulations, self.fallback = _simulations(self.task, num_envs, native, self.env_kwargs)
-        self.action_dim, self.shapes = self.task.action_dim, {"state": (self.task.observation_dim,)}
+        self.action_dim = self.task.action_dim
+        self.shapes: Mapping[str, tuple[int, ...]] = {"state": (self.task.observation_dim,)}
         self._pool = ThreadPoolExecutor(threads, "postbc-simulation")
         self._renderer: Renderer | None = None
         self.seeds = np.full(num_envs, -1, np.int64)  # of the episode that each environment is in; -1: none of ours
