@@ -15,8 +15,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+from postbc.disk import os_errors
 from postbc.errors import InputError, require
-from postbc.files import os_errors
 from postbc.progress import Status, console, display, listen, say
 
 C = TypeVar("C")

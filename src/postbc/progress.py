@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
@@ -83,7 +82,7 @@ class Bar:
             return
         self._shown, (since, begun) = now, self._samples[0]
         rate = (self._done - begun) / (now - since) if now > since and self._done > begun else None
-        values = {k: float(v.float().mean()) if isinstance(v, torch.Tensor) else float(v) for k, v in figures.items()}
+        values = {k: float(v.float().mean()) if hasattr(v, "float") else float(v) for k, v in figures.items()}
         text = "  ".join(f"{k} {v:.3g}" for k, v in values.items())
         self._show(Status(self._description, self._done, self._total, rate, text))
 

@@ -15,10 +15,8 @@ A kill at any moment leaves something that the same command with --resume comple
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -28,7 +26,6 @@ import shlex
 import subprocess
 import sys
 import time
-import uuid
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -48,12 +45,11 @@ from postbc.files import (
     os_errors,
     read_yaml,
     remove_leftovers,
-    require_file,
     save_tree,
-    write_bytes,
     write_json,
     write_text,
 )  # fmt: skip
+from postbc.metrics import Metrics, check_wandb, read_metrics
 from postbc.schemas import plain
 
 try:
@@ -191,11 +187,8 @@ class Run:
         self.config = {k: v for k, v in plain(config).items() if k not in volatile} | ({"inputs": dict(inputs)} if inputs else {})
         self.checkpoint: Path | None = None
         """The checkpoint that :meth:`load` found."""
-        self._columns: list[str] = []
-        self._rows: list[dict[str, float]] = []
         self._begin, self._before = time.monotonic(), 0.0
-        self._wandb: Any = None
-        _check_wandb()
+        check_wandb()
         with os_errors(self.directory):
             require(
                 self.directory.is_dir() or not os.path.lexists(self.directory), "The output must be a directory.",
@@ -213,6 +206,7 @@ class Run:
         try:
             if "config.yaml" in there:
                 old = self._read(resume, {*revisable})
+            self._metrics = Metrics(self.directory, self.config)
             remove_leftovers(self.directory)
             if old != self.config:  # config.yaml first: a kill after it leaves a run that resumes
                 text = yaml.dump(self.config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -224,7 +218,7 @@ class Run:
             raise
 
     def _read(self, resume: bool, revisable: set[str]) -> dict[str, Any]:
-        """The configuration of the run that is there; its metrics become `_rows`. InputError if it is not this run, or broken."""
+        """The configuration of the run that is there. InputError if it is not this run, or broken."""
         require(
             resume, "This directory already holds a run.", file=self.directory, found="config.yaml",
             expected="an empty or new directory", remedy="choose another --output, or add --resume to go on with it",
@@ -242,8 +236,6 @@ class Run:
                 remedy="give the same files as before, or choose another --output" if of_input
                 else "give the same options as before, or choose another --output",
             )  # fmt: skip
-        if (self.directory / "metrics.csv").exists():
-            self._columns, self._rows = _read_metrics(self.directory / "metrics.csv")
         return old
 
     def __enter__(self) -> Run:
@@ -257,53 +249,14 @@ class Run:
         """Seconds that the run has taken, earlier attempts included as far as they were saved."""
         return self._before + time.monotonic() - self._begin
 
-    # -- metrics ---------------------------------------------------------------------------------------------------------------
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Append a row to `metrics.csv`, to TensorBoard where it is installed, and to W&B where WANDB_PROJECT is in the environment.
-
-        Raises:
-            NotFiniteError: a metric is NaN or infinite; nothing is written.
-        """
-        row: dict[str, float] = {"step": int(step), **{k: float(v) for k, v in metrics.items()}}
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise NotFiniteError(
-                    "A number is not finite: the run ends here.", file=self.directory, key=name, found=f"{value} at step {step}",
-                    remedy="look for a setting that is too large (learning rate, weights) or for extreme numbers in the data; "
-                    "the last checkpoint is from before",
-                )  # fmt: skip
-        self._rows.append(row)
-        path = self.directory / "metrics.csv"
-        if {*row} <= {*self._columns} and path.exists():
-            _append(path, _csv(self._columns, [row], header=False))
-        else:
-            self._columns = list(dict.fromkeys([*(self._columns or ["step"]), *row]))
-            write_text(path, _csv(self._columns, self._rows))
-        if content := _events([row], begin=not (events := self.directory / "tensorboard" / _EVENTS).exists()):
-            with os_errors(events):
-                events.parent.mkdir(exist_ok=True)
-            _append(events, content)
-        if project := os.environ.get("WANDB_PROJECT"):
-            self._wandb = self._wandb or self._start_wandb(project)
-            self._wandb.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
-
-    def _start_wandb(self, project: str) -> Any:
-        """A run of W&B with an id of its own that a resumed run finds again; several may be open in one process."""
-        import wandb
-
-        file = self.directory / "wandb_id.txt"
-        if not file.exists():
-            write_text(file, uuid.uuid4().hex[:12])
-        with blame(file, "W&B did not start."):
-            return wandb.init(
-                project=project, id=file.read_text(encoding="utf-8"), name=self.directory.name, dir=str(self.directory),
-                config=self.config, resume="allow", reinit="create_new",
-            )  # fmt: skip
+        """Append a row to the metrics. NotFiniteError if one is NaN or infinite; nothing is written then."""
+        self._metrics.log(step, metrics)
 
     @property
     def metrics(self) -> list[dict[str, float]]:
         """The rows logged so far, each with its "step"."""
-        return self._rows
+        return self._metrics.rows
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------------
     def save(self, step: int, state: Tree) -> Path:
@@ -317,9 +270,7 @@ class Run:
                 "A number is not finite: the run ends here.", file=self.directory, key=bad.lstrip("/"), found=f"at step {step}",
                 remedy="look for a setting that is too large (learning rate, weights) or for extreme numbers in the data",
             )  # fmt: skip
-        if (metrics := self.directory / "metrics.csv").exists():  # what was logged before must be there when this is
-            with os_errors(metrics), open(metrics, "rb+") as file:
-                os.fsync(file.fileno())
+        self._metrics.sync()  # what was logged before must be there when this is
         path = self.directory / "checkpoints" / f"step_{step:09d}.safetensors"
         save_tree(path, {"kind": "checkpoint", "step": int(step), "elapsed": self.elapsed, "state": state})
         with contextlib.suppress(OSError, NotImplementedError):  # a file system without links does without: it is for people
@@ -365,19 +316,7 @@ class Run:
             ) from problems[0]  # fmt: skip
         for problem in problems:
             warnings.warn(f"{problem}\n  instead: the checkpoint before it, step {found and found[0]}", stacklevel=2)
-        rows = [row for row in self._rows if found and row["step"] <= found[0]]
-        self._rows, path = rows, self.directory / "metrics.csv"
-        columns = [name for name in self._columns if any(name in row for row in rows)]
-        self._columns = columns
-        events = self.directory / "tensorboard" / _EVENTS
-        if rows:
-            write_text(path, _csv(columns, rows))
-            if content := _events(rows, begin=True):
-                write_bytes(events, content)
-        else:
-            for file in (path, events):
-                with os_errors(file, "removed"):
-                    file.unlink(missing_ok=True)
+        self._metrics.rewind(found and found[0])
         return found
 
     @contextlib.contextmanager
@@ -410,9 +349,7 @@ class Run:
     def close(self) -> None:
         """Let other processes in. A run that was not finished can be resumed."""
         self._lock.release()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        self._metrics.close()
 
 
 class Checkpoints:
@@ -443,89 +380,6 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
         keys = dict.fromkeys([*new, *old])
         return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}" if name else str(k))]
     return [] if old == new and type(old) is type(new) else [(name, old, new)]
-
-
-# -- metrics.csv and TensorBoard ---------------------------------------------------------------------------------------------------
-def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`, each with its "step"; empty cells are left out.
-
-    Raises:
-        InputError: missing, or not such a table.
-    """
-    return _read_metrics(Path(path))[1]
-
-
-def _read_metrics(path: Path) -> tuple[list[str], list[dict[str, float]]]:
-    require_file(path, "a run's metrics.csv")
-    with os_errors(path, "read"):
-        content = path.read_bytes()
-    what, remedy = "This is not the table of a run's metrics.", "remove it to do without what was logged, or choose another --output"
-    try:
-        text = content[: content.rfind(b"\n") + 1].decode("utf-8")  # a last line without its end: the machine stopped there
-        lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        columns = lines[0] if lines else ["step"]
-        rows = [{k: float(v) for k, v in zip(columns, line) if v} for line in lines[1:]]
-    except (ValueError, csv.Error) as error:
-        raise InputError(what, file=path, found=str(error)[:200], remedy=remedy) from None
-    require(
-        columns[0] == "step" and len({*columns}) == len(columns), what, file=path, key="line 1", found=", ".join(columns)[:200],
-        expected="step, and names, each once", remedy=remedy,
-    )  # fmt: skip
-    for number, (line, row) in enumerate(zip(lines[1:], rows), 2):
-        sound = len(line) == len(columns) and row.get("step", -1.0) >= 0 and all(map(math.isfinite, row.values()))
-        require(
-            sound and row["step"] == int(row["step"]), what, file=path, key=f"line {number}", found=", ".join(line)[:200],
-            expected=f"a step and {len(columns) - 1} finite numbers or nothing", remedy=remedy,
-        )  # fmt: skip
-        row["step"] = int(row["step"])
-    return columns, rows
-
-
-def _csv(columns: list[str], rows: list[dict[str, float]], header: bool = True) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _append(path: Path, content: str | bytes) -> None:
-    with os_errors(path), open(path, "ab") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-_EVENTS = "events.out.tfevents.run"  # one file with one name, however often the run is resumed; SummaryWriter makes one an attempt
-
-
-def _events(rows: list[dict[str, float]], begin: bool) -> bytes:
-    """Rows as TensorBoard's records (begin: with the record that a file begins with); nothing if tensorboard is not installed."""
-    try:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-    except ImportError:  # the [tensorboard] extra
-        return b""
-    content, now = io.BytesIO(), time.time()
-    writer = RecordWriter(content)
-    if begin:
-        writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for row in rows:
-        values = [Summary.Value(tag=k, simple_value=v) for k, v in row.items() if k != "step"]
-        writer.write(Event(wall_time=now, step=int(row["step"]), summary=Summary(value=values)).SerializeToString())
-    return content.getvalue()
-
-
-def _check_wandb() -> None:
-    """InputError if the environment asks for W&B and it is not installed."""
-    if project := os.environ.get("WANDB_PROJECT"):
-        try:
-            import wandb  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                "W&B is not installed.", key="WANDB_PROJECT", found=project, expected="unset, or W&B installed",
-                remedy="unset the variable, or pip install 'postbc[wandb]'",
-            ) from error  # fmt: skip
 
 
 def _is_object(path: Path) -> bool:
