@@ -103,5 +103,5 @@ class LazyArray:
         if len(frames) != stop - start:
             raise InputError("A data file has changed.", file=self.path, key=self.key, found=f"{len(frames)} frames")
         if frames.dtype != np.uint8:  # diffusion_policy stores 0 to 255 as float32
-            frames = np.clip(np.rint(frames), 0, 255).astype(np.uint8)
+            frames = (np.clip(frames, 0, 255) + 0.5).astype(np.uint8)
         return np.ascontiguousarray(np.moveaxis(frames, -1, 1) if self.channels_last else frames)

@@ -49,7 +49,7 @@ def _order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() and len(number) < 19 else 1 << 62, name)
 
 
-def _names(data: h5py.Group, path: Path) -> tuple[str, ...]:
+def find_names(data: h5py.Group, path: Path) -> tuple[str, ...]:
     try:
         names = sorted(
             (name for name in data if data.get(name, getclass=True, default=h5py.Group) is h5py.Group), key=_order
@@ -61,7 +61,7 @@ def _names(data: h5py.Group, path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _masks(file: h5py.File, path: Path) -> dict[str, tuple[str, ...]]:
+def find_masks(file: h5py.File, path: Path) -> dict[str, tuple[str, ...]]:
     masks: dict[str, tuple[str, ...]] = {}
     if "mask" not in file:
         return masks
@@ -85,7 +85,7 @@ def list_robomimic(path: str | Path) -> Listing:
     """Names and filters of a file. InputError if it cannot be used."""
     path = Path(path)
     with open_hdf5(path) as file:
-        return Listing(_names(get(file, "data", h5py.Group, path), path), _masks(file, path))
+        return Listing(find_names(get(file, "data", h5py.Group, path), path), find_masks(file, path))
 
 
 def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
@@ -270,7 +270,7 @@ def read_robomimic(
     path = Path(path)
     with open_hdf5(path) as file:
         data = get(file, "data", h5py.Group, path)
-        found, masks = _names(data, path), _masks(file, path)
+        found, masks = find_names(data, path), find_masks(file, path)
         if filter_key is None:
             check_filters(masks, found, str(path))
         wanted = list(found) if filter_key is None else choose(found, masks, filter_key, str(path))

@@ -121,9 +121,10 @@ class Windows:
             for key, values in (*sorted(self._numbers.items()), ("actions", self._actions)):
                 digest.update(f"{key} {tuple(values.shape)}".encode())
                 digest.update(np.ascontiguousarray(values.cpu().numpy(), dtype=np.float32).tobytes())
-            for key, frames in sorted(self._frames.items()):
-                for f in frames:
-                    digest.update(f"{key} {tuple(f.shape)} {f.dtype}".encode())
-                    digest.update(np.ascontiguousarray(f[0]).tobytes() + np.ascontiguousarray(f[len(f) - 1]).tobytes())
+            ends = np.append(self._starts[1:], len(self._actions)) - 1
+            for key in sorted(self._frames):
+                digest.update(f"{key} {self.shapes[key]}".encode())
+                for rows in (self._starts, ends):
+                    digest.update(self._images(key, torch.as_tensor(rows, device=self.device)).cpu().numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from postbc.demonstrations.operators import Operator
-from postbc.errors import InputError
+from postbc.data.scripted.operators import Operator
+from postbc.errors import require
 
 #: Phases of an episode; Lift ends in LIFT.
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, RELEASE, LEAVE = range(8)
@@ -53,8 +53,7 @@ GEOMETRIES: dict[str, Geometry] = {
 
 def geometry_of(task: str) -> Geometry:
     """The task's geometry; InputError for a task that no operator knows."""
-    if task not in GEOMETRIES:
-        raise InputError("No operator knows this task.", key="task", found=repr(task), expected=" or ".join(GEOMETRIES))
+    require(task in GEOMETRIES, "No operator knows this task.", key="task", found=repr(task), expected=" or ".join(GEOMETRIES))
     return GEOMETRIES[task]
 
 

@@ -1,4 +1,4 @@
-"""Who demonstrates: the styles and qualities of the scripted operators. How they act is in :mod:`postbc.demonstrations.scripted`.
+"""Who demonstrates: the styles and qualities of the scripted operators. How they act is in :mod:`postbc.data.scripted.hands`.
 
 A multi-human set (robomimic MH: six people, two each "better", "okay" and "worse") differs from one controller with noise in that each
 person has ways of their own: the side they come from, how high they hover, whether they turn the gripper to the object, how long they
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from postbc.errors import InputError
+from postbc.errors import require
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,6 @@ def find_operators(names: Sequence[str]) -> tuple[Operator, ...]:
     words = set(names)
     known = set(OPERATORS) | {operator.quality for operator in OPERATORS.values()} | {"all"}
     unknown = sorted(words - known)
-    if unknown or not words:
-        raise InputError(
-            "There is no such operator." if unknown else "No operators were named.",
-            key="operators",
-            found=", ".join(unknown) or "nothing",
-            expected=f"some of {', '.join(sorted(known))}",
-        )
+    require(words and not unknown, "There is no such operator." if unknown else "No operators were named.", key="operators",
+            found=", ".join(unknown) or "nothing", expected=f"some of {', '.join(sorted(known))}")  # fmt: skip
     return tuple(o for o in OPERATORS.values() if words & {o.name, o.quality, "all"})

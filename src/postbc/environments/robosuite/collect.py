@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from postbc.demonstrations.operators import OPERATORS, Operator, find_operators
-from postbc.demonstrations.scripted import ScriptedOperators, geometry_of
-from postbc.demonstrations.types import LOW_DIM_KEYS, Demonstrations, Trajectory
-from postbc.errors import InputError
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode
+from postbc.data.scripted.hands import ScriptedOperators, geometry_of
+from postbc.data.scripted.operators import OPERATORS, Operator, find_operators
+from postbc.environments.robosuite import make
+from postbc.errors import require
+from postbc.seeding import episode_seed
 
 #: Called after every episode with the operator's name, whether it succeeded, and its length in steps.
 Progress = Callable[[str, bool, int], None]
@@ -21,12 +23,12 @@ Progress = Callable[[str, bool, int], None]
 class Collection:
     """What :func:`collect` returns."""
 
-    demonstrations: Demonstrations
+    dataset: Dataset
     """The successes, people taking turns; filters for each operator and each quality."""
     attempts: dict[str, tuple[int, int]]
     """Operator -> (successes, episodes)."""
     model_xml: dict[str, str]
-    """Trajectory name -> MJCF."""
+    """Episode name -> MJCF."""
 
 
 @dataclass(eq=False)
@@ -50,17 +52,17 @@ class _Episode:
         """Solved, and still so at the last recorded step: an object that was thrown up and fell is no demonstration."""
         return self.successes[-1]
 
-    def trajectory(self, name: str, seed: int) -> Trajectory:
+    def recorded(self, name: str, seed: int) -> Episode:
         n = len(self.actions)
-        return Trajectory(
-            observations=np.stack(self.observations),
-            actions=np.stack(self.actions),
+        return Episode(
+            {"state": np.stack(self.observations)},
+            np.stack(self.actions),
             rewards=np.array(self.successes, dtype=np.float32),
             dones=np.arange(n) == n - 1,
             states=np.stack(self.states),
             name=name,
             operator=self.operator.name,
-            episode_seed=episode_seed(seed, self.operator, self.attempt),
+            episode_seed=seed_of(seed, self.operator, self.attempt),
         )
 
 
@@ -77,13 +79,9 @@ class _Person:
         return self.quota - len(self.kept) - self.running
 
     def launch(self) -> _Episode:
-        if self.launched >= 20 * self.quota + 20:
-            raise InputError(
-                "An operator hardly ever succeeds at this task.",
-                key=self.operator.name,
+        require(self.launched < 20 * self.quota + 20, "An operator hardly ever succeeds at this task.", key=self.operator.name,
                 found=f"{len(self.kept)} successes in {self.launched} episodes",
-                remedy="leave this operator out, or allow longer episodes (horizon)",
-            )
+                remedy="leave this operator out, or allow longer episodes (horizon)")  # fmt: skip
         episode = _Episode(self.operator, self.launched)
         self.launched += 1
         self.running += 1
@@ -95,9 +93,9 @@ class _Person:
             self.kept[episode.attempt] = episode
 
 
-def episode_seed(seed: int, operator: Operator, attempt: int) -> int:
-    """Seed of the environment in one attempt, whoever else takes part."""
-    return int(np.random.SeedSequence([seed, list(OPERATORS).index(operator.name), attempt]).generate_state(1)[0])
+def seed_of(seed: int, operator: Operator, attempt: int) -> int:
+    """Seed of the environment in one attempt, whoever else takes part; below evaluation's."""
+    return episode_seed(seed, list(OPERATORS).index(operator.name), attempt)
 
 
 def collect(
@@ -127,24 +125,18 @@ def collect(
 
     Raises InputError for an unknown task or operator, fewer than one demonstration, or an operator that hardly ever succeeds.
     """
-    if num < 1:
-        raise InputError("Nothing to collect.", key="num", found=num, expected=">= 1")
-    for key, value in (("seed", seed), ("tail", tail)):
-        if value < 0:
-            raise InputError(f"The {key} is not negative.", key=key, found=value, expected=">= 0")
+    require(num >= 1, "Nothing to collect.", key="num", found=num, expected=">= 1")
+    require(num_envs >= 1, "At least one environment is needed.", key="num_envs", found=num_envs, expected=">= 1")
+    require(seed >= 0, "The seed is not negative.", key="seed", found=seed, expected=">= 0")
+    require(tail >= 0, "The tail is not negative.", key="tail", found=tail, expected=">= 0")
     chosen = find_operators(operators)
     horizon = geometry_of(task).patience if horizon is None else horizon
     quotas = [num // len(chosen) + (i < num % len(chosen)) for i in range(len(chosen))]
     people = [_Person(operator, quota) for operator, quota in zip(chosen, quotas)]
-    from postbc.environments import make
-
     num_envs = min(num_envs, num)  # all are busy from the first step, so none is stepped that was never reset
     hands = ScriptedOperators(task, num_envs, horizon + tail)
     # Nobody ends an episode but the loop below: an operator goes on lifting for `tail` steps.
-    env: Any = make(
-        task, num_envs=num_envs, chunk=1, horizon=horizon + tail + 1, reward="sparse", terminate_on="never", native=native,
-        autoreset="disabled",
-    )  # fmt: skip
+    env = make(task, num_envs, chunk=1, horizon=horizon + tail + 1, terminate_on="never", native=native)
     try:
         _run(env, hands, people, seed, horizon, tail, progress)
         environment = env.env_args()
@@ -167,45 +159,45 @@ def _run(
             person = max(people, key=lambda person: person.missing)
             if slots[i] is None and person.missing > 0:
                 slots[i] = episode = person.launch()
-                mask[i], seeds[i] = True, episode_seed(seed, episode.operator, episode.attempt)
+                mask[i], seeds[i] = True, seed_of(seed, episode.operator, episode.attempt)
                 hands.begin(i, episode.operator, [seed, list(OPERATORS).index(episode.operator.name), episode.attempt, 1])
         if all(slot is None for slot in slots):
             return
         idle = np.array([slot is None for slot in slots])
         if mask.any():
-            observation, _ = env.reset(options={"reset_mask": mask, "seeds": seeds})
+            observation = env.reset(seeds, mask)["state"]
         for slot in np.flatnonzero(mask).tolist():
             slots[slot].model_xml = env.model_xml(slot)  # type: ignore[union-attr]
         states = env.sim_states()
         actions = hands.act(observation)
         actions[idle] = 0
-        following, _, _, _, info = env.step(actions[:, None])
+        played = env.step(actions[:, None])
         for i, episode in enumerate(slots):  # type: ignore[assignment]
             if episode is None:
                 continue
             episode.observations.append(np.array(observation[i], dtype=np.float32))
             episode.actions.append(actions[i].copy())
             episode.states.append(np.array(states[i], dtype=np.float64))
-            episode.successes.append(bool(info["success"][i]))
+            episode.successes.append(bool(played.success[i]))
             if episode.finished(horizon, tail):
                 by_name[episode.operator.name].finish(episode)
                 slots[i] = None
                 if progress is not None:
                     progress(episode.operator.name, episode.succeeded, len(episode.actions))
-        observation = following
+        observation = played.observation["state"]
 
 
 def _assemble(people: list[_Person], environment: dict[str, Any], seed: int) -> Collection:
     kept = [[person.kept[attempt] for attempt in sorted(person.kept)] for person in people]
     turns = [episodes[turn] for turn in range(max(map(len, kept))) for episodes in kept if turn < len(episodes)]
-    trajectories = tuple(episode.trajectory(f"demo_{i}", seed) for i, episode in enumerate(turns))
+    episodes = tuple(episode.recorded(f"demo_{i}", seed) for i, episode in enumerate(turns))
     filters: dict[str, tuple[str, ...]] = {}
-    for episode, trajectory in zip(turns, trajectories):
-        for key in (episode.operator.name, episode.operator.quality):
-            filters[key] = (*filters.get(key, ()), trajectory.name)
-    width = trajectories[0].observations.shape[1]
-    demonstrations = Demonstrations(
-        trajectories, LOW_DIM_KEYS, (3, 4, 2, width - 9), environment, dict(sorted(filters.items())), "scripted operators"
+    for attempt, episode in zip(turns, episodes):
+        for key in (attempt.operator.name, attempt.operator.quality):
+            filters[key] = (*filters.get(key, ()), episode.name)
+    width = episodes[0].state.shape[1]
+    dataset = Dataset(
+        episodes, LOW_DIM_KEYS, (3, 4, 2, width - 9), environment, dict(sorted(filters.items())), "scripted operators"
     )
     attempts = {person.operator.name: (len(person.kept), person.launched) for person in people}
-    return Collection(demonstrations, attempts, {t.name: e.model_xml for t, e in zip(trajectories, turns)})
+    return Collection(dataset, attempts, {e.name: a.model_xml for e, a in zip(episodes, turns)})

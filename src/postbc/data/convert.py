@@ -1,0 +1,64 @@
+"""Conversion to robomimic's layout: raw recordings by playing their states back (resumable), zarr by copying."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode
+from postbc.data.recordings import Recording
+from postbc.data.robomimic_write import check_writable, write_robomimic
+from postbc.files import digest, load_tree, save_tree
+
+
+class Observes(Protocol):
+    """See :class:`postbc.environments.robosuite.playback.Observer`."""
+
+    def observe(self, name: str, states: np.ndarray, actions: np.ndarray, operator: str | None = None) -> Episode: ...
+
+    def env_args(self) -> dict[str, Any]: ...
+
+
+def convert_recording(
+    recording: Recording, observer: Observes, output: str | Path, progress: Callable[[int], None] | None = None
+) -> Path:
+    """Write a recording with observations and rewards to `output`; returns its path.
+
+    What is observed waits beside the output in `.NAME.parts`, an episode a file, so that a second call with the same recording goes on
+    from there; the folder goes when the output is whole.
+
+    Args:
+        progress: called with the number of episodes that are done.
+
+    Raises:
+        InputError: the output cannot be written, or an episode cannot be played.
+    """
+    output = Path(output)
+    check_writable(output)
+    identity = hashlib.sha256(f"{digest(recording.path)} {observer.env_args()}".encode()).hexdigest()[:16]
+    parts = output.with_name(f".{output.name}.parts")
+    files = {name: parts / f"{identity}.{i}.safetensors" for i, name in enumerate(recording.names)}
+    done = frozenset(name for name, file in files.items() if file.exists())
+    for count, (name, states, actions, operator) in enumerate(recording.read(done), len(done) + 1):
+        episode = observer.observe(name, states, actions, operator)
+        values = {"state": episode.state, "actions": episode.actions, "rewards": episode.rewards, "states": episode.states}
+        save_tree(files[name], {"kind": "episode", "name": name, "operator": operator, **values})
+        if progress is not None:
+            progress(count)
+    episodes = tuple(_load(files[name]) for name in recording.names)
+    dims = (3, 4, 2, episodes[0].state.shape[1] - 9)
+    write_robomimic(output, Dataset(episodes, LOW_DIM_KEYS, dims, observer.env_args(), recording.filters, str(output)))
+    shutil.rmtree(parts, ignore_errors=True)
+    return output
+
+
+def _load(file: Path) -> Episode:
+    tree: Any = load_tree(file, kind="episode")
+    state, actions, rewards, states = (np.asarray(tree[key]) for key in ("state", "actions", "rewards", "states"))
+    dones = np.arange(len(actions)) == len(actions) - 1
+    return Episode({"state": state}, actions, rewards, dones, states, tree["name"], tree["operator"])
