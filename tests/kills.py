@@ -1,19 +1,29 @@
-"""Killing a stage with SIGKILL at random moments, resuming it each time: for the tests that nothing is lost."""
+"""Killing a stage with SIGKILL, at random moments and at every file operation, and resuming it: it must end with the same files.
+
+A stage is a function of a directory that begins there or goes on (`resume=True`). Tests run these in a process of their own
+(:func:`in_a_process`), because they fork.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 KILLS = 20
+#: What two runs of the same thing need not have in common: contents (not names) of files by pattern; "pattern:key" a key in them.
+VOLATILE = ("versions.json", "tensorboard/*", "*/tensorboard/*", "*.log")
+Stage = Callable[[Path], Any]
 
 
 def in_a_process(file: str, *arguments: str | Path) -> None:
@@ -23,13 +33,12 @@ def in_a_process(file: str, *arguments: str | Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= KILLS / 2, done.stdout
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["kills"] >= said.get("tries", KILLS) / 2, done.stdout
 
 
-def kill_and_resume(stage: Callable[[Path], None], directory: Path, seed: str) -> None:
+def kill_and_resume(stage: Stage, directory: Path, seed: str, ignore: Sequence[str] = ()) -> None:
     """An undisturbed run of `stage` in directory/reference; in directory/killed one killed 20 times at random moments."""
-    import torch.utils.tensorboard  # noqa: F401, a slow import that the forks then have already
-
     begin = time.monotonic()
     assert _forked(stage, directory / "reference") == 0
     typical = (time.monotonic() - begin) / KILLS
@@ -41,16 +50,102 @@ def kill_and_resume(stage: Callable[[Path], None], directory: Path, seed: str) -
         status, attempts = _forked(stage, directory / "killed", delay), attempts + 1
         kills += status is None
     assert status == 0
+    assert_same_files(directory / "killed", directory / "reference", ignore)
     print(json.dumps({"kills": kills, "seconds": typical * KILLS}))
 
 
-def _forked(stage: Callable[[Path], None], directory: Path, delay: float | None = None) -> int | None:
-    """Run in a fork (importing torch anew takes a second), killed after `delay` seconds; its exit status, None if it was killed."""
+def kill_at_every_operation(
+    stage: Stage, directory: Path, ignore: Sequence[str] = (), stride: int = 1, first: int = 1
+) -> None:
+    """Kill `stage` just before its n-th file operation (open for writing, fsync, rename, remove, link, mkdir …), for every n.
+
+    Each time it is resumed from what that left, and must end with the files of an undisturbed run: names, links, bytes.
+
+    Args:
+        ignore: contents that may differ beside `VOLATILE`: a pattern of names, or "pattern:key" for a key in JSON files and trees.
+        stride: try every stride-th operation only, where the stage is slow, from the `first` on.
+    """
+    run, reference = directory / "run", directory / "undisturbed"
+    count = directory / "count.txt"
+    directory.mkdir(parents=True, exist_ok=True)
+    assert _forked(stage, run, operations=(None, count)) == 0
+    run.rename(reference)
+    total, kills = int(count.read_text()), 0
+    tries = range(first, total + 1, stride)
+    for n in tries:
+        status = _forked(stage, run, operations=(n, count))
+        kills += status is None
+        assert status in (None, 0), f"killed at operation {n}"
+        assert _forked(stage, run) == 0, f"resumed after a kill at operation {n} of {total}"
+        try:
+            assert_same_files(run, reference, ignore)
+        except AssertionError as error:
+            raise AssertionError(f"after a kill at operation {n} of {total}: {error}") from None
+        shutil.rmtree(run)
+    print(json.dumps({"kills": kills, "tries": len(tries), "operations": total}))
+
+
+def assert_same_files(directory: Path, reference: Path, ignore: Sequence[str] = ()) -> None:
+    """The same names (hidden ones included), kinds, link targets and bytes below both, but for what is volatile."""
+    found, expected = _contents(directory, ignore), _contents(reference, ignore)
+    assert sorted(found) == sorted(expected), f"more: {sorted({*found} - {*expected})}, less: {sorted({*expected} - {*found})}"
+    differing = [name for name, content in found.items() if content != expected[name]]
+    assert not differing, "\n".join(f"{n}: {str(found[n])[:300]} != {str(expected[n])[:300]}" for n in differing)
+
+
+def _contents(directory: Path, ignore: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        matching = [p for p in (*VOLATILE, *ignore) if fnmatch.fnmatch(name, p.partition(":")[0])]
+        keys = {p.partition(":")[2] for p in matching}
+        if path.is_symlink():
+            found[name] = ("link", os.readlink(path))
+        elif path.is_dir():
+            found[name] = "directory"
+        elif "" in keys:
+            found[name] = "ignored"
+        elif keys:
+            found[name] = str(_without(_read(path), keys))
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from postbc.files import load_tree
+
+        return load_tree(path)
+    return [json.loads(line) for line in path.open()] if path.suffix == ".jsonl" else json.loads(path.read_text())
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
+    if isinstance(value, (list, tuple)):
+        return [_without(v, keys) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _forked(
+    stage: Stage, directory: Path, delay: float | None = None, operations: tuple[int | None, Path] | None = None
+) -> int | None:
+    """Run in a fork (importing torch anew takes a second); its exit status, None if it was killed.
+
+    Args:
+        delay: kill it after so many seconds.
+        operations: (kill it at this file operation, or None; where to write how many there were).
+    """
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
+            count = _count_operations(directory, operations[0]) if operations else list
             stage(directory)
+            number = len(count())
+            if operations:
+                operations[1].write_text(str(number))
             status = 0
         except BaseException:
             traceback.print_exc()
@@ -61,3 +156,37 @@ def _forked(stage: Callable[[Path], None], directory: Path, delay: float | None 
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+
+
+def _count_operations(directory: Path, kill_at: int | None) -> Callable[[], list[str]]:
+    """From now on count this process's file operations in `directory`, and kill it just before the `kill_at`-th.
+
+    Python reports all of them to audit hooks whoever calls (pathlib too), but for fsync. Hooks stay: only for a forked child.
+    """
+    seen: list[str] = []
+    inside = os.fspath(directory.absolute())
+    changing = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+    fsync = os.fsync
+
+    def operation(name: str) -> None:
+        seen.append(name)
+        if len(seen) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            paths = [path] if writes else []
+        else:
+            paths = [a for a in arguments[:2] if isinstance(a, (str, bytes, os.PathLike))] if event in changing else []
+        if any(os.path.abspath(os.fsdecode(p)).startswith(inside) for p in paths if not isinstance(p, int)):
+            operation(f"{event} {paths}")
+
+    def counted(handle: int) -> None:
+        operation("fsync")
+        fsync(handle)
+
+    os.fsync = counted
+    sys.addaudithook(hook)
+    return lambda: list(seen)

@@ -112,14 +112,17 @@ class Lock:
                     ) from None  # fmt: skip
                 except OSError:  # a file system without locks
                     os.close(handle)
+                    if self._new:
+                        self.path.unlink(missing_ok=True)
                     break
                 if not (self.path.exists() and os.path.samestat(os.fstat(handle), os.stat(self.path))):
                     os.close(handle)  # its holder removed it in this moment
                     continue
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, str(os.getpid()).encode(), 0)
                 self._handle = handle
                 _LOCKS.add(self)
+                with contextlib.suppress(OSError):  # for people; a full disk says so later
+                    os.ftruncate(handle, 0)
+                    os.pwrite(handle, str(os.getpid()).encode(), 0)
             break
 
     def release(self, only_new: bool = False) -> None:
@@ -204,7 +207,7 @@ class Run:
         self._lock = Lock(self.directory)
         old = None
         try:
-            if "config.yaml" in there:
+            if (self.directory / "config.yaml").exists():
                 old = self._read(resume, {*revisable})
             self._metrics = Metrics(self.directory, self.config)
             remove_leftovers(self.directory)
