@@ -1,10 +1,15 @@
-"""The report: numbers equal those of statistics.py, the page is whole and self-contained, and any subset of material is enough."""
+"""The report: numbers equal those of statistics.py, the page is whole and self-contained, any subset of material is enough.
+
+Whatever lies in a run directory is an InputError, a note, or in the page as text.
+"""
 
 from __future__ import annotations
 
 import base64
 import csv
 import json
+import math
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,30 +17,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
-from torch import Tensor
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from postbc import cli, statistics
-from postbc.demonstrations import LOW_DIM_KEYS, Demonstrations, Normalization, Windows, chunk_windows, write_robomimic
+from postbc import statistics
 from postbc.errors import InputError
-from postbc.experiments import report_plots
-from postbc.experiments.action_distribution import action_distribution, switches, uncertainty
-from postbc.experiments.report import build
-from postbc.experiments.report_material import shared_and_differing, within
+from postbc.experiments import plots
+from postbc.experiments.material import Found, look, shared_and_differing, within
+from postbc.experiments.report import Content, Picture, build
 from postbc.experiments.summary import FIELDS, collect, compare_groups, group, verdict
-from postbc.nn import Generators, make_generators, randn
-from postbc.policies import DiffusionConfig, DiffusionPolicy
-from postbc.posterior.factor import Factor
+from postbc.stages.report import Report
 
 RATES = {"bc": [0.6, 0.62, 0.58, 0.64, 0.6], "sigma-bc": [0.7, 0.5, 0.66, 0.6, 0.62], "postbc": [0.8, 0.84, 0.79, 0.83, 0.82]}
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+MP4 = b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00"
+EVALUATION = {
+    "method": "bc", "agent_seed": 3, "episodes": 50, "success": 0.5, "success_interval": [0.4, 0.6], "chunk_success": 0.4,
+    "chunk_success_interval": [0.3, 0.5],
+}  # fmt: skip
+VERSIONS = {"torch": "2", "commit": "abc+changes", "command": "postbc finetune dsrl --policy '<bc>'", "robosuite": None}
 
 
-def entry(pretraining: str, seed: int, **changes: Any) -> dict[str, Any]:
+def result(pretraining: str, seed: int, **changes: Any) -> dict[str, Any]:
     after = RATES[pretraining][seed]
     return {
-        "task": "Lift", "data": "lift.hdf5", "finetuner": "dsrl-sac", "pretraining": pretraining, "seed": seed,
+        "format": 2, "task": "Lift", "data": "lift.hdf5", "finetuner": "dsrl-sac", "pretraining": pretraining, "seed": seed,
         "demonstrations": 5, "posterior_weight": 0.5 if pretraining == "postbc" else None,
         "sigma": 0.1 if pretraining == "sigma-bc" else None, "budget_env_steps": 1000, "episodes": 200, "success_before": 0.5,
         "success_after": after, "chunk_success_before": 0.45, "chunk_success_after": after - 0.05,
@@ -44,18 +51,21 @@ def entry(pretraining: str, seed: int, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def write(directory: Path, entries: list[dict[str, Any]], config: dict[str, Any] | None = None) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "results.json").write_text(json.dumps(entries))
-    if config is not None:
-        (directory / "config.yaml").write_text(yaml.safe_dump(config))
-        (directory / "versions.json").write_text(json.dumps({"torch": "2", "command": "postbc finetune dsrl"}))
+def write(directory: Path, *results: dict[str, Any], config: dict[str, Any] | None = None) -> Path:
+    """Run directories seed_<s> below `directory`."""
+    for one in results:
+        folder = directory / f"seed_{one['seed']}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(one))
+        if config is not None:
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+            (folder / "versions.json").write_text(json.dumps(VERSIONS))
     return directory
 
 
 def experiment(root: Path, **changes: Any) -> Path:
     for method in RATES:
-        write(root / f"dsrl-{method}", [entry(method, s, **changes) for s in range(5)], {"utd": 8, "policy": method})
+        write(root / method, *(result(method, s, **changes) for s in range(5)), config={"utd": 8, "policy": method})
     return root
 
 
@@ -78,9 +88,10 @@ def test_comparisons_are_those_of_statistics(tmp_path: Path) -> None:
 
 
 def test_pairs_use_shared_seeds_only_and_never_cross_settings(tmp_path: Path) -> None:
-    write(tmp_path / "a", [entry("bc", s) for s in (0, 1, 2)] + [entry("postbc", s) for s in (1, 2, 3)])
-    write(tmp_path / "b", [entry("bc", s, budget_env_steps=2000) for s in (0, 1)])
-    write(tmp_path / "c", [entry("postbc", s, finetuner="best-of-n") for s in (0, 1)])
+    write(tmp_path / "a", *(result("bc", s) for s in (0, 1, 2)))
+    write(tmp_path / "b", *(result("postbc", s) for s in (1, 2, 3)))
+    write(tmp_path / "c", *(result("bc", s, budget_env_steps=2000) for s in (0, 1)))
+    write(tmp_path / "d", *(result("postbc", s, finetuner="best-of-n") for s in (0, 1)))
     (pair,) = compare_groups(group(collect([tmp_path])[0])[0], "success_after")
     assert pair.result.seeds == 2
     assert pair.mean(pair.baseline) == pytest.approx(np.mean(RATES["bc"][1:3]))
@@ -97,8 +108,8 @@ def test_the_same_policies_under_two_finetuners_are_one_comparison_before(tmp_pa
 
 def test_best_of_n_is_one_setting_though_its_rollouts_take_different_steps(tmp_path: Path) -> None:
     for method in ("bc", "postbc"):
-        runs = [entry(method, s, finetuner="best-of-n", budget_env_steps=900 + 10 * s, rollout_episodes=300) for s in range(5)]
-        write(tmp_path / method, runs)
+        runs = [result(method, s, finetuner="best-of-n", budget_env_steps=900 + 10 * s, rollout_episodes=300) for s in range(5)]
+        write(tmp_path / method, *runs)
     groups = group(collect([tmp_path])[0])[0]
     assert [len(g.runs) for g in groups] == [5, 5]
     assert groups[0].setting.budget == "300 rollouts"
@@ -121,15 +132,24 @@ def test_verdicts(differences: list[float], p: float, expected: str) -> None:
     assert verdict(statistics.compare(d, np.zeros_like(d)), p) == expected
 
 
-def test_repeated_seeds_are_averaged_and_unfinished_runs_noted(tmp_path: Path) -> None:
-    write(tmp_path / "a", [entry("bc", 0, success_after=0.4), entry("bc", 1, success_after=None)])
-    write(tmp_path / "b", [entry("bc", 0, success_after=0.6, curve=[[0, 0.5], [1000, 0.6]])])
+def test_repeated_seeds_are_averaged(tmp_path: Path) -> None:
+    write(tmp_path / "a", result("bc", 0, success_after=0.4))
+    write(tmp_path / "b", result("bc", 0, success_after=0.6, curve=[[0, 0.5], [1000, 0.6]]))
     entries, notes = collect([tmp_path, tmp_path / "a"])  # overlapping directories: a file counts once
     assert len(entries) == 2
-    assert "not finished" in notes[0]
+    assert notes == []
     (only,), more = group(entries)
     assert only.values("success_after").tolist() == [0.5]
     assert "averaged" in more[0]
+
+
+def test_a_policy_of_unknown_pretraining_is_shown_and_not_compared(tmp_path: Path) -> None:
+    write(tmp_path / "a", result("bc", 0) | {"pretraining": None}, result("postbc", 1))
+    write(tmp_path / "b", result("postbc", 0))
+    groups = group(collect([tmp_path])[0])[0]
+    assert "given policy" in [g.label for g in groups]
+    assert compare_groups(groups, "success_after") == []
+    check(build_at(tmp_path, tmp_path / "report"))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------------------
@@ -138,12 +158,20 @@ def test_summary_and_csv(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "report/summary.json").read_text())
     assert len(summary) == 15
     assert all(list(e)[: len(FIELDS)] == list(FIELDS) for e in summary)
-    assert summary[0]["curve"] == entry("bc", 0)["curve"]
-    assert summary[0]["run"] == "runs/dsrl-bc"
+    assert summary[0]["curve"] == result("bc", 0)["curve"]
+    assert summary[0]["run"] == "runs/bc/seed_0"
     rows = list(csv.DictReader((tmp_path / "report/results.csv").open()))
     assert [float(r["success_after"]) for r in rows] == [e["success_after"] for e in summary]
     build([tmp_path / "report"], tmp_path / "again")  # a former report is material too
     assert (tmp_path / "again/summary.json").read_text() == (tmp_path / "report/summary.json").read_text()
+
+
+def test_a_former_report_of_the_first_version_is_read(tmp_path: Path) -> None:
+    old = [{k: v for k, v in result("bc", s).items() if k != "format"} | {"mystery": 1} for s in range(2)]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/summary.json").write_text(json.dumps(old))
+    text, _ = check(build_at(tmp_path / "old", tmp_path / "report"))
+    assert "mystery" in text  # said in the notes
 
 
 class Checker(HTMLParser):
@@ -157,12 +185,14 @@ class Checker(HTMLParser):
         self.fetched: list[str] = []
         self.seen: list[str] = []
         self.ids: list[str] = []
+        self.handlers: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
         values = {k: v or "" for k, v in attrs}
         self.fetched += [v for k, v in values.items() if k in ("src", "href", "xlink:href") and not v.startswith("#")]
         self.ids += [values["id"]] if "id" in values else []
+        self.handlers += [k for k in values if k.startswith("on")]
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -181,19 +211,26 @@ def check(path: Path) -> tuple[str, Checker]:
     checker = Checker()
     checker.feed(text)
     assert checker.open == []
+    assert checker.handlers == []
     assert all(v.startswith("data:") for v in checker.fetched)
     assert "script" not in checker.seen
+    assert text.startswith("<!DOCTYPE html>")
     assert 'name="viewport"' in text
     assert "prefers-color-scheme: dark" in text
     return text, checker
 
 
+def build_at(runs: Path, output: Path, title: str = "t") -> Path:
+    build([runs], output, title)
+    return output / "report.html"
+
+
 def test_page_is_whole_self_contained_and_follows_light_and_dark(tmp_path: Path) -> None:
     runs = experiment(tmp_path / "runs")
     (runs / "posterior").mkdir()
-    (runs / "posterior/posterior_seed_0.png").write_bytes(PNG)
+    (runs / "posterior/posterior.png").write_bytes(PNG)
     (runs / "evaluation/videos").mkdir(parents=True)
-    (runs / "evaluation/videos/failure_seed0_1000000007.mp4").write_bytes(b"not a real video")
+    (runs / "evaluation/videos/failure_seed0_1000000007.mp4").write_bytes(MP4)
     text, checker = check(build_at(runs, tmp_path / "report", title="A <b>bold</b> title"))
     assert "<b>bold</b>" not in text
     assert "&lt;bc&gt;" in text  # commands are shown, not interpreted
@@ -201,20 +238,15 @@ def test_page_is_whole_self_contained_and_follows_light_and_dark(tmp_path: Path)
     assert sum(v.startswith("data:video/mp4") for v in checker.fetched) == 1
     assert sum(v.startswith("data:image/png") for v in checker.fetched) == 1
     body = text[text.index("<body>") :]
-    for name, colours in report_plots.PALETTE.items():  # no fixed colour is left in a figure
+    for name, colours in plots.PALETTE.items():  # no fixed colour is left in a figure
         assert not any(colour in body for colour in colours), name
     assert "var(--post)" in body
-    for mark in ("PostBC higher", "0.816", "DSRL-SAC", "least possible 0.062"):
+    for mark in ("PostBC higher", "0.816", "DSRL-SAC", "least possible 0.062", "abc with changes"):
         assert mark in text
-    assert (tmp_path / "report/plots/lift--5-demonstrations--dsrl-sac-curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "report/plots/lift-5-demonstrations-dsrl-sac-curves.png").read_bytes()[:4] == b"\x89PNG"
     referred = set(re.findall(r'(?:url\(|href=")#([^)"]+)', text))
     assert referred
     assert all(checker.ids.count(name) == 1 for name in referred)  # two figures in one page must not share clips or markers
-
-
-def build_at(runs: Path, output: Path, title: str = "t") -> Path:
-    build([runs], output, title)
-    return output / "report.html"
 
 
 def test_wilson_intervals_of_a_group_are_pooled_over_episodes(tmp_path: Path) -> None:
@@ -226,8 +258,8 @@ def test_wilson_intervals_of_a_group_are_pooled_over_episodes(tmp_path: Path) ->
 
 
 def test_configurations_that_differ_are_shown(tmp_path: Path) -> None:
-    write(tmp_path / "runs/a", [entry("bc", 0)], {"utd": 8, "policy": "a", "net": {"hidden": 3}})
-    write(tmp_path / "runs/b", [entry("postbc", 0)], {"utd": 9, "policy": "b", "net": {"hidden": 3}})
+    write(tmp_path / "runs/a", result("bc", 0), config={"utd": 8, "policy": "a", "net": {"hidden": 3}})
+    write(tmp_path / "runs/b", result("postbc", 0), config={"utd": 9, "policy": "b", "net": {"hidden": 3}})
     text, _ = check(build_at(tmp_path / "runs", tmp_path / "report"))
     assert "Fields in which these runs differ" in text
     assert "no statement possible" in text
@@ -238,45 +270,41 @@ def test_configurations_that_differ_are_shown(tmp_path: Path) -> None:
 def test_any_subset_is_enough(tmp_path: Path, kept: str) -> None:
     runs = tmp_path / "runs"
     if kept in RATES:
-        write(runs / "x", [entry(kept, 0, curve=[], data=None, demonstrations=None, wall_clock_s=None, command=None)])
+        write(runs, result(kept, 0, curve=[], data=None, demonstrations=None, wall_clock_s=None, command=None))
     elif kept == "evaluation":
         (runs / "x").mkdir(parents=True)
-        rate = {"success": 0.5, "success_interval": [0.4, 0.6], "chunk_success": 0.4, "chunk_success_interval": [0.3, 0.5]}
-        value = {"method": "bc", "members": [{"seed": 3, "episodes": 50, **rate}]}
-        (runs / "x/evaluation.json").write_text(json.dumps(value))
+        (runs / "x/evaluation.json").write_text(json.dumps(EVALUATION))
     else:
-        (runs / "x").mkdir(parents=True)
-        (runs / "x/config.yaml").write_text("data:\n  demonstrations: gone.hdf5\n")
-        (runs / "x/policy.safetensors").write_bytes(b"")
-        (runs / "x/policy.json").write_text(json.dumps({"seeds": [0], "about": {"method": "bc"}}))
+        (runs / "x/seed_0").mkdir(parents=True)
+        (runs / "x/seed_0/config.yaml").write_text("data:\n  demonstrations: gone.hdf5\n")
+        (runs / "x/seed_0/policy.safetensors").write_bytes(b"")
     text, _ = check(build_at(runs, tmp_path / "report"))
     assert "nothing can be compared" in text
     assert ("not pictured" in text) == (kept == "pretraining")
+    assert ("[0.40, 0.60]" in text) == (kept == "evaluation")
 
 
-def test_files_that_are_too_large_stay_outside(tmp_path: Path) -> None:
-    found = []
-    for i, size in enumerate((400_000, 700_000, 300_000)):
-        path = tmp_path / f"{i}.mp4"
-        path.write_bytes(b"0" * size)
-        found.append((path.name, path))
+def test_files_that_are_too_large_stay_outside() -> None:
+    found = [Found(f"{i}.mp4", Path(f"{i}.mp4"), size) for i, size in enumerate((400_000, 700_000, 300_000))]
     chosen, left = within(found, megabytes=1.0, number=5)
-    assert [name for name, _ in chosen] == ["0.mp4", "2.mp4"]
+    assert [f.name for f in chosen] == ["0.mp4", "2.mp4"]
     assert left == 1
     assert within(found, 9, 2)[1] == 1
 
 
+# -- what must not be trusted --------------------------------------------------------------------------------------------------
 BAD: dict[str, tuple[Any, str]] = {
-    "not json": ("{", "cannot be read"),
-    "not a list": ({}, "holds a list"),
-    "missing field": ([{k: v for k, v in entry("bc", 0).items() if k != "episodes"}], "episodes"),
-    "null": ([entry("bc", 0, success_before=None)], "success_before"),
-    "rate above one": ([entry("bc", 0, success_after=1.2)], "success_after"),
-    "NaN": ([entry("bc", 0, success_after=float("nan"))], "success_after"),
-    "unknown method": ([{**entry("bc", 0), "pretraining": "dagger"}], "pretraining"),
-    "no episodes": ([entry("bc", 0, episodes=0)], "episodes"),
-    "backward curve": ([entry("bc", 0, curve=[[5, 0.1], [4, 0.2]])], "curve"),
-    "short points": ([entry("bc", 0, curve=[[5]])], "curve"),
+    "not json": ("{", "not JSON"),
+    "a list, as the first version wrote it": ([result("bc", 0)], "earlier postbc"),
+    "another format": (result("bc", 0, format=1), "earlier postbc"),
+    "missing field": ({k: v for k, v in result("bc", 0).items() if k != "episodes"}, "episodes"),
+    "null": (result("bc", 0, success_before=None), "success_before"),
+    "rate above one": (result("bc", 0, success_after=1.2), "success_after"),
+    "NaN": (result("bc", 0, success_after=float("nan")), "NaN"),
+    "unknown method": (result("bc", 0) | {"pretraining": "dagger"}, "pretraining"),
+    "no episodes": (result("bc", 0, episodes=0), "episodes"),
+    "backward curve": (result("bc", 0, curve=[[5, 0.1], [4, 0.2]]), "curve"),
+    "short points": (result("bc", 0, curve=[[5]]), "curve"),
 }
 
 
@@ -292,104 +320,130 @@ def test_bad_results_are_input_errors_and_nothing_is_written(tmp_path: Path, nam
 
 
 def test_bad_directories(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such run directory"):
-        build([tmp_path / "none"], tmp_path / "report")
+    for bad in (tmp_path / "none", tmp_path / ("x" * 300), Path("\0")):
+        with pytest.raises(InputError):
+            build([bad], tmp_path / "report")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="nothing to report"):
         build([tmp_path / "empty"], tmp_path / "report")
     runs = experiment(tmp_path / "runs")
     with pytest.raises(InputError, match="holds a run"):
-        build([runs], runs / "dsrl-bc")
+        build([runs], runs / "bc/seed_0")
 
 
-def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "report", ("postbc.experiments.report_command:Report", ""))
+def test_markup_in_any_name_is_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "<script>alert(1)</script>[/red]$\\frac{$"
+    folder = tmp_path / "<img src=x onerror=y>[bold]"
+    experiment(folder / "runs", task=evil, data=evil, command=evil, commit=evil, finetuner=evil)
+    for name, values in {"evaluation.json": EVALUATION | {"method": evil}, "versions.json": {evil: evil}}.items():
+        (folder / name).write_text(json.dumps(values))
+    (folder / "config.yaml").write_text(yaml.safe_dump({evil: {evil: [evil]}}))
+    (folder / "evaluation.json").write_text(json.dumps(EVALUATION | {"agent_seed": "<script>"}))
+    (folder / "posterior[red].png").write_bytes(PNG)
+    Report((folder,), tmp_path / "report [/red]", evil).run()
+    text, checker = check(tmp_path / "report [/red]/report.html")
+    assert "&lt;script&gt;alert(1)" in text
+    assert "onerror=y&gt;" in text
+    assert "[/red]" in capsys.readouterr().out
+    assert "left out" in text  # the evaluation
+    assert checker.seen.count("img") == 1
+
+
+def test_only_real_pictures_of_the_run_directory_are_embedded(tmp_path: Path) -> None:
+    runs, outside = experiment(tmp_path / "runs"), tmp_path / "secret.png"
+    outside.write_bytes(PNG)
+    (runs / "posterior").mkdir()
+    os.symlink(outside, runs / "posterior/out.png")
+    os.symlink(tmp_path, runs / "posterior/up")
+    os.symlink("loop.mp4", runs / "posterior/loop.mp4")
+    os.mkfifo(runs / "posterior/pipe.png")
+    (runs / "posterior/text.png").write_text("root:x:0:0")
+    (runs / "posterior/text.mp4").write_text("root:x:0:0")
+    (runs / ".hidden").mkdir()
+    (runs / ".hidden/posterior.png").write_bytes(PNG)
+    _, checker = check(build_at(runs, tmp_path / "report"))
+    assert checker.fetched == []
+    os.symlink("../real.png", runs / "posterior/inside.png")
+    (runs / "real.png").write_bytes(PNG)
+    assert len(look([runs]).posterior_pictures()) == 0  # its real name says nothing of a posterior
+
+
+def test_files_of_other_types_are_notes(tmp_path: Path) -> None:
     runs = experiment(tmp_path / "runs")
-    assert cli.main(["report", str(runs / "dsrl-bc"), str(runs / "dsrl-postbc"), "--output", str(tmp_path / "out")]) == 0
+    garbage = {"evaluation.json": "[1, 2]", "versions.json": '"text"', "config.yaml": "a: &x [1]\nb: *x"}
+    for name, text in garbage.items():
+        (runs / name).write_text(text)
+    (runs / "bc/seed_0/config.yaml").write_bytes(b"\xff\xfe\x00")
+    (runs / "bc/seed_1/versions.json").write_text("[" * 100_000)
+    (runs / "bc/seed_1/metrics.csv").write_bytes(b"\x00\xff")
+    text, _ = check(build_at(runs, tmp_path / "report"))
+    for name in garbage:
+        assert f"runs/{name} is left out" in text
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["<b>", "$x$", "[/red]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+KINDS: dict[str, dict[str, Any]] = {
+    "results.json": result("bc", 0), "evaluation.json": EVALUATION, "versions.json": VERSIONS,
+    "config.yaml": {"data": {"demonstrations": "x", "chunk": 4}, "utd": 8}, "summary.json": result("bc", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_files_are_input_errors_or_reports(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, kind: str, data: st.DataObject
+) -> None:
+    monkeypatch.setattr(Content, "draw", lambda self, name, figure, caption: Picture(caption))  # written out, it takes seconds
+    tmp_path = tmp_path_factory.mktemp("mutated")
+    values: Any = dict(KINDS[kind])
+    for key in data.draw(st.lists(st.sampled_from([*values, "more"]), max_size=2)):
+        if data.draw(st.booleans()):
+            values.pop(key, None)
+        else:
+            values[key] = data.draw(PLAIN)
+    if data.draw(st.integers(0, 5)) == 0:
+        values = data.draw(PLAIN)
+    values = [values] if kind == "summary.json" else values
+    text = yaml.safe_dump(values) if kind == "config.yaml" else json.dumps(values)
+    content = text.encode()
+    if data.draw(st.integers(0, 4)) == 0:
+        cut = data.draw(st.integers(0, len(content)))
+        content = content[:cut] + data.draw(st.binary(max_size=4)) + content[cut + 1 :]
+    runs = tmp_path / "runs"
+    if kind != "summary.json":
+        write(runs / "other", result("postbc", 0))
+    (runs / "seed_0" if kind != "summary.json" else runs).mkdir(parents=True)
+    ((runs / "seed_0" if kind != "summary.json" else runs) / kind).write_bytes(content)
+    try:
+        build([runs], tmp_path / "report")
+    except InputError as error:
+        said = str(error)
+        assert kind in said or "nothing to report" in said
+        assert kind in ("results.json", "summary.json")
+        assert not (tmp_path / "report").exists()
+    else:
+        check(tmp_path / "report/report.html")
+        for entry in json.loads((tmp_path / "report/summary.json").read_text()):
+            assert math.isfinite(entry["success_after"])
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    runs = experiment(tmp_path / "runs")
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(InputError):
+        build([runs], tmp_path / "report")
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = experiment(tmp_path / "runs")
+    Report((runs / "bc", runs / "postbc"), tmp_path / "out").run()
     out = capsys.readouterr().out
     assert "PostBC higher" in out
     assert str(tmp_path / "out/report.html") in out
-    assert cli.main(["report", str(tmp_path / "none"), "--output", str(tmp_path / "out2")]) == 2
-
-
-# -- action distributions ------------------------------------------------------------------------------------------------------
-class Wide:
-    """Its spread is the first observation, times `scale`."""
-
-    members, observation_dim, chunk, action_dim = 1, 2, 3, 4
-
-    def __init__(self, scale: float) -> None:
-        self.scale = scale
-
-    def loss(self, observation: Tensor, chunk: Tensor, generators: Generators) -> Tensor:
-        raise NotImplementedError
-
-    def sample(self, observation: Tensor, noise: Tensor | None = None, generators: Generators | None = None) -> Tensor:
-        assert generators is not None
-        wide = torch.tensor([1.0, 3.0, 2.0, 9.0]) * randn(generators, observation.shape[1], 3, 4)
-        return self.scale * observation[:, :, :1, None] * wide
-
-
-def some_windows() -> Windows:
-    rng = np.random.default_rng(0)
-    observations = np.column_stack([np.linspace(0.1, 1, 100), rng.random(100)]).astype(np.float32)
-    chunks = rng.uniform(-0.5, 0.5, (100, 3, 4)).astype(np.float32)
-    chunks[:, :, 3] = np.sign(chunks[:, :, 3])  # a gripper
-    return Windows(observations, chunks, np.arange(100) % 4, np.arange(100) // 4)
-
-
-def test_action_distribution_dense_and_sparse() -> None:
-    windows = some_windows()
-    rows = torch.zeros(100, 2, 12)
-    rows[:, 0, :4] = torch.as_tensor(windows.observations[:, :1])  # posterior std of the first action = first observation
-    rows[:, 1, 4:] = 100  # later actions of the chunk do not count
-    found = action_distribution({"narrow": Wide(0.1), "wide": Wide(0.2)}, windows, Factor(rows))
-    assert uncertainty(windows, Factor(rows)) == pytest.approx(windows.observations[:, 0])
-    assert found.axes == (1, 2)  # the widest two that are no switch
-    dense, sparse = windows.observations[:10, 0].mean(), windows.observations[-10:, 0].mean()
-    assert found.spread["dense"]["narrow"] == pytest.approx(0.1 * dense * 2, rel=0.05)  # mean of 1, 3, 2
-    assert found.spread["sparse"]["wide"] == pytest.approx(0.2 * sparse * 2, rel=0.05)
-    assert found.samples["sparse"]["wide"] == pytest.approx(
-        2 * found.samples["sparse"]["narrow"], rel=1e-4
-    )  # same latent noise
-    assert found.demonstrated["sparse"] == pytest.approx(windows.chunks[95, 0])
-    assert found.posterior_std["dense"] == pytest.approx(np.full(4, windows.observations[5, 0]))
-    assert switches(windows.chunks[:, 0]).tolist() == [False, False, False, True]
-    report_plots.actions(found, {"narrow": "bc", "wide": "post"})
-
-
-def test_uncertainty_without_a_posterior_is_distance_to_other_trajectories() -> None:
-    x = np.array([[0.0], [0.1], [0.05], [5.0], [5.0]], np.float32)
-    windows = Windows(x, np.zeros((5, 1, 2), np.float32), np.array([0, 0, 1, 1, 1]), np.arange(5))
-    # the two of trajectory 0 are measured against 0.05, 5 and 5; 5 against 0 and 0.1
-    assert uncertainty(windows) == pytest.approx([(0.05 + 10) / 3, (0.05 + 9.8) / 3, 0.075 * 2 / 3, 4.95, 4.95], abs=0.03)
-
-
-def test_policies_are_pictured_with_their_demonstrations(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    lengths = (30, 40)
-    data = Demonstrations.from_arrays(
-        [rng.random((n, 4), np.float32) for n in lengths], [rng.uniform(-1, 1, (n, 2)).astype(np.float32) for n in lengths],
-        observation_keys=LOW_DIM_KEYS, observation_dims=(1, 1, 1, 1), environment={"env_name": "Lift"},
-    )  # fmt: skip
-    write_robomimic(tmp_path / "data.hdf5", data)
-    normalization = Normalization.fit(data)
-    assert len(chunk_windows(data, 2))
-    for method in ("bc", "postbc"):
-        policy = DiffusionPolicy(
-            DiffusionConfig(chunk=2, hidden=8, denoising_steps=4, inference_steps=2), 4, 2, [0, 1], make_generators([0, 1]),
-            [normalization], {"method": method, "posterior_weight": 1.0 if method == "postbc" else None},
-        )  # fmt: skip
-        folder = tmp_path / "runs" / method
-        policy.save(folder / "policy.safetensors")
-        config = {
-            "seeds": [0, 1],
-            "data": {"demonstrations": str(tmp_path / "data.hdf5"), "chunk": 2, "num_trajectories": None},
-        }
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    text, checker = check(build_at(tmp_path / "runs", tmp_path / "report"))
-    assert "not pictured" not in text
-    assert checker.seen.count("svg") == 1
-    assert "PostBC (α=1)" in text
-    assert "nearest demonstrated states of other trajectories" in text
-    assert "one and the same set of demonstrations" in text
+    with pytest.raises(InputError):
+        Report((), tmp_path / "out")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,9 +17,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from postbc import statistics
-from postbc.experiments.action_distribution import ActionDistribution
 from postbc.experiments.summary import Group
-from postbc.runs import atomic_path
+
+if TYPE_CHECKING:  # it brings torch
+    from postbc.experiments.action_distribution import ActionDistribution
 
 #: CSS variable -> (light, dark). The methods differ in marker and line too, for eyes that do not tell hues apart.
 PALETTE: dict[str, tuple[str, str]] = {
@@ -36,7 +36,10 @@ PALETTE: dict[str, tuple[str, str]] = {
 MARKERS = {"bc": "o", "sigma": "s", "post": "^", "extra": "D", "extra2": "v"}
 LINES: dict[str, Any] = {"bc": (0, (5, 2)), "sigma": (0, (2, 1.5)), "post": "-", "extra": "-.", "extra2": (0, (6, 1, 1, 1))}
 WIDTH = 4.2  # inches = 302 SVG units, narrower than a phone: text is at least as large there as it says here
-_RC: Any = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.linewidth": 0.8, "legend.frameon": False}
+_RC: Any = {
+    "text.parse_math": False, "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.linewidth": 0.8,
+    "legend.frameon": False,
+}  # fmt: skip
 
 
 def light(name: str) -> str:
@@ -51,7 +54,7 @@ def hues(groups: Sequence[Group]) -> dict[str, str]:
     spare = ["extra", "extra2"]
     for g in groups:
         if g.label not in chosen:
-            hue = own[g.pretraining]
+            hue = own.get(g.pretraining or "", spare[0])
             chosen[g.label] = hue if hue not in chosen.values() else spare[0]
             if chosen[g.label] == spare[0]:
                 spare.reverse()
@@ -154,8 +157,8 @@ def actions(found: ActionDistribution, colours: Mapping[str, str]) -> Figure:
     return figure
 
 
-def svg(figure: Figure, salt: str, title: str) -> str:
-    """Inline SVG that scales with the page and takes its colours from the page's variables; `title` is read by screen readers."""
+def svg(figure: Figure, salt: str) -> str:
+    """Inline SVG that scales with the page and takes its colours from the page's variables."""
     text = io.StringIO()
     with rc_context({**_RC, "svg.hashsalt": salt}):  # another salt a figure, so that ids differ within one page
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -164,15 +167,15 @@ def svg(figure: Figure, salt: str, title: str) -> str:
     picture = re.sub(r"<metadata>.*?</metadata>", "", picture, flags=re.S)
     picture = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", picture, count=1)
     picture = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", picture, count=1)
-    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    picture = picture.replace("<svg ", f'<svg role="img" aria-label="{escaped}" ', 1)
     picture = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", picture)
     for name, (colour, _) in PALETTE.items():
         picture = picture.replace(colour, f"var(--{name})")
     return picture
 
 
-def save_png(figure: Figure, path: Path) -> None:
+def png(figure: Figure) -> bytes:
     """The light variant on white, for papers and slides."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=200, facecolor="white")
+    data = io.BytesIO()
+    with rc_context(_RC):
+        figure.savefig(data, format="png", dpi=200, facecolor="white")
+    return data.getvalue()

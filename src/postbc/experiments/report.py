@@ -1,57 +1,124 @@
-"""The report: one self-contained HTML file, figures as PNG, summary.json and results.csv, from whatever run directories hold."""
+"""The report: one self-contained HTML file, figures as PNG, summary.json and results.csv, from whatever run directories hold.
+
+Everything is read and drawn in memory first: a report is written whole or not at all. `page.html.j2` holds every piece of HTML.
+"""
 
 from __future__ import annotations
 
+import base64
+import importlib.resources
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from postbc.errors import InputError
-from postbc.experiments import report_material as material
-from postbc.experiments import report_page as html
-from postbc.experiments import report_sections as sections
-from postbc.experiments.report_sections import MEASURES, Content
-from postbc.experiments.summary import collect, compare_groups, group, write_summary
-from postbc.runs import write_text
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
 
-QUESTION = (
-    "Behavioral cloning (BC) fits the actions that it saw. Where demonstrations are sparse it commits to the few of them, and "
-    "reinforcement learning, which starts from its rollouts, never meets the alternatives. Posterior behavioral cloning (PostBC) adds "
-    "noise with the posterior covariance of the demonstrator's action to the training targets: wide where the demonstrations leave the "
-    "action uncertain, nothing where they do not. Does RL finetuning then reach more from PostBC than from BC, and than from BC with "
-    "uniform noise (σ-BC), without a worse start?"
-)
-READING = (
-    "Methods are compared seed by seed: a seed shares its demonstrations and evaluation episodes between methods. Intervals and "
-    "p-values of differences are Student's over seeds, because a seed is what an experiment repeats; p-values are Holm-adjusted over "
-    "all rows of one measure. The exact sign-flip test over seeds is given beside them, with the least value it can take for that "
-    "number of seeds. Wilson intervals are over evaluation episodes: they describe these trained policies, not the method."
-)
+from postbc import statistics
+from postbc.errors import require
+from postbc.experiments import material as found_in
+from postbc.experiments import plots, summary
+from postbc.experiments.material import Found, Material, Stage, within
+from postbc.experiments.summary import FINETUNERS, PRETRAINING, Entry, Group, Pair, Setting
+from postbc.files import write_bytes
+from postbc.progress import progress
+
+MEASURES = {
+    "success_after": "after finetuning", "area": "mean success over the budget", "success_before": "before finetuning"
+}  # fmt: skip
+#: Fields of a run's configuration that are meant to differ between methods and seeds
+EXPECTED = ("output", "seed", "seeds", "policy", "policy_fingerprint", "fingerprint", "posterior", "resume", "jobs")
+DRAWN = 16
+"""Most groups in one figure."""
+
+
+class Cell(NamedTuple):
+    """A value, and small lines under it."""
+
+    value: str
+    small: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Turns into cards on a phone. Columns in `text` are left-aligned."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    text: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the page: inline SVG, or a PNG or MP4 as a data URL."""
+
+    caption: str
+    svg: Markup | None = None
+    image: str | None = None
+    video: str | None = None
+
+
+@dataclass
+class Content:
+    """All that a report is made of."""
+
+    entries: list[Entry]
+    groups: list[Group]
+    pairs: dict[str, list[Pair]]
+    """Measure -> comparisons."""
+    material: Material
+    stages: list[Stage]
+    notes: list[str]
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Name -> content, beside the page."""
+
+    @property
+    def settings(self) -> list[Setting]:
+        return list(dict.fromkeys(g.setting for g in self.groups))
+
+    def of(self, setting: Setting) -> list[Group]:
+        return [g for g in self.groups if g.setting == setting]
+
+    def draw(self, name: str, figure: Figure, caption: str) -> Picture:
+        """The figure for the page, and as a PNG file."""
+        self.files[f"plots/{name}.png"] = plots.png(figure)
+        return Picture(caption, svg=Markup(plots.svg(figure, name)))  # matplotlib escapes its text
 
 
 def gather(directories: Sequence[Path]) -> Content:
     """Read everything. InputError if there is nothing to report, or a results.json is damaged."""
-    entries, notes = collect(directories)
-    groups, more = group(entries)
-    pairs = {measure: compare_groups(groups, measure) for measure in MEASURES}
-    found = material.stages(directories)
-    if not entries and not found and not material.find(directories, "evaluation.json"):
-        raise InputError(
-            "There is nothing to report here.", file=", ".join(map(str, directories)),
-            expected="results.json, evaluation.json or run directories of postbc", remedy="give the directories of finished runs",
-        )  # fmt: skip
-    if any(s.kind == "pretraining" and _one_subset(s.config) for s in found):
+    material = found_in.look(directories)
+    entries, notes = summary.collect(directories, material)
+    groups, more = summary.group(entries)
+    pairs = {measure: summary.compare_groups(groups, measure) for measure in MEASURES}
+    stages = material.stages()
+    require(
+        entries or stages or material.named("evaluation.json"), "There is nothing to report here.",
+        file=", ".join(map(str, directories)), expected="results.json, evaluation.json or run directories of postbc",
+        remedy="give the directories of finished runs",
+    )  # fmt: skip
+    if _one_subset([s for s in stages if s.kind == "pretraining"]):
         more.append(
             "All seeds were pretrained on one and the same set of demonstrations: intervals over seeds hold for these demonstrations, "
             "and say nothing about others."
         )
-    return Content(entries, groups, pairs, found, list(directories), notes + more)
+    return Content(entries, groups, pairs, material, stages, notes + more)
 
 
-def _one_subset(config: dict[str, Any]) -> bool:
-    several = isinstance(config.get("seeds"), list) and len(config["seeds"]) > 1
-    return several and (config.get("data.subset_seed") is not None or config.get("data.num_trajectories", 0) is None)
+def _one_subset(stages: Sequence[Stage]) -> bool:
+    lots = found_in.by_kind(stages, lambda s: str(s.path.parent))
+    known = [[s.config for s in lot if s.config] for lot in lots.values() if len(lot) > 1]
+    return any(
+        all(c.get("data.subset_seed") is not None or c.get("data.num_trajectories", 0) is None for c in configs)
+        for configs in known
+        if configs
+    )
 
 
 def build(directories: Sequence[Path], output: Path, title: str = "Posterior behavioral cloning") -> Content:
@@ -60,34 +127,269 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
     Raises:
         InputError: nothing to report, a damaged results.json, or `output` is a run's directory.
     """
-    if (output / "config.yaml").exists():
-        raise InputError(
-            "The output directory holds a run.", file=output, found="config.yaml", remedy="choose another --output"
-        )
+    require(
+        not (output / "config.yaml").exists(), "The output directory holds a run.", file=output, found="config.yaml",
+        remedy="choose another --output",
+    )  # fmt: skip
     content = gather(directories)
-    if content.entries:
-        write_summary(content.entries, output)
-    head = f"<header><p class=soft>postbc report · {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC</p>"
-    body = "".join(
-        [
-            f"{head}<h1>{html.escape(title)}</h1></header>\n",
-            html.section("The question", html.paragraph(QUESTION)),
-            html.section("The answer here", sections.answer(content)),
-            html.section("Before and after finetuning", *(sections.setting(content, s, output) for s in content.settings)),
-            html.section(
-                "PostBC against BC and σ-BC",
-                sections.comparisons(content),
-                html.paragraph(READING if content.groups else "", True),
-            ),
-            html.section("Pretrained policies", sections.evaluations(content)),
-            html.section("What the policies would do", sections.actions(content, output)),
-            html.section("Where the demonstrations leave the action uncertain", sections.posterior(content)),
-            html.section("Videos", sections.videos(content)),
-            html.section("The setting", sections.configurations(content)),
-            html.section("Every run", sections.runs(content)),
-            html.section("How to make it again", sections.commands(content)),
-            html.section("Notes", html.bullets(content.notes)),
-        ]
-    )
-    write_text(output / "report.html", html.page(title, body))
+    with progress("Report", len(content.settings) + 3) as bar:
+        context: dict[str, Any] = {"title": title, "now": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC", "settings": []}
+        for number, of in enumerate(content.settings):
+            context["settings"].append(setting(content, of, number))
+            bar.advance()
+        context |= {"answer": answer(content), "comparisons": comparisons(content), "evaluations": evaluations(content)}
+        context["actions"] = actions(content)
+        bar.advance()
+        context |= {"posterior": posterior(content), "videos": videos(content), "configurations": configurations(content)}
+        context |= {"runs": runs(content), **commands(content)}
+        content.notes += content.material.notes
+        page = _template().render(**context, palette=plots.PALETTE, groups=bool(content.groups), notes=content.notes)
+        bar.advance()
+        if content.entries:
+            content.files |= {
+                name: text.encode("utf-8", "replace") for name, text in summary.summary_files(content.entries).items()
+            }
+        content.files["report.html"] = page.encode("utf-8", "replace")  # last: it is there when all is there
+        for name, data in content.files.items():
+            write_bytes(output / name, data)
+        bar.advance()
     return content
+
+
+@lru_cache(maxsize=1)
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    text = importlib.resources.files("postbc.experiments").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+# -- results -------------------------------------------------------------------------------------------------------------------
+def signed(pair: Pair) -> tuple[str, ...]:
+    """("+0.07", "[−0.02, +0.16]")."""
+    r = pair.result
+    interval = (f"[{r.low:+.2f}, {r.high:+.2f}]",) if math.isfinite(r.low) else ()
+    return tuple(part.replace("-", "−") for part in (f"{r.difference:+.2f}", *interval))
+
+
+def answer(content: Content) -> dict[str, Any]:
+    """What the comparisons say, in sentences: settings, each with (before the verdict, verdict, after it); and the start."""
+    final, start = content.pairs["success_after"], content.pairs["success_before"]
+    worse = [p for p in start if p.verdict == "PostBC lower"]
+    equal = [p for p in start if p.verdict.startswith(("equal", "PostBC higher"))]
+    if worse:
+        before = f"PostBC starts lower than the baseline in {len(worse)} of {len(start)} comparisons."
+    elif len(equal) == len(start):
+        before = "PostBC's pretrained success is nowhere lower than the baselines'."
+    else:
+        before = (
+            f"No pretrained PostBC policy is distinguishably worse than its baseline; in {len(start) - len(equal)} of {len(start)} "
+            "comparisons the intervals leave a difference of more than 0.05 open."
+        )
+    said: dict[Setting, list[tuple[str, str, str]]] = {}
+    for p in final:
+        p_value = f", p = {p.p_holm:.2g}" if p.result.seeds > 1 else ""
+        seeds = f"{p.result.seeds} seed{'s' if p.result.seeds > 1 else ''}"
+        rates = f"{p.ours.label} {p.mean(p.ours):.2f}, {p.baseline.label} {p.mean(p.baseline):.2f}: "
+        said.setdefault(p.setting, []).append((rates, p.verdict, f" ({' '.join(signed(p))}{p_value}, {seeds})"))
+    return {"settings": [(of.title, lines) for of, lines in said.items()], "before": before}
+
+
+def _rate(g: Group, field_name: str) -> Cell:
+    values = g.values(field_name)
+    mean, low, high = statistics.mean_interval(values)
+    wilson = g.pooled_interval(field_name)
+    seeds = f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]" if len(values) > 1 else "one seed"
+    return Cell(f"{mean:.3f}", (f"episodes [{wilson[0]:.2f}, {wilson[1]:.2f}]", seeds))
+
+
+def setting(content: Content, of: Setting, number: int) -> dict[str, Any]:
+    """Table and figures of one setting."""
+    groups = content.of(of)
+    curves = any(len(curve) > 2 for g in groups for curve in g.curves)  # two points are the table's own
+    rows = [
+        [
+            Cell(g.label), Cell(str(len(g.runs))), _rate(g, "success_before"), _rate(g, "success_after"),
+            Cell(f"{(g.values('success_after') - g.values('success_before')).mean():+.3f}".replace("-", "−")),
+            *([Cell(f"{g.values('area').mean():.3f}")] if curves else []),
+        ]
+        for g in groups
+    ]  # fmt: skip
+    episodes = " or ".join(map(str, sorted({run.episodes for g in groups for run in g.runs})[:5]))
+    caption = (
+        f"{of.budget or 'budget not recorded'}; {episodes} evaluation episodes a run; "
+        "95 % intervals over episodes (Wilson) and over seeds (Student)"
+    )
+    header = ["pretraining", "seeds", "before", "after", "gain", *(["mean over budget"] if curves else [])]
+    slug = "-".join(filter(None, "".join(c if c.isascii() and c.isalnum() else " " for c in of.title.lower()).split()))[:80]
+    if any(name.startswith(f"plots/{slug}-") for name in content.files):  # the same title with another budget or data
+        slug = f"{slug}-{number}"
+    drawn = groups[:DRAWN]
+    if len(groups) > DRAWN:
+        content.notes.append(f"{of.title}: {DRAWN} of {len(groups)} methods are drawn, all are in the table")
+    text = "Success before and after finetuning: marks are means, ticks the seeds, bars 95 % intervals over seeds."
+    pictures = [content.draw(f"{slug}-before-after", plots.before_after(drawn), text)]
+    if curves:
+        text = "Learning curves from the pretrained score on: mean, thin lines for the seeds, 95 % bootstrap band over seeds."
+        pictures.append(content.draw(f"{slug}-curves", plots.learning_curves(drawn), text))
+    return {"title": of.title, "table": Table(header, rows, caption), "pictures": pictures}
+
+
+def comparisons(content: Content) -> list[Table]:
+    """Every difference with its interval, p-values and verdict."""
+    tables = []
+    for measure, name in MEASURES.items():
+        pairs = content.pairs[measure]
+        if measure == "area":
+            pairs = [p for p in pairs if any(len(curve) > 2 for g in (p.ours, p.baseline) for curve in g.curves)]
+        rows = [
+            [
+                Cell(f"{p.ours.label} − {p.baseline.label}", (p.setting.title,)), Cell(signed(p)[0], signed(p)[1:]),
+                Cell(f"{p.p_holm:.2g}" if p.result.seeds > 1 else "–", (f"unadjusted {p.result.p:.2g}",)),
+                Cell(f"{p.result.p_sign_flip:.2g}", (f"least possible {p.result.p_sign_flip_minimum:.2g}",)),
+                Cell(str(p.result.seeds), (f"ahead in {p.result.wins}, behind in {p.result.losses}",)), Cell(p.verdict),
+            ]
+            for p in pairs
+        ]  # fmt: skip
+        header = ["difference of", "difference", "p (t, Holm)", "p (sign flip)", "seeds", "verdict"]
+        if rows:
+            tables.append(Table(header, rows, f"Success {name}" if measure != "area" else name.capitalize(), text=(5,)))
+    return tables
+
+
+def evaluations(content: Content) -> Table | None:
+    """Rates of `postbc evaluate` runs."""
+    rows = []
+    for found in content.material.named("evaluation.json"):
+        e = content.material.json(found, found_in.Evaluated)
+        if e is not None:
+            where, method = str(Path(found.name).parent), PRETRAINING.get(e.method or "", "–")
+            seed = "–" if e.agent_seed is None else str(e.agent_seed)
+            rates = [
+                Cell(f"{rate:.3f}", ("[{:.2f}, {:.2f}]".format(*interval),))
+                for rate, interval in ((e.success, e.success_interval), (e.chunk_success, e.chunk_success_interval))
+            ]
+            rows.append([Cell(where, (method,)), Cell(seed), Cell(str(e.episodes)), *rates])
+    caption = (
+        "95 % Wilson intervals. Any step: some environment step was successful; whole chunk: every step of some chunk was."
+    )
+    return Table(["evaluation", "seed", "episodes", "any step", "whole chunk"], rows, caption) if rows else None
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------------------
+def actions(content: Content) -> list[tuple[Picture, Table]]:
+    """Action distributions of pretrained policies."""
+    if not any(s.kind == "pretraining" for s in content.stages):
+        return []
+    from postbc.experiments.action_distribution import pictured
+
+    found, notes = pictured(content.stages)
+    content.notes += notes
+    parts = []
+    for number, item in enumerate(found):
+        hue = {"bc": "bc", "sigma-bc": "sigma", "postbc": "post"}
+        drawn = plots.actions(item.distribution, {name: hue[method] for name, method in item.methods.items()})
+        caption = (
+            f"Samples of the first action of a chunk (normalised units) at one dense and one sparse state of {item.data}, seed "
+            f"{item.seed}; + is the demonstrated action. Spread: standard deviation at a state, averaged over action dimensions "
+            "(switches such as a gripper left out) and over states."
+        )
+        dense, sparse = (item.distribution.spread[kind] for kind in ("dense", "sparse"))
+        rows = [
+            [Cell(n), *(Cell(f"{v:.{d}f}") for v, d in ((dense[n], 3), (sparse[n], 3), (sparse[n] / max(dense[n], 1e-9), 2)))]
+            for n in item.methods
+        ]
+        table = Table(["policy", "spread, dense", "spread, sparse", "ratio"], rows, item.distribution.definition.capitalize())
+        parts.append((content.draw(f"actions-{number}", drawn, caption), table))
+    return parts
+
+
+def _embedded(found: Found, kind: str, content: Content) -> str | None:
+    try:
+        return f"data:{kind};base64,{base64.b64encode(found.path.read_bytes()).decode()}"
+    except OSError as error:
+        content.material.note(found, error.strerror)
+        return None
+
+
+def posterior(content: Content) -> dict[str, Any]:
+    """Pictures that the posterior stage drew."""
+    chosen, left = within(content.material.posterior_pictures(), 3.0, 4)
+    return {"pictures": [Picture(f.name, image=_embedded(f, "image/png", content)) for f in chosen], "left": left}
+
+
+def videos(content: Content) -> dict[str, Any]:
+    """Some successes and failures."""
+    chosen, left = within(content.material.videos(), 6.0, 12)
+    shown = []
+    for f in chosen:
+        outcome, *rest = f.path.stem.split("_")
+        caption = f"{outcome}: {Path(f.name).parent.parent} {' '.join(rest)}"
+        shown.append(Picture(caption, video=_embedded(f, "video/mp4", content)))
+    return {"pictures": shown, "left": left}
+
+
+# -- setting -------------------------------------------------------------------------------------------------------------------
+def configurations(content: Content) -> list[dict[str, Any]]:
+    """Configurations by stage: what differs between runs, and what does not."""
+    finetuner = {e.run: FINETUNERS.get(e.finetuner, e.finetuner) for e in content.entries}
+    kinds = found_in.by_kind(content.stages, lambda s: f"{s.kind} {finetuner.get(s.name, '')}".strip())
+    parts = []
+    for kind, members in kinds.items():
+        if kind == "run":
+            continue
+        same, differing = found_in.shared_and_differing([s.config for s in members])
+        shown = [k for k in differing if k not in EXPECTED][:8]
+        rows = [[Cell(s.name), *(_value(s.config[k]) if k in s.config else Cell("–") for k in shown)] for s in members]
+        parts.append(
+            {
+                "title": f"{kind[0].upper() + kind[1:]}: {len(members)} run{'s' if len(members) > 1 else ''}",
+                "several": len(members) > 1,
+                "differing": Table(["run", *shown], rows, "Fields in which these runs differ", text=range(1, 9))
+                if shown and len(members) > 1
+                else None,
+                "same": Table(["field", "value"], [[Cell(k), _value(v)] for k, v in same.items()], text=(1,)),
+            }
+        )
+    return parts
+
+
+def _value(value: Any) -> Cell:
+    text = "none" if value is None else str(value)
+    return Cell(text if len(text) <= 500 else f"{text[:500]}…")
+
+
+def runs(content: Content) -> Table | None:
+    """One row a run."""
+    rows = []
+    for g in content.groups:
+        for run in g.runs:
+            cells = []
+            for rate, chunk in ((run.success_before, run.chunk_success_before), (run.success_after, run.chunk_success_after)):
+                low, high = statistics.wilson_interval(round(rate * run.episodes), run.episodes)
+                also = (f"chunk {chunk:.3f}",) if chunk is not None else ()
+                cells.append(Cell(f"{rate:.3f}", (f"[{low:.2f}, {high:.2f}]", *also)))
+            minutes = f"{run.wall_clock_s / 60:.1f} min" if run.wall_clock_s else "–"
+            rows.append(
+                [Cell(g.label, (g.setting.title,)), Cell(str(run.seed)), *cells, Cell(str(run.episodes)), Cell(minutes)]
+            )
+    caption = "Success at any step, with Wilson's 95 % interval over the run's episodes; chunk: whole-chunk success"
+    return Table(["run", "seed", "before", "after", "episodes", "time"], rows, caption) if rows else None
+
+
+def commands(content: Content) -> dict[str, Any]:
+    """The commands, and the versions that they ran with."""
+    known = [*(s.versions.get("command") for s in content.stages), *(e.command for e in content.entries)]
+    rows = []
+    for key in dict.fromkeys(k for s in content.stages for k in s.versions if k != "command"):
+        values = list(dict.fromkeys(s.versions[key] for s in content.stages if key in s.versions))
+        if key == "commit":
+            values = list(
+                dict.fromkeys(
+                    v.removesuffix("+changes")[:12] + (" with changes" if v.endswith("+changes") else "") for v in values
+                )
+            )
+        rows.append([Cell(key), _value(("differs: " if len(values) > 1 else "") + ", ".join(values))])
+    return {
+        "commands": "\n".join(dict.fromkeys(c for c in known if c)),
+        "versions": Table(["version of", ""], rows, text=(1,)) if rows else None,
+    }

@@ -7,32 +7,79 @@ is the pretraining with its own parameter (α or σ). A *group* is one method in
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import itertools
 import json
-import math
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from postbc import statistics
-from postbc.errors import InputError
-from postbc.runs import write_json, write_text
+from postbc.errors import InputError, require
+from postbc.experiments.material import Found, Material, look
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, parse, plain, read_json, schema
 
-Entry = dict[str, Any]
+Text = Annotated[str, Field(max_length=10_000)]
+RESULTS_FILE = "results.json"
+LARGEST = 2**26
+"""Bytes of a results.json or summary.json that is read."""
+PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC"}
+FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "best-of-n": "Best-of-N"}
 
-#: fields of an entry, in the order of summary.json; the second half may be absent from a results.json
+
+@schema
+class Entry:
+    """One finished run of one seed: an entry of summary.json, a row of results.csv."""
+
+    task: Text
+    """Environment."""
+    finetuner: Text
+    pretraining: Literal["bc", "sigma-bc", "postbc"] | None
+    """None: not known (a policy that was not pretrained here)."""
+    seed: Seed
+    episodes: Count
+    """Evaluation episodes, before and after."""
+    success_before: Share
+    success_after: Share
+    curve: tuple[tuple[CountOrZero, Share], ...]
+    """(environment steps, success), steps increasing."""
+    data: Text | None = None
+    """Name of the demonstrations."""
+    demonstrations: CountOrZero | None = None
+    posterior_weight: NonNegative | None = None
+    sigma: NonNegative | None = None
+    budget_env_steps: CountOrZero | None = None
+    wall_clock_s: NonNegative | None = None
+    command: Text | None = None
+    commit: Text | None = None
+    rollout_episodes: CountOrZero | None = None
+    """Best-of-N: rollouts of the pretrained policy."""
+    rollout_success: Share | None = None
+    chunk_success_before: Share | None = None
+    chunk_success_after: Share | None = None
+    run: Text | None = None
+    """Directory of the run, relative to those that were given."""
+
+    def __post_init__(self) -> None:
+        steps = [step for step, _ in self.curve]
+        require(
+            all(a < b for a, b in itertools.pairwise(steps)), "A learning curve goes forward.", key="curve", found=str(steps)[:80],
+            expected="[[env_steps, success], ...], env_steps increasing",
+        )  # fmt: skip
+
+
+#: Fields of summary.json and results.csv in their order.
 FIELDS = (
     "task", "data", "finetuner", "pretraining", "seed", "demonstrations", "posterior_weight", "sigma", "budget_env_steps",
     "episodes", "success_before", "success_after", "curve", "wall_clock_s", "command", "commit",
 )  # fmt: skip
-OPTIONAL = ("chunk_success_before", "chunk_success_after", "run")
-NULLABLE = ("data", "demonstrations", "posterior_weight", "sigma", "wall_clock_s", "command", "commit", "budget_env_steps")
-PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC"}
-FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "best-of-n": "Best-of-N"}
+OPTIONAL = ("rollout_episodes", "rollout_success", "chunk_success_before", "chunk_success_after", "run")
 
 
 class Setting(NamedTuple):
@@ -48,8 +95,9 @@ class Setting(NamedTuple):
     @property
     def title(self) -> str:
         """For a heading: Lift · 5 demonstrations · DSRL-SAC."""
-        shown = [self.task, f"{self.demonstrations} demonstrations" if self.demonstrations else None]
-        return " · ".join([*(s for s in shown if s), FINETUNERS.get(self.finetuner, self.finetuner)])
+        number = f"{self.demonstrations} demonstration{'s' if self.demonstrations != 1 else ''}" if self.demonstrations else ""
+        shown = [self.task.removeprefix("postbc/"), number, FINETUNERS.get(self.finetuner, self.finetuner)]
+        return " · ".join(s for s in shown if s)
 
 
 @dataclass(frozen=True)
@@ -57,7 +105,7 @@ class Group:
     """The runs of one method in one setting, by seed."""
 
     setting: Setting
-    pretraining: str
+    pretraining: str | None
     parameter: float | None
     runs: tuple[Entry, ...]
     """One a seed, in the order of the seeds."""
@@ -65,34 +113,41 @@ class Group:
     @property
     def label(self) -> str:
         """BC, σ-BC (σ=0.1), PostBC (α=1)."""
-        name = PRETRAINING.get(self.pretraining, self.pretraining)
-        symbol = {"sigma-bc": "σ", "postbc": "α"}.get(self.pretraining)
-        return name if symbol is None or self.parameter is None else f"{name} ({symbol}={self.parameter:g})"
+        return label(self.pretraining, self.parameter)
 
     @property
     def seeds(self) -> list[int]:
         """Seeds of the runs."""
-        return [run["seed"] for run in self.runs]
+        return [run.seed for run in self.runs]
 
     def values(self, field: str) -> np.ndarray:
         """(S,) one number a seed; "area" is the mean height of the learning curve over the budget."""
         if field == "area":
             return np.array([statistics.area_under_curve(curve) for curve in self.curves])
-        return np.array([run[field] for run in self.runs], float)
+        return np.array([getattr(run, field) for run in self.runs], float)
 
     def pooled_interval(self, field: str) -> tuple[float, float]:
         """Wilson's interval over all episodes of all seeds: of these very policies, not of the method."""
-        trials = sum(run["episodes"] for run in self.runs)
-        successes = sum(round(run[field] * run["episodes"]) for run in self.runs)
+        trials = sum(run.episodes for run in self.runs)
+        successes = sum(round(getattr(run, field) * run.episodes) for run in self.runs)
         return statistics.wilson_interval(successes, trials)
 
     @property
-    def curves(self) -> list[list[list[float]]]:
+    def curves(self) -> list[list[tuple[float, float]]]:
         """Learning curves that start at the pretrained score."""
-        return [
-            run["curve"] if run["curve"] and run["curve"][0][0] == 0 else [[0, run["success_before"]], *run["curve"]]
-            for run in self.runs
-        ]
+        return [_curve(run) for run in self.runs]
+
+
+def _curve(e: Entry) -> list[tuple[float, float]]:
+    begun = e.curve and e.curve[0][0] == 0
+    return [*([] if begun else [(0, e.success_before)]), *e.curve]
+
+
+def label(pretraining: str | None, parameter: float | None) -> str:
+    """BC, σ-BC (σ=0.1), PostBC (α=1)."""
+    name = PRETRAINING.get(pretraining or "", pretraining or "given policy")
+    symbol = {"sigma-bc": "σ", "postbc": "α"}.get(pretraining or "")
+    return name if symbol is None or parameter is None else f"{name} ({symbol}={parameter:g})"
 
 
 @dataclass(frozen=True)
@@ -130,124 +185,98 @@ def verdict(result: statistics.Comparison, p_holm: float, margin: float = 0.05) 
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------------
-def collect(directories: Iterable[str | Path]) -> tuple[list[Entry], list[str]]:
-    """Entries of every results.json under the directories, sorted, and notes on what is left out (unfinished runs).
+def collect(directories: Iterable[str | Path], material: Material | None = None) -> tuple[list[Entry], list[str]]:
+    """Entries of every results.json under the directories, sorted, and notes on what is left out.
 
-    A directory without any is taken for a former report's, and its summary.json is read.
+    A directory without any is taken for a former report's, and its summary.json is read (also one of postbc 0.1).
 
     Raises:
         InputError: a directory does not exist, or a results.json is damaged; the message names file and field.
     """
-    files: dict[Path, Path] = {}
-    for directory in map(Path, directories):
-        if not directory.is_dir():
-            raise InputError("There is no such run directory.", file=directory, remedy="give directories that postbc wrote")
-        found = [directory / "results.json"] if (directory / "results.json").is_file() else []
-        found += sorted(directory.rglob("results.json"))
-        if not found and (directory / "summary.json").is_file():
-            found = [directory / "summary.json"]
-        for path in found:
-            files.setdefault(path.resolve(), Path(directory.name) / path.parent.relative_to(directory))
-    entries: list[Entry] = []
+    entries: dict[Path, list[Entry]] = {}
     notes: list[str] = []
-    for path, name in files.items():
-        for number, entry in enumerate(_read(path)):
-            if isinstance(entry, dict) and entry.get("success_after") is None and "success_after" in entry:
-                notes.append(f"{name}, entry {number}: not finished, left out")
-                continue
-            checked = _validated(entry, path, number)
-            entries.append(checked if path.name == "summary.json" and "run" in checked else {**checked, "run": str(name)})
-    return sorted(entries, key=_order), notes
+    for directory in map(Path, directories):
+        files = look([directory]) if material is None else material
+        root = Path(os.path.realpath(directory))
+        results = [f for f in files.named(RESULTS_FILE) if f.path.is_relative_to(root)]
+        for found in results:
+            if found.path not in entries:
+                entries[found.path] = [_of_result(found)]
+        former = [f for f in files.named("summary.json") if f.path.parent == root]
+        if not results and former and former[0].path not in entries:
+            entries[former[0].path] = _of_summary(former[0], notes)
+    return sorted((e for several in entries.values() for e in several), key=_order), notes
 
 
-def _order(entry: Entry) -> tuple[Any, ...]:
-    rank = {name: i for i, name in enumerate(PRETRAINING)}
-    parameter = entry["posterior_weight"] or entry["sigma"] or 0.0
-    return (
-        entry["task"], entry["data"] or "", entry["demonstrations"] or 0, entry["finetuner"],
-        (entry.get("rollout_episodes") if entry["finetuner"] == "best-of-n" else entry["budget_env_steps"]) or 0,
-        rank.get(entry["pretraining"], 9), parameter, entry["seed"],
+def _of_result(found: Found) -> Entry:
+    values = read_json(found.path, dict[str, Any] | list[Any], LARGEST)  # type: ignore[arg-type]
+    require(
+        isinstance(values, dict) and values.get("format") == 2, "These results were written by an earlier postbc (0.1).",
+        file=found.path, found="a list" if isinstance(values, list) else f"format {values.get('format')!r:.40}", expected="format 2",
+        remedy="report them with that version, and give its report's directory here; or run the stage again",
     )  # fmt: skip
+    known = {f.name for f in dataclasses.fields(Entry)}  # type: ignore[arg-type]
+    return parse(Entry, {**{k: v for k, v in values.items() if k in known}, "run": str(Path(found.name).parent)}, found.path)
 
 
-def _read(path: Path) -> list[Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(
-            "This results file cannot be read.", file=path, found=str(error), remedy="run its stage again"
-        ) from error
-    if not isinstance(entries, list):
-        raise InputError("A results file holds a list.", file=path, found=type(entries).__name__, remedy="run its stage again")
-    return entries
+def _of_summary(found: Found, notes: list[str]) -> list[Entry]:
+    values = read_json(found.path, list[dict[str, Any]], LARGEST)
+    known = {f.name for f in dataclasses.fields(Entry)}  # type: ignore[arg-type]
+    unknown = sorted({k for value in values for k in value if k not in known})
+    if unknown:
+        notes.append(f"{found.name}: fields that are not known are left out: {', '.join(unknown)[:200]}")
+    entries = []
+    for number, value in enumerate(values):
+        try:
+            entries.append(parse(Entry, {k: v for k, v in value.items() if k in known}))
+        except InputError as error:
+            raise InputError(f"Entry {number} cannot be used. {error}", file=found.path) from None
+    return [e if e.run else replace(e, run=str(Path(found.name).parent)) for e in entries]
 
 
-def _validated(entry: Any, path: Path, number: int) -> Entry:
-    def refuse(key: str, found: object, expected: str) -> InputError:
-        return InputError(
-            "A result is not usable.", file=path, key=f"entry {number}: {key}", found=found, expected=expected,
-            remedy="run its stage again, or leave this directory out",
-        )  # fmt: skip
-
-    if not isinstance(entry, dict):
-        raise refuse("", type(entry).__name__, "an object")
-    for key in FIELDS:
-        if key not in entry and key not in NULLABLE:
-            raise refuse(key, "nothing", "a value")
-        if entry.get(key) is None and key not in NULLABLE:
-            raise refuse(key, None, "a value")
-    for key in ("success_before", "success_after", "chunk_success_before", "chunk_success_after"):
-        value = entry.get(key)
-        if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-            raise refuse(key, value, "a rate in [0, 1]")
-    for key in ("seed", "episodes"):
-        if not isinstance(entry[key], int) or entry[key] < (key == "episodes"):
-            raise refuse(key, entry[key], "a whole number")
-    for key, known in (("pretraining", PRETRAINING), ("finetuner", FINETUNERS)):
-        if entry[key] not in known:
-            raise refuse(key, entry[key], ", ".join(known))
-    curve = entry["curve"]
-    good = isinstance(curve, list) and all(
-        isinstance(p, list) and len(p) == 2 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in p) for p in curve
-    )
-    if not good or any(b[0] <= a[0] for a, b in itertools.pairwise(curve)):
-        raise refuse("curve", str(curve)[:80], "[[env_steps, success], ...], env_steps increasing")
-    return {**{key: entry.get(key) for key in FIELDS}, **{k: v for k, v in entry.items() if k not in FIELDS}}
+def _order(e: Entry) -> tuple[Any, ...]:
+    rank = {name: i for i, name in enumerate(PRETRAINING)}
+    parameter = e.posterior_weight or e.sigma or 0.0
+    budget = (e.rollout_episodes if e.finetuner == "best-of-n" else e.budget_env_steps) or 0
+    return (
+        e.task, e.data or "", e.demonstrations or 0, e.finetuner, budget, rank.get(e.pretraining or "", 9), parameter, e.seed,
+        e.run or "",
+    )  # fmt: skip
 
 
 # -- grouping and comparing ----------------------------------------------------------------------------------------------------
 def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
     """Groups in the order of the entries, and notes. Several runs of one seed in a group are averaged (and noted)."""
     found: dict[tuple[Any, ...], dict[int, list[Entry]]] = {}
-    for entry in entries:
-        setting = Setting(entry["task"], entry["data"], entry["demonstrations"], entry["finetuner"], _budget(entry))
-        parameter = {"postbc": entry["posterior_weight"], "sigma-bc": entry["sigma"]}.get(entry["pretraining"])
-        found.setdefault((setting, entry["pretraining"], parameter), {}).setdefault(entry["seed"], []).append(entry)
+    for e in entries:
+        setting = Setting(e.task, e.data, e.demonstrations, e.finetuner, _budget(e))
+        parameter = {"postbc": e.posterior_weight, "sigma-bc": e.sigma}.get(e.pretraining or "")
+        found.setdefault((setting, e.pretraining, parameter), {}).setdefault(e.seed, []).append(e)
     groups, notes = [], []
     for (setting, pretraining, parameter), seeds in found.items():
         made = Group(setting, pretraining, parameter, tuple(_average(seeds[seed]) for seed in sorted(seeds)))
         groups.append(made)
-        repeated = {seed: len(runs) for seed, runs in seeds.items() if len(runs) > 1}
+        repeated = [seed for seed, runs in seeds.items() if len(runs) > 1]
         if repeated:
             notes.append(f"{setting.title}, {made.label}: several runs of seed {', '.join(map(str, repeated))}, averaged")
     return groups, notes
 
 
-def _budget(entry: Entry) -> str | None:
+def _budget(e: Entry) -> str | None:
     # Best-of-N is given episodes; how many steps those take differs from run to run, and from method to method
-    if entry["finetuner"] == "best-of-n":
-        return f"{entry['rollout_episodes']:,} rollouts" if entry.get("rollout_episodes") else None
-    return f"{entry['budget_env_steps']:,} environment steps" if entry["budget_env_steps"] else None
+    if e.finetuner == "best-of-n":
+        return f"{e.rollout_episodes:,} rollouts" if e.rollout_episodes else None
+    return f"{e.budget_env_steps:,} environment steps" if e.budget_env_steps else None
 
 
 def _average(runs: list[Entry]) -> Entry:
     if len(runs) == 1:
         return runs[0]
-    total = sum(r["episodes"] for r in runs)
-    mean = {k: sum(r[k] * r["episodes"] for r in runs) / total for k in ("success_before", "success_after")}
-    grid, values = statistics.interpolate([r["curve"] for r in runs if r["curve"]] or [[[0, mean["success_before"]]]])
-    curve = [[float(x), float(y)] for x, y in zip(grid, values.mean(0))]
-    return {**runs[0], **mean, "episodes": total, "curve": curve}
+    total = sum(r.episodes for r in runs)
+    mean = {k: sum(getattr(r, k) * r.episodes for r in runs) / total for k in ("success_before", "success_after")}
+    grid, values = statistics.interpolate([_curve(r) for r in runs if r.curve] or [_curve(runs[0])])
+    curve = tuple((round(x), min(max(float(y), 0.0), 1.0)) for x, y in zip(grid, values.mean(0)))
+    return replace(runs[0], **mean, episodes=total, curve=curve)
 
 
 def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
@@ -259,7 +288,7 @@ def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
     found: list[tuple[Group, Group, statistics.Comparison]] = []
     for ours in groups:
         for other in groups:
-            if ours.pretraining != "postbc" or other.pretraining == "postbc" or ours.setting != other.setting:
+            if ours.pretraining != "postbc" or other.pretraining not in ("bc", "sigma-bc") or ours.setting != other.setting:
                 continue
             shared = sorted(set(ours.seeds) & set(other.seeds))
             if shared:
@@ -273,12 +302,12 @@ def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
     return [Pair(a.setting, a, b, field, result, float(p)) for (a, b, result), p in zip(found, adjusted)]
 
 
-def write_summary(entries: Sequence[Entry], directory: Path) -> None:
-    """summary.json (the issue's fields first, `curve` included) and results.csv (one row a run, no curve)."""
-    write_json(directory / "summary.json", list(entries))
-    columns = [k for k in FIELDS if k != "curve"] + [k for k in OPTIONAL if any(k in e for e in entries)]
+def summary_files(entries: Sequence[Entry]) -> dict[str, str]:
+    """Name -> text of summary.json (`FIELDS` first, `curve` included) and results.csv (one row a run, no curve)."""
+    more = [k for k in OPTIONAL if any(getattr(e, k) is not None for e in entries)]
+    rows = [{k: plain(e)[k] for k in (*FIELDS, *OPTIONAL) if k in FIELDS or getattr(e, k) is not None} for e in entries]
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, [k for k in FIELDS if k != "curve"] + more, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(entries)
-    write_text(directory / "results.csv", text.getvalue())
+    writer.writerows(rows)
+    return {"summary.json": json.dumps(rows, indent=2, allow_nan=False) + "\n", "results.csv": text.getvalue()}

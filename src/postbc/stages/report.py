@@ -1,21 +1,22 @@
-"""`postbc report`."""
+"""Options of `postbc report`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from postbc.experiments.report import build
-from postbc.experiments.report_sections import Content, signed
+from postbc.errors import require
+from postbc.experiments.report import Content, build, signed
 from postbc.experiments.summary import Setting
+from postbc.progress import console
+from postbc.schemas import schema
 
 
-@dataclass(frozen=True)
+@schema
 class Report:
     """Collect finished runs into one self-contained HTML file, with plots (PNG), summary.json and results.csv beside it."""
 
@@ -26,21 +27,24 @@ class Report:
     title: str = "Posterior behavioral cloning"
     """Heading of the page."""
 
+    def __post_init__(self) -> None:
+        require(self.runs, "There is nothing to report.", key="runs", found="none", expected="directories of finished runs")
+
     def run(self) -> None:
         """Build it, print a short table and the path."""
         content = build(self.runs, self.output, self.title)
-        console = Console()
+        shown = console()
         for setting in content.settings:
-            console.print(table(content, setting))
+            shown.print(table(content, setting))
         for note in content.notes:
-            console.print(f"note: {note}", markup=False, style="yellow")
-        console.print(f"report: {self.output / 'report.html'}", markup=False, soft_wrap=True)
+            shown.print(f"note: {note}", markup=False, style="yellow")
+        shown.print(f"report: {self.output / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def table(content: Content, setting: Setting) -> Table:
     """One row a group of a setting: seeds, success before and after, and PostBC's difference to it in words."""
     grid = Table(
-        title=f"{setting.title}: success rate, mean over seeds",
+        title=Text(f"{setting.title}: success rate, mean over seeds"),
         caption="95 % intervals over seeds; verdict after Holm's correction",
     )
     grid.add_column("pretraining", no_wrap=True)
@@ -49,7 +53,7 @@ def table(content: Content, setting: Setting) -> Table:
     grid.add_column("PostBC − this, after")
     for g in content.of(setting):
         pairs = [p for p in content.pairs["success_after"] if p.baseline is g]
-        said = "\n".join(f"{signed(p)}\n{p.verdict}" for p in pairs)
+        said = "\n".join(f"{' '.join(signed(p))}\n{p.verdict}" for p in pairs)
         rates = [f"{g.values(k).mean():.3f}" for k in ("success_before", "success_after")]
-        grid.add_row(g.label, str(len(g.runs)), *rates, said)
+        grid.add_row(Text(g.label), str(len(g.runs)), *rates, Text(said))
     return grid
