@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from postbc.errors import InputError
+from postbc.errors import InputError, require
+from postbc.files import digest
 
 REPOSITORY = "robomimic/robomimic_datasets"
 #: Tasks and data sets with low-dimensional files; proficient-human files hold 200 demonstrations, multi-human ones 300 (6 people × 50).
@@ -81,13 +81,8 @@ def _unreachable(error: Exception, filename: str) -> InputError:
 
 def look_up(task: str, dataset: str) -> Remote:
     """Size, checksum, licence and revision of a file, without downloading it. InputError: unknown data set, or no hub."""
-    if task not in TASKS or dataset not in DEMONSTRATIONS:
-        raise InputError(
-            "There is no such data set.",
-            key="task, dataset",
-            found=f"{task}, {dataset}",
-            expected=f"{' | '.join(TASKS)} and {' | '.join(DEMONSTRATIONS)}",
-        )
+    require(task in TASKS and dataset in DEMONSTRATIONS, "There is no such data set.", key="task, dataset", found=f"{task}, {dataset}",
+            expected=f"{' | '.join(TASKS)} and {' | '.join(DEMONSTRATIONS)}")  # fmt: skip
     filename = f"v1.5/{task}/{dataset}/low_dim_v15.hdf5"
     api = _hub().HfApi(endpoint=_endpoint())
     try:
@@ -95,13 +90,8 @@ def look_up(task: str, dataset: str) -> Remote:
         files = api.get_paths_info(REPOSITORY, [filename], repo_type="dataset", revision=info.sha)
     except _network_errors() as error:
         raise _unreachable(error, filename) from error
-    if not files:
-        raise InputError(
-            "The hub no longer has this file.",
-            key=f"{REPOSITORY}: {filename}",
-            found=f"nothing at revision {info.sha}",
-            remedy="look at the repository's file list, and tell us",
-        )
+    require(files, "The hub no longer has this file.", key=f"{REPOSITORY}: {filename}", found=f"nothing at revision {info.sha}",
+            remedy="look at the repository's file list, and tell us")  # fmt: skip
     licence = getattr(info.card_data, "license", None) if getattr(info, "card_data", None) else None
     lfs = getattr(files[0], "lfs", None)
     return Remote(
@@ -115,38 +105,20 @@ def check_arrived(path: Path, remote: Remote, demonstrations: int) -> int:
 
     remedy = "run the same command again"
     size = path.stat().st_size
-    if size != remote.size:
-        raise InputError(
-            "The file is incomplete.", file=path, found=f"{size:,} bytes", expected=f"{remote.size:,} bytes", remedy=remedy
-        )
+    require(size == remote.size, "The file is incomplete.", file=path, found=f"{size:,} bytes", expected=f"{remote.size:,} bytes",
+            remedy=remedy)  # fmt: skip
     if remote.sha256 is not None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-        if digest != remote.sha256:
-            raise InputError(
-                "The file is damaged.", file=path, key="SHA-256", found=digest, expected=remote.sha256, remedy=remedy
-            )
+        found = digest(path)
+        require(found == remote.sha256, "The file is damaged.", file=path, key="SHA-256", found=found, expected=remote.sha256,
+                remedy=remedy)  # fmt: skip
     try:
         with h5py.File(path, "r") as file:
-            found = len(file["data"])
-    except (OSError, KeyError) as error:
+            count = len(file["data"])
+    except (OSError, KeyError, RuntimeError, TypeError) as error:
         raise InputError("What arrived is not a robomimic file.", file=path, found=str(error), remedy=remedy) from error
-    if found != demonstrations:
-        raise InputError(
-            "The file holds another number of demonstrations than it should.",
-            file=path,
-            found=found,
-            expected=demonstrations,
-            remedy="look whether the hub's file has changed",
-        )
-    return found
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no file_digest
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+    require(count == demonstrations, "The file holds another number of demonstrations than it should.", file=path, found=count,
+            expected=demonstrations, remedy="look whether the hub's file has changed")  # fmt: skip
+    return count
 
 
 def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: bool = False) -> Path:
@@ -182,14 +154,8 @@ def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: 
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise InputError("The directory cannot be used.", file=path.parent, found=error.strerror) from error
-    if free < remote.size - have:
-        raise InputError(
-            "There is not enough space on the disk.",
-            file=path.parent,
-            found=f"{free:,} bytes free",
-            expected=f"{remote.size - have:,} bytes",
-            remedy="free space or choose another directory",
-        )
+    require(free >= remote.size - have, "There is not enough space on the disk.", file=path.parent, found=f"{free:,} bytes free",
+            expected=f"{remote.size - have:,} bytes", remedy="free space or choose another directory")  # fmt: skip
     hub = _hub()
     from huggingface_hub.file_download import http_get
 

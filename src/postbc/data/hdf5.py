@@ -34,7 +34,9 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         raise InputError("The demonstration file cannot be reached.", file=path, found=error.strerror or str(error)) from None
     require(not stat.S_ISDIR(mode), "The demonstrations are a directory, not a file.", file=path, expected=expected,
             remedy="name the file inside it")  # fmt: skip
-    require(stat.S_ISREG(mode), "The demonstrations are not a file.", file=path, found="a pipe, socket or device", expected=expected)
+    require(
+        stat.S_ISREG(mode), "The demonstrations are not a file.", file=path, found="a pipe, socket or device", expected=expected
+    )
     try:
         file = h5py.File(path, "r", locking="best-effort")
     except OSError as error:
@@ -110,7 +112,9 @@ def get(group: h5py.Group, key: str, kind: type, path: Path, remedy: str | None 
     return item
 
 
-def check_dataset(dataset: h5py.Dataset, path: Path, *, rows: int | None = None, ndim: int | None = None, frames: bool = False) -> None:
+def check_dataset(
+    dataset: h5py.Dataset, path: Path, *, rows: int | None = None, ndim: int | None = None, frames: bool = False
+) -> None:
     """InputError for a dataset that is not plain numbers of this file, of the right shape, before a byte of it is read.
 
     `frames` are read a few at a time: their size is no matter.
@@ -201,5 +205,7 @@ def json_attribute(item: h5py.Group, name: str, path: Path) -> dict[str, Any] | 
         if not isinstance(parsed, dict):
             raise TypeError(f"a JSON {type(parsed).__name__}")
     except (ValueError, TypeError, RecursionError) as error:
-        raise InputError("The environment's description is not a JSON object.", file=path, key=key, found=str(error)[:200]) from None
+        raise InputError(
+            "The environment's description is not a JSON object.", file=path, key=key, found=str(error)[:200]
+        ) from None
     return parsed

@@ -1,4 +1,4 @@
-"""What Diffusion Policy's human Push-T demonstrations and gym-pusht's environment share: so that a policy trained on the one plays the other.
+"""What Diffusion Policy's human Push-T demonstrations and gym-pusht share, so that a policy trained on the one plays the other.
 
 Measured: frames that gym-pusht 0.1.8 draws of the data's states differ from the data's frames by 0.6 of 255 grey values on average, so
 positions (pixels of a 512 window), the block's angle (rad, 0 to 2π) and the origin of the block are the same. The data's own nine

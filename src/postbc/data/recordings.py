@@ -1,4 +1,4 @@
-"""Raw recordings: simulator states and actions without observations, as robosuite's own collection script writes them (or robomimic's first step).
+"""Raw recordings: simulator states and actions without observations, as robosuite's own collection script writes them.
 
 ::
 

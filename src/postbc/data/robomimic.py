@@ -1,4 +1,4 @@
-"""Reader of robomimic's HDF5 layout with h5py alone (robomimic itself is not needed): it reads what is asked for, and looks before it reads.
+"""Reader of robomimic's HDF5 layout with h5py alone: it reads what is asked for, and looks before it reads.
 
 ::
 
@@ -51,9 +51,7 @@ def _order(name: str) -> tuple[int, str]:
 
 def find_names(data: h5py.Group, path: Path) -> tuple[str, ...]:
     try:
-        names = sorted(
-            (name for name in data if data.get(name, getclass=True, default=h5py.Group) is h5py.Group), key=_order
-        )
+        names = sorted((name for name in data if data.get(name, getclass=True, default=h5py.Group) is h5py.Group), key=_order)
     except (KeyError, OSError, RuntimeError) as error:
         raise InputError("The demonstrations cannot be listed.", file=path, key="data", found=str(error)[:300],
                          remedy="copy or download the file again") from None  # fmt: skip
@@ -70,8 +68,8 @@ def find_masks(file: h5py.File, path: Path) -> dict[str, tuple[str, ...]]:
         dataset = get(group, key, h5py.Dataset, path)
         kind = dataset.dtype
         text = kind.kind == "S" or h5py.check_string_dtype(kind) is not None
-        require(dataset.shape is not None and (text or dataset.size == 0), "A filter does not hold names.", file=path, key=f"mask/{key}",
-                found=str(kind), expected="names of demonstrations")  # fmt: skip
+        require(dataset.shape is not None and (text or dataset.size == 0), "A filter does not hold names.", file=path,
+                key=f"mask/{key}", found=str(kind), expected="names of demonstrations")  # fmt: skip
         require(dataset.size <= 10**8 and dataset.id.get_create_plist().get_external_count() == 0 and not dataset.is_virtual,
                 "A filter cannot be read.", file=path, key=f"mask/{key}", found=f"shape {dataset.shape}")  # fmt: skip
         values = dataset[()] if dataset.size else np.array([])
@@ -117,9 +115,7 @@ def action_bounds(environment: Mapping[str, Any]) -> tuple[float, float] | None:
     return (-1.0, 1.0)
 
 
-def _actions(
-    group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool
-) -> np.ndarray:
+def _actions(group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool) -> np.ndarray:
     key = f"{group.name}/actions".lstrip("/")
     actions = read(group, "actions", path, ndim=2)
     require(width is None or actions.shape[1] == width, "The actions have the wrong width.", file=path, key=key,
@@ -152,11 +148,12 @@ def _frames(obs: h5py.Group, key: str, path: Path, rows: int) -> tuple[str, Lazy
     name, candidates = image_keys_of(key)
     found = next((k for k in candidates if k in obs), candidates[0])
     dataset = get(obs, found, h5py.Dataset, path)
-    shape = dataset.shape or ()
+    shape: tuple[int, ...] = dataset.shape or ()
     last = len(shape) == 4 and shape[3] in (1, 3, 4)
-    require(dataset.dtype == np.uint8 and len(shape) == 4 and shape[0] == rows and (last or shape[1] in (1, 3, 4)) and min(shape[1:]) > 0,
-            "An image observation has one frame a step.", file=path, key=dataset.name.lstrip("/"),
-            found=f"{dataset.dtype} of shape {shape}", expected=f"uint8 of shape ({rows}, H, W, C) or ({rows}, C, H, W)")  # fmt: skip
+    good = dataset.dtype == np.uint8 and len(shape) == 4 and shape[0] == rows and min(shape[1:]) > 0
+    require(good and (last or shape[1] in (1, 3, 4)), "An image observation has one frame a step.", file=path,
+            key=dataset.name.lstrip("/"), found=f"{dataset.dtype} of shape {shape}",
+            expected=f"uint8 of shape ({rows}, H, W, C) or ({rows}, C, H, W)")  # fmt: skip
     check_dataset(dataset, path, frames=True)
     return name, LazyArray(path, dataset.name, channels_last=last, shape=shape)
 
@@ -171,7 +168,9 @@ def _default_keys(data: h5py.Group, name: str, path: Path) -> tuple[str, ...]:
                 return tuple(keys)
         except (ValueError, RecursionError):
             pass
-        raise InputError("The file's list of observations is not one.", file=path, key="data attribute state_keys", found=own[:100])
+        raise InputError(
+            "The file's list of observations is not one.", file=path, key="data attribute state_keys", found=own[:100]
+        )
     group = get(data, name, h5py.Group, path)
     obs = group.get("obs") if "obs" in group else None
     if not isinstance(obs, h5py.Group):
@@ -200,8 +199,8 @@ def is_recording(data: h5py.Group) -> bool:
 
 
 def _episode(
-    data: h5py.Group, name: str, path: Path, keys: Sequence[str], image_keys: Sequence[str], parts: Iterable[str], masks: Mapping[str, set[str]],
-    actions: tuple[int | None, tuple[float, float] | None, bool],
+    data: h5py.Group, name: str, path: Path, keys: Sequence[str], image_keys: Sequence[str], parts: Iterable[str],
+    masks: Mapping[str, set[str]], actions: tuple[int | None, tuple[float, float] | None, bool],
 ) -> tuple[Episode, tuple[int, ...]]:  # fmt: skip
     """One demonstration and the width of each of its observation keys."""
     group = get(data, name, h5py.Group, path)
@@ -226,8 +225,8 @@ def _episode(
     if operator is None or operator == "":
         operator = next((key for key, who in masks.items() if "operator" in key and name in who), None)
     seed = attribute(group, "episode_seed", path)
-    require(seed is None or isinstance(seed, int), "An episode seed is an integer.", file=path, key=f"data/{name} attribute episode_seed",
-            found=repr(seed)[:50])  # fmt: skip
+    require(seed is None or (type(seed) is int and seed >= 0), "An episode seed is a non-negative integer.", file=path,
+            key=f"data/{name} attribute episode_seed", found=repr(seed)[:50])  # fmt: skip
     optional = {part: read(group, part, path, rows=len(played)) for part in parts if part in group}
     try:
         episode = Episode(
@@ -276,7 +275,8 @@ def read_robomimic(
         wanted = list(found) if filter_key is None else choose(found, masks, filter_key, str(path))
         if names is not None:
             asked = set(names)
-            require(asked <= set(found), "There is no such demonstration.", file=path, key="names", found=sorted(asked - set(found))[:5])
+            unknown = sorted(asked - set(found))
+            require(not unknown, "There is no such demonstration.", file=path, key="names", found=unknown[:5])
             wanted = [name for name in wanted if name in asked]
         require(wanted, "There are no episodes.", file=path, found=0, expected="at least 1")
         first = get(data, wanted[0], h5py.Group, path)

@@ -67,7 +67,8 @@ def write_robomimic(
             if episode.states is not None:
                 group["states"] = episode.states
             parts = {
-                key: episode.state[:, end - width : end] for key, end, width in zip(dataset.state_keys, ends, dataset.state_dims)
+                key: episode.state[:, end - width : end]
+                for key, end, width in zip(dataset.state_keys, ends, dataset.state_dims)
             }
             parts |= {
                 f"{key.removeprefix('image.')}_image": np.moveaxis(np.asarray(values[:]), 1, -1)

@@ -10,7 +10,8 @@ from pydantic import Field
 from postbc.data.episodes import Dataset
 from postbc.errors import InputError, require
 
-#: auto: by what the rewards are, if they leave no doubt; zero-one: 1 at a success, else 0; minus-one-zero: 0 at a success, else -1; a number: at least that.
+#: auto: by what the rewards are, if they leave no doubt; zero-one: 1 at a success, else 0; minus-one-zero: 0 at a success, else -1;
+#: a number: at least that.
 SuccessRule = Union[Literal["auto", "zero-one", "minus-one-zero"], Annotated[float, Field(allow_inf_nan=False)]]  # noqa: UP007
 
 _VALUES = {"zero-one": (0.0, 1.0), "minus-one-zero": (-1.0, 0.0)}
@@ -27,7 +28,7 @@ def success_rule(dataset: Dataset, rule: SuccessRule = "auto") -> Literal["zero-
     """The rule that applies to all of a dataset's rewards.
 
     Raises:
-        InputError: no rewards, or rewards that do not fit the rule; under "auto" also shaped ones and all-equal ones, which would be a guess.
+        InputError: no rewards, or rewards that do not fit the rule; under "auto" also shaped and all-equal ones: that would be a guess.
     """
     without = next((e.name for e in dataset if e.rewards is None), None)
     require(without is None, "There are no rewards, so that success is unknown.", file=dataset.source, key=f"{without}/rewards",

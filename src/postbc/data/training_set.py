@@ -108,7 +108,8 @@ def load_training_set(
             observation_keys=config.observation_keys, image_keys=config.image_keys, clip_actions=config.clip_actions,
         )  # fmt: skip
     subset = full if len(chosen) == len(full) else full.keep(chosen)
-    for message in (*check_simulator(full, config.allow_version_mismatch), *_narrow(full if config.statistics == "full" else subset, config)):
+    ranges = full if config.statistics == "full" else subset
+    for message in (*check_simulator(full, config.allow_version_mismatch), *_narrow(ranges, config)):
         warnings.warn(message, UserWarning, stacklevel=2)
     normalization = fit_normalization(subset, full, config.statistics, config.minimum_range).to(device)
     windows = Windows(subset, config.chunk, tail=config.tail, observation_steps=config.observation_steps, device=device)

@@ -1,4 +1,4 @@
-"""Chunk transitions of recorded episodes: what an offline learner is trained on. Rows are indices, so that features are computed once."""
+"""Chunk transitions of recorded episodes: what an offline learner is trained on. Rows are indices: features are computed once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TransitionConfig:
     reward: Literal["sparse", "negative"] = "sparse"
     """A step earns 1 at success and else 0 (paper: Robomimic, robot), or 0 and else −1 (paper: LIBERO)."""
     success: SuccessRule = "auto"
-    """What recorded rewards say: zero-one, minus-one-zero, a number that a success reaches, or auto: one of the first two, if they fit."""
+    """What recorded rewards say: zero-one, minus-one-zero, a number that a success reaches; auto: one of the first two, if it fits."""
     termination: Literal["success", "dones"] = "success"
     """What ends an episode for good: the first success; or also a step marked done (a failure that a person ended, say)."""
     stride: Count | None = None

@@ -35,7 +35,15 @@ CAMERAS = {"img": "image.top"}
 
 def is_zarr(path: Path) -> bool:
     """Whether the path looks like a zarr store: a folder that holds one, or a zip file."""
-    return any((path / name).exists() for name in (".zgroup", "zarr.json", "data")) if path.is_dir() else zipfile.is_zipfile(path)
+    try:
+        if path.is_dir():
+            return any((path / name).exists() for name in (".zgroup", "zarr.json", "data"))
+        if not path.is_file():  # a pipe would wait for ever
+            return False
+        with path.open("rb") as file:
+            return file.read(2) == b"PK"
+    except OSError:
+        return False
 
 
 class ZarrGroup:
@@ -48,7 +56,8 @@ class ZarrGroup:
             try:
                 self._zip = zipfile.ZipFile(self.path)
             except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
-                raise InputError("The zip file cannot be read.", file=path, found=str(error), remedy="copy or download it again") from None
+                raise InputError("The zip file cannot be read.", file=path, found=str(error),
+                                 remedy="copy or download it again") from None  # fmt: skip
         require(self.get("zarr.json") is None, "The store is of zarr format 3.", file=path, expected="format 2 (.zgroup, .zarray)",
                 remedy="write it with zarr_format=2")  # fmt: skip
 
@@ -62,18 +71,22 @@ class ZarrGroup:
                 require(file.stat().st_size <= limit, "An entry is too large.", file=self.path, key=name)
                 return file.read_bytes()
             info = self._zip.getinfo(name)
-            require(info.file_size <= limit, "An entry is too large.", file=self.path, key=name, found=f"{info.file_size:,} bytes")
+            require(
+                info.file_size <= limit, "An entry is too large.", file=self.path, key=name, found=f"{info.file_size:,} bytes"
+            )
             return self._zip.read(info)
         except KeyError:
             return None
         except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-            raise InputError("An entry cannot be read.", file=self.path, key=name, found=str(error), remedy="copy it again") from None
+            raise InputError("An entry cannot be read.", file=self.path, key=name, found=str(error),
+                             remedy="copy it again") from None  # fmt: skip
 
     def arrays(self) -> list[str]:
         """Names of the arrays under data."""
         if self._zip is None:
             return sorted(p.parent.name for p in (self.path / "data").glob("*/.zarray"))
-        return sorted(n.split("/")[1] for n in self._zip.namelist() if n.startswith("data/") and n.count("/") == 2 and n.endswith("/.zarray"))
+        parts = (name.split("/") for name in self._zip.namelist())
+        return sorted(p[1] for p in parts if len(p) == 3 and p[0] == "data" and p[2] == ".zarray")
 
     def __getitem__(self, key: str) -> ZarrArray:
         return ZarrArray(self, key.strip("/"))
@@ -95,18 +108,22 @@ class ZarrArray:
             meta = json.loads(text or b"")
             self.shape, self.chunks = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
             self.dtype, compressor = np.dtype(meta["dtype"]), meta["compressor"]
-            plain = meta["zarr_format"] == 2 and meta["order"] == "C" and not meta.get("filters") and len(self.shape) == len(self.chunks)
+            plain = meta["zarr_format"] == 2 and meta["order"] == "C" and not meta.get("filters")
             self._between = str(meta.get("dimension_separator", "."))
             self._codec = None if compressor is None else dict(compressor)
-            valid = min(self.shape, default=-1) >= 0 and min(self.chunks, default=-1) >= 1 and len(self.shape) <= 8
+            valid = min(self.shape, default=-1) >= 0 and min(self.chunks, default=-1) >= 1
+            valid = valid and len(self.shape) == len(self.chunks) <= 8
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError("The array's description cannot be read.", file=group.path, key=key, found=repr(error)[:200]) from None
+            raise InputError(
+                "An array's description cannot be read.", file=group.path, key=key, found=repr(error)[:200]
+            ) from None
         known = self._codec is None or self._codec.get("id") in CODECS
         size = int(np.prod(self.chunks, dtype=np.float64)) * self.dtype.itemsize
         require(plain and valid and known and self.dtype.kind in "biuf" and self.dtype.names is None and size <= CHUNK,
                 "The array is of a kind that is not read.", file=group.path, key=key,
-                found=f"{self.dtype}, shape {self.shape}, chunks {self.chunks}, {meta.get('order')}, {compressor}, filters {meta.get('filters')}"[:300],
-                expected=f"real numbers in C order without filters, compressed by one of {', '.join(CODECS)} or not at all")  # fmt: skip
+                found=f"{self.dtype}, shape {self.shape}, chunks {self.chunks}, {compressor}, filters {meta.get('filters')}"[:300],
+                expected=f"real numbers in C order without filters, compressed by one of {', '.join(CODECS)} or not at all",
+                )  # fmt: skip
         self._size = size
         self._last: tuple[tuple[int, ...], np.ndarray] | None = None
 
@@ -156,7 +173,8 @@ class ZarrArray:
         start, stop, _ = rows.indices(self.shape[0])
         n = max(stop - start, 0)
         size = n * int(np.prod(self.shape[1:], dtype=np.float64)) * self.dtype.itemsize
-        require(size <= WHOLE, "The array is too large to be read at once.", file=self.group.path, key=self.key, found=f"{size:,} bytes")
+        require(size <= WHOLE, "The array is too large to be read at once.", file=self.group.path, key=self.key,
+                found=f"{size:,} bytes")  # fmt: skip
         out = np.empty((n, *self.shape[1:]), self.dtype)
         first = self.chunks[0]
         grid = [range(-(-s // c)) for s, c in zip(self.shape[1:], self.chunks[1:])]
@@ -166,12 +184,13 @@ class ZarrArray:
                 values = self._chunk((i, *rest))
                 place = tuple(slice(k * c, min((k + 1) * c, s)) for k, c, s in zip(rest, self.chunks[1:], self.shape[1:]))
                 inner = tuple(slice(0, p.stop - p.start) for p in place)
-                out[(slice(low - start, high - start), *place)] = values[(slice(low - i * first, high - i * first), *inner)]
+                here, there = slice(low - start, high - start), slice(low - i * first, high - i * first)
+                out[tuple([here, *place])] = values[tuple([there, *inner])]
         return out
 
 
 def episode_ends(group: ZarrGroup, split: int | None = None) -> np.ndarray:
-    """(E,) rows after each episode. With `split`, for a file that lost its `meta/episode_ends`: E episodes, cut where the scene jumps most.
+    """(E,) rows after each episode; `split`: E, for a file without `meta/episode_ends`, which is cut where the scene jumps most.
 
     Raises:
         InputError: they are not increasing, or do not end with the data.
@@ -181,8 +200,8 @@ def episode_ends(group: ZarrGroup, split: int | None = None) -> np.ndarray:
         return _split(group, rows, split)
     require(group.get("meta/episode_ends/.zarray") is not None, "The file does not say where its episodes end.", file=group.path,
             key="meta/episode_ends", found="not there",
-            remedy="copy or download it again; if it is known how many episodes there are, `postbc demos convert FILE --episodes N` cuts the "
-            "data where the scene jumps")  # fmt: skip
+            remedy="copy or download it again; if it is known how many episodes there are, `postbc demos convert FILE "
+            "--episodes N` cuts the data where the scene jumps")  # fmt: skip
     ends = group["meta/episode_ends"][:]
     good = ends.ndim == 1 and ends.dtype.kind in "iu" and len(ends) > 0 and int(ends[-1]) == rows
     require(good and int(ends[0]) > 0 and bool(np.all(np.diff(ends.astype(np.int64)) > 0)), "The episodes' ends do not fit the data.",
@@ -206,8 +225,9 @@ def _split(group: ZarrGroup, rows: int, episodes: int) -> np.ndarray:
 
 
 def _is_pusht(group: ZarrGroup) -> bool:
-    there = group.arrays()
-    return {"state", "keypoint", "action"} <= set(there) and group["data/state"].shape[1:] == (5,) and group["data/action"].shape[1:] == (2,)
+    if not {"state", "keypoint", "action"} <= set(group.arrays()):
+        return False
+    return group["data/state"].shape[1:] == (5,) and group["data/action"].shape[1:] == (2,)
 
 
 def list_zarr(path: str | Path) -> Listing:
@@ -231,8 +251,8 @@ def read_zarr(
     Args:
         path: folder or .zarr.zip.
         names: read only these episodes (demo_0, demo_1, …).
-        observation_keys: arrays under data that make "state" (further axes flattened); default "state", for Push-T :data:`pusht.STATE_KEYS`:
-            agent position and the 8 corners of the block, as gym-pusht reports them. ("state",) gives Push-T's raw 5 numbers.
+        observation_keys: arrays under data that make "state" (further axes flattened); default "state", for Push-T
+            `pusht.STATE_KEYS`: agent position and the block's 8 corners, as gym-pusht reports them. ("state",): its raw 5 numbers.
         image_keys: arrays of frames; "img" is called "image.top".
         environment: stands in for what the file does not say; Push-T is recognised.
         episodes: their number, for a file without `meta/episode_ends`.
@@ -260,11 +280,14 @@ def read_zarr(
             continue
         observations: dict[str, Any] = {} if state is None else {"state": state[start:end]}
         observations |= {
-            name: LazyArray(path, f"data/{key}", rows=(start, end), shape=group[f"data/{key}"].shape) for name, key in frames.items()
+            name: LazyArray(path, f"data/{key}", rows=(start, end), shape=group[f"data/{key}"].shape)
+            for name, key in frames.items()
         }
         dones = np.arange(start, end) == end - 1
         try:
-            made.append(Episode(observations, actions[start:end], dones=dones if "dones" in set(parts) else None, name=known[i]))
+            made.append(
+                Episode(observations, actions[start:end], dones=dones if "dones" in set(parts) else None, name=known[i])
+            )
         except InputError as error:
             raise InputError(f"{error}\n  file: {path}") from None
     facts = pusht.ENVIRONMENT if block and environment is None else dict(environment or {})
@@ -291,9 +314,10 @@ def _column(group: ZarrGroup, key: str, rows: int, block: bool) -> np.ndarray:
 def _camera(group: ZarrGroup, key: str, rows: int) -> tuple[str, str]:
     inside = next((own for own, ours in CAMERAS.items() if ours == key), key.removeprefix("image."))
     array = group[f"data/{inside}"]
-    require(len(array.shape) == 4 and array.shape[0] == rows and array.shape[3] in (1, 3, 4), "An image observation has one frame a step.",
-            file=group.path, key=f"data/{inside}", found=f"{array.dtype} of shape {array.shape}", expected=f"({rows}, H, W, C)")  # fmt: skip
+    require(len(array.shape) == 4 and array.shape[0] == rows and array.shape[3] in (1, 3, 4),
+            "An image observation has one frame a step.", file=group.path, key=f"data/{inside}",
+            found=f"{array.dtype} of shape {array.shape}", expected=f"({rows}, H, W, C)")  # fmt: skip
     first = array[0:1]
-    require(array.dtype == np.uint8 or (np.isfinite(first).all() and first.max() > 1), "The frames are not of 0 to 255.", file=group.path,
-            key=f"data/{inside}", found=f"{array.dtype} up to {first.max():g}")  # fmt: skip
+    require(array.dtype == np.uint8 or (np.isfinite(first).all() and first.max() > 1), "The frames are not of 0 to 255.",
+            file=group.path, key=f"data/{inside}", found=f"{array.dtype} up to {first.max():g}")  # fmt: skip
     return CAMERAS.get(inside, f"image.{inside}"), inside

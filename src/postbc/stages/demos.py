@@ -1,23 +1,20 @@
-"""`postbc demos collect | inspect | replay | download`: the options of each, and what it prints."""
+"""`postbc demos collect | inspect | replay | download | convert`: the options of each, and what it prints."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
-from postbc.errors import InputError
+from postbc.errors import InputError, require
+from postbc.progress import console, progress, say
+from postbc.schemas import Count, CountOrZero, Seed, schema
 
 
-def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
-
-
-@dataclass(frozen=True)
+@schema
 class Collect:
     """Record demonstrations by scripted operators: six people of three qualities, successes only, the same file for the same seed."""
 
@@ -25,17 +22,17 @@ class Collect:
     """File to write (robomimic HDF5)."""
     task: Literal["Lift", "Can"] = "Lift"
     """Task to demonstrate."""
-    num: int = 50
+    num: Count = 50
     """Demonstrations in all, shared equally among the operators."""
     operators: tuple[str, ...] = ("all",)
     """operator_a … operator_f, or a quality (better, okay, worse), or all."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides initial states, habits and noise; the number of environments does not."""
-    num_envs: int = 8
+    num_envs: Count = 8
     """Environments side by side."""
-    horizon: int | None = None
+    horizon: Count | None = None
     """Steps (20 are a second) after which an unsolved episode is given up; by default 250 for Lift, 450 for Can."""
-    tail: int = 5
+    tail: CountOrZero = 5
     """Steps kept after the first successful one, as people's demonstrations have a few."""
     native: bool = True
     """Compiled control loop; --no-native uses robosuite's own, several times slower."""
@@ -44,134 +41,156 @@ class Collect:
 
     def run(self) -> None:
         """Collect, write, and print the success share of each operator."""
-        from postbc.demonstrations.collect import collect
-        from postbc.demonstrations.robomimic_write import check_writable, write_robomimic
-        from postbc.progress import progress
+        from postbc.data.robomimic_write import check_writable, write_robomimic
+        from postbc.data.scripted.operators import find_operators
 
-        if self.output.exists() and not self.overwrite:
-            raise InputError(
-                "The output exists already.", file=self.output, remedy="choose another name, or pass --overwrite to replace it"
-            )
+        _check_free(self.output, self.overwrite)
         check_writable(self.output)  # before the minutes of collecting, not after them
-        with progress("Collecting", max(self.num, 1)) as bar:
+        find_operators(self.operators)
+        from postbc.environments.robosuite.collect import collect
+
+        with progress("Collecting", self.num) as bar:
             collection = collect(
                 self.task, self.num, self.operators, self.seed, num_envs=self.num_envs, horizon=self.horizon, tail=self.tail,
                 native=self.native, progress=lambda name, success, length: bar.advance(int(success), steps=length),
             )  # fmt: skip
-        demonstrations = collection.demonstrations
-        write_robomimic(self.output, demonstrations, model_xml=collection.model_xml)
-        table = Table(title=f"{len(demonstrations)} demonstrations of {self.task}, {demonstrations.num_steps} steps")
-        for heading in ("operator", "kept", "of episodes", "success", "mean length"):
-            table.add_column(heading, justify="left" if heading == "operator" else "right")
+        dataset = collection.dataset
+        write_robomimic(self.output, dataset, model_xml=collection.model_xml)
+        table = _table(
+            f"{len(dataset)} demonstrations of {self.task}, {dataset.num_steps} steps",
+            ("operator", "kept", "of episodes", "success", "mean length"),
+        )
         for name, (kept, episodes) in collection.attempts.items():
             if episodes:
-                length = demonstrations.select(name).lengths.mean()
+                length = dataset.select(name).lengths.mean()
                 table.add_row(name, str(kept), str(episodes), f"{kept / episodes:.2f}", f"{length:.0f}")
-        _console().print(table)
-        _console().print(f"Written: {self.output} ({self.output.stat().st_size / 1e6:.1f} MB)")
+        console().print(table)
+        say(f"Written: {self.output} ({self.output.stat().st_size / 1e6:.1f} MB)")
 
 
-@dataclass(frozen=True)
+@schema
 class Inspect:
-    """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it."""
+    """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it. Nothing is ever overwritten."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Demonstration file (robomimic HDF5)."""
+    """Demonstrations (robomimic HDF5, or diffusion_policy's zarr)."""
     output: Path | None = None
-    """Picture to write (PNG); by default beside the file, with the ending .png."""
+    """Picture to write (.png, .pdf, .svg); by default beside the file, under its name with .png, or -2.png, … if that is taken."""
+    overwrite: bool = False
+    """Replace an existing picture of the name given by --output."""
     filter_key: str | None = None
     """Only the demonstrations of this filter (mask)."""
+    observation_keys: tuple[str, ...] | None = None
+    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr: its own)."""
+    image_keys: tuple[str, ...] = ()
+    """Cameras to look for (agentview_image)."""
+    clip_actions: bool = False
+    """Clip commands to [-1, 1] first, as robosuite did when it executed them."""
     allow_out_of_range: bool = False
     """Go on when actions lie outside [-1, 1], to see where."""
 
     def run(self) -> None:
         """Print the tables and write the picture."""
-        from postbc.demonstrations.inspect import draw, summarise
-        from postbc.demonstrations.robomimic import read_robomimic
+        from postbc.data.inspect import draw, draw_beside, summarise
+        from postbc.data.readers import read_dataset
 
-        demonstrations = read_robomimic(
-            self.file, filter_key=self.filter_key, action_range=None if self.allow_out_of_range else (-1.0, 1.0)
+        dataset = read_dataset(
+            self.file, filter_key=self.filter_key, observation_keys=self.observation_keys, image_keys=self.image_keys,
+            clip_actions=self.clip_actions, check_actions=not self.allow_out_of_range, parts=("rewards", "dones"),
+        )  # fmt: skip
+        if self.output is not None:
+            _check_free(self.output, self.overwrite)
+        summary, environment = summarise(dataset), dataset.environment
+        shapes = ", ".join(f"{key} {'×'.join(map(str, shape))}" for key, shape in dataset.shapes.items())
+        say(
+            f"{self.file}: {len(dataset)} demonstrations, {dataset.num_steps} steps; observations: {shapes}; actions "
+            f"{dataset.action_dim}; {environment.get('env_name') or 'no environment'}, simulator "
+            f"{environment.get('env_version') or 'of unknown version'}"
         )
-        summary, console = summarise(demonstrations), _console()
-        environment = demonstrations.environment
-        console.print(
-            f"{self.file}: {len(demonstrations)} demonstrations, {demonstrations.num_steps} steps, observations "
-            f"{demonstrations.observation_dim}, actions {demonstrations.action_dim}; {environment.get('env_name', 'no environment')}, "
-            f"robosuite {environment.get('env_version', 'of unknown version')}"
+        groups = _table("Who and what", ("", "demos", "steps", "length: least, mean, most", "solved", "command", "resting"))
+        groups.caption = (
+            "solved: at the last step; command: mean length of x, y, z; resting: all commands but the gripper's under 0.05"
         )
-        groups = Table(
-            title="Who and what",
-            caption="solved: at the last step; command: mean length of x, y, z; resting: every command but the gripper's under 0.05",
-        )
-        for heading in ("", "demos", "steps", "length: least, mean, most", "solved", "command", "resting"):
-            groups.add_column(heading, justify="right" if heading else "left")
         sections = [("", (summary.total,)), ("", summary.operators), ("filter ", summary.filters)]
         for word, members in sections:
             for g in members:
                 low, mean, high = g.length
+                solved = "?" if g.solved is None else f"{g.solved:.2f}"
                 groups.add_row(
-                    word + g.name, str(g.count), str(g.steps), f"{low} / {mean:.0f} / {high}", f"{g.solved:.2f}", f"{g.command:.2f}",
+                    word + g.name, str(g.count), str(g.steps), f"{low} / {mean:.0f} / {high}", solved, f"{g.command:.2f}",
                     f"{g.resting:.2f}",
                 )  # fmt: skip
             groups.add_section()
-        console.print(groups)
-        for title, dimensions in (("Observations (raw units)", summary.observations), ("Actions", summary.actions)):
-            table = Table(title=title)
-            for heading in ("dimension", "min", "max", "mean", "std", "at ±1" if title == "Actions" else "0.01 outside"):
-                table.add_column(heading, justify="left" if heading == "dimension" else "right")
+        terminal = console()
+        terminal.print(groups)
+        if summary.success is not None:
+            say(f"Solved is unknown: {summary.success}")
+        for title, dimensions in (("State (raw units)", summary.observations), ("Actions", summary.actions)):
+            table = _table(title, ("dimension", "min", "max", "mean", "std", "at ±1" if title == "Actions" else "0.01 outside"))
             for d in dimensions:
                 last = f"{d.at_bound:.1%}" if title == "Actions" else f"{d.off_by_a_hundredth:.2g}"
                 table.add_row(d.name, f"{d.low:.4f}", f"{d.high:.4f}", f"{d.mean:.4f}", f"{d.std:.4f}", last)
-            console.print(table)
-        console.print("0.01 outside: how far, in normalised units, a value 0.01 beyond the data's range lies from it.")
+            if dimensions:
+                terminal.print(table)
+        say("0.01 outside: how far, in normalised units, a value 0.01 beyond the data's range lies from it.")
         narrow = [d.name for d in (*summary.observations, *summary.actions) if d.narrow]
         if narrow:
-            console.print(
+            say(
                 f"Constant or nearly so: {', '.join(narrow)}. Min-max normalisation divides by their range (+1e-6), so that any other "
-                "value met later becomes huge. Normalise by more data, or widen them (Normalization.fit(…, minimum_range=…))."
+                "value met later becomes huge. Normalise by more data, or widen them (--data.minimum-range)."
             )
         else:
-            console.print("No dimension is constant.")
-        console.print(f"Picture: {draw(demonstrations, self.output or self.file.with_suffix('.png'))}")
+            say("No dimension is constant.")
+        if self.output is not None:
+            say(f"Picture: {draw(dataset, self.output, self.overwrite)}")
+            return
+        try:
+            say(f"Picture: {draw_beside(dataset)}")
+        except InputError as error:
+            say(f"No picture: {error.what} {self.file.parent} cannot be written; --output PICTURE.png puts it elsewhere.")
 
 
-@dataclass(frozen=True)
+@schema
 class Replay:
     """Play demonstrations open-loop in the simulator from their first state, and report how many succeed."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """Demonstration file (robomimic HDF5) with simulator states."""
-    num: int | None = None
+    num: CountOrZero | None = None
     """Play this many, a random subset drawn by the seed; by default all."""
     seed: int = 0
     """Seed of that subset."""
     filter_key: str | None = None
     """Only the demonstrations of this filter (mask)."""
+    clip_actions: bool = False
+    """Clip commands to [-1, 1], as robosuite did when it executed them."""
     native: bool = True
     """Compiled control loop; --no-native uses robosuite's own, several times slower."""
-    num_envs: int = 8
+    num_envs: Count = 8
     """Environments side by side."""
     allow_version_mismatch: bool = False
     """Go on although the data was made with another version of the simulator (expect near 0 % success)."""
 
     def run(self) -> None:
         """Replay and print the success rate with its Wilson interval."""
-        from postbc.demonstrations.replay import replay
-        from postbc.demonstrations.robomimic import read_robomimic
-        from postbc.demonstrations.versions import check_simulator_version
-        from postbc.progress import progress
+        from postbc.data.readers import list_dataset, read_dataset
+        from postbc.environments.robosuite.playback import replay
         from postbc.statistics import wilson_interval
 
-        demonstrations, console = read_robomimic(self.file, filter_key=self.filter_key), _console()
+        names = None
         if self.num is not None:
-            demonstrations = demonstrations.subset(self.num, self.seed)
-        warning = check_simulator_version(
-            demonstrations.environment, source=str(self.file), allow_mismatch=self.allow_version_mismatch
+            from postbc.data.episodes import choose, draw
+
+            listing = list_dataset(self.file)
+            chosen = (
+                choose(listing.names, listing.filters, self.filter_key, str(self.file)) if self.filter_key else listing.names
+            )
+            names = draw(chosen, self.num, self.seed, str(self.file))
+        dataset = read_dataset(
+            self.file, filter_key=self.filter_key, names=names, clip_actions=self.clip_actions, parts=("states",)
         )
-        if warning is not None:
-            console.print(f"Warning: {warning}")
         done = 0
-        with progress("Replaying", len(demonstrations)) as bar:
+        with progress("Replaying", len(dataset)) as bar:
 
             def advance(ended: int) -> None:
                 nonlocal done
@@ -179,22 +198,24 @@ class Replay:
                 done = ended
 
             result = replay(
-                demonstrations, native=self.native, num_envs=self.num_envs, allow_version_mismatch=self.allow_version_mismatch,
+                dataset, native=self.native, num_envs=self.num_envs, allow_version_mismatch=self.allow_version_mismatch,
                 progress=advance,
             )  # fmt: skip
+        for warning in result.warnings:
+            say(f"Warning: {warning}")
         successes, n = int(result.successes.sum()), len(result.successes)
         low, high = wilson_interval(successes, n)
-        console.print(f"{successes} of {n} succeeded: {successes / n:.3f} (95 % Wilson interval {low:.3f} to {high:.3f})")
-        console.print(
+        say(f"{successes} of {n} succeeded: {successes / n:.3f} (95 % Wilson interval {low:.3f} to {high:.3f})")
+        say(
             f"End effector off the recorded path by at most {result.drift.max() * 1000:.1f} mm (median of the demonstrations' "
             f"largest distances {sorted(result.drift)[n // 2] * 1000:.1f} mm)"
         )
         failed = [name for name, success in zip(result.names, result.successes) if not success]
         if failed:
-            console.print(f"Failed: {', '.join(failed)}")
+            say(f"Failed: {', '.join(failed)}")
 
 
-@dataclass(frozen=True)
+@schema
 class Download:
     """Fetch an official robomimic file from the public hub; says its size and licence first, checks what arrived, resumes."""
 
@@ -211,15 +232,106 @@ class Download:
 
     def run(self) -> None:
         """State, download, check."""
-        from postbc.demonstrations.download import DEMONSTRATIONS, REPOSITORY, VERSION_NOTE, fetch, look_up
+        from postbc.data.download import DEMONSTRATIONS, REPOSITORY, VERSION_NOTE, fetch, look_up
 
-        console = _console()
         remote = look_up(self.task, self.dataset)
-        console.print(f"{REPOSITORY}: {remote.filename} at {remote.commit[:12]}")
-        console.print(f"Size: {remote.size / 1e6:.1f} MB. Licence: {remote.licence}.")
-        console.print(VERSION_NOTE)
+        say(f"{REPOSITORY}: {remote.filename} at {remote.commit[:12]}")
+        say(f"Size: {remote.size / 1e6:.1f} MB. Licence: {remote.licence}.")
+        say(VERSION_NOTE)
         if self.dry_run:
             return
         count = DEMONSTRATIONS[self.dataset]
         path = fetch(remote, self.output_dir, count, force=self.force)
-        console.print(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
+        say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
+
+
+@schema
+class Convert:
+    """Make a file with observations that every command reads: of a raw robosuite recording (states and actions, played back in the
+    simulator; goes on where it was stopped), or of a diffusion_policy zarr file."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """Recording (HDF5 with states), or zarr file."""
+    output: Path
+    """File to write (robomimic HDF5)."""
+    episodes: Count | None = None
+    """zarr: number of episodes, for a file that does not say where they end (no meta/episode_ends): cut where the scene jumps most."""
+    observation_keys: tuple[str, ...] | None = None
+    """zarr: arrays that make the state, in this order."""
+    image_keys: tuple[str, ...] = ()
+    """zarr: cameras whose frames are copied too (img)."""
+    num_envs: Count = 8
+    """Recording: environments side by side."""
+    allow_version_mismatch: bool = False
+    """Recording: go on although it was made with another version of the simulator."""
+    overwrite: bool = False
+    """Replace an existing output."""
+
+    def run(self) -> None:
+        """Convert, and say what came out."""
+        from postbc.data.robomimic_write import check_writable
+        from postbc.data.zarr import is_zarr
+
+        _check_free(self.output, self.overwrite)
+        check_writable(self.output)
+        steps, episodes, said = self._copy() if is_zarr(self.file) else self._play()
+        say(f"Written: {self.output}, {episodes} episodes, {steps} steps{said}. Next: postbc demos inspect {self.output}")
+
+    def _copy(self) -> tuple[int, int, str]:
+        from postbc.data.robomimic_write import write_robomimic
+        from postbc.data.zarr import read_zarr
+
+        dataset = read_zarr(
+            self.file,
+            observation_keys=self.observation_keys,
+            image_keys=self.image_keys,
+            parts=("dones",),
+            episodes=self.episodes,
+        )
+        write_robomimic(self.output, dataset)
+        return (
+            dataset.num_steps,
+            len(dataset),
+            f", {dataset.lengths.min()} to {dataset.lengths.max()} an episode; rewards unknown",
+        )
+
+    def _play(self) -> tuple[int, int, str]:
+        from postbc.data.convert import convert_recording
+        from postbc.data.recordings import open_recording
+        from postbc.data.robomimic import read_robomimic
+
+        recording = open_recording(self.file)
+        from postbc.environments.robosuite.playback import Observer
+
+        observer = Observer(
+            recording.environment, str(self.file), num_envs=self.num_envs, allow_version_mismatch=self.allow_version_mismatch
+        )
+        try:
+            for warning in observer.warnings:
+                say(f"Warning: {warning}")
+            done = 0
+            with progress("Playing back", len(recording.names)) as bar:
+
+                def advance(count: int) -> None:
+                    nonlocal done
+                    bar.advance(count - done)
+                    done = count
+
+                convert_recording(recording, observer, self.output, advance)
+        finally:
+            observer.close()
+        dataset = read_robomimic(self.output, check_actions=False, parts=("rewards",))
+        solved = sum(episode.rewards is not None and bool(episode.rewards.any()) for episode in dataset)
+        return dataset.num_steps, len(dataset), f", {solved} of them solved at some step"
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
+    require(overwrite or not os.path.lexists(output), "The output exists already.", file=output,
+            remedy="choose another name, or pass --overwrite to replace it")  # fmt: skip
+
+
+def _table(title: str, headings: tuple[str, ...]) -> Table:
+    table = Table(title=title)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("", "operator", "dimension") else "right")
+    return table

@@ -1,4 +1,4 @@
-"""Recorded episodes in the simulator again: open-loop, to see whether data and simulator belong together; or state by state, to observe."""
+"""Recorded episodes in the simulator again: open-loop, to see whether the data belongs to it; or state by state, to observe."""
 
 from __future__ import annotations
 
@@ -130,8 +130,8 @@ def replay(
 class Observer:
     """Plays recorded simulator states: episodes of states and actions become episodes with observations and rewards.
 
-    Observations are of the recorded states themselves, nothing is integrated in between; a step is a success if the state after it is, the
-    last one if executing its action from the last state leads to one.
+    Observations are of the recorded states themselves, nothing is integrated in between; a step is a success if the state after it
+    is, the last one if executing its action from the last state leads to one.
 
     Args:
         environment: of the recording, as robomimic's `env_args`.
