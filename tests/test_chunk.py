@@ -21,7 +21,7 @@ N, T, HORIZON, OWN = 3, 4, 23, 14
 
 
 class Line(gymnasium.Env):  # type: ignore[type-arg]
-    """A point on a line; solved where |x| < 0.3. An episode's length is drawn from its seed; observed are x, the count and the seed's mark."""
+    """A point on a line; solved where |x| < 0.3. Its episodes' lengths are random; observed are x, the count and the seed's mark."""
 
     def __init__(self, says: str = "every step", key: str = "success", pixels: bool = False, ends_solved: bool = False) -> None:
         self.says, self.key, self.pixels, self.ends_solved = says, key, pixels, ends_solved
@@ -291,8 +291,7 @@ def test_what_a_crowd_must_say_and_do() -> None:
     env = ChunkAdapter(Crowd(2, final=False), T, horizon=99, terminate_on="never")
     env.reset([1, 2])
     with pytest.raises(InputError, match="last observation is nowhere"):
-        for chunk in wander(9, n=2):
-            env.step(chunk)
+        play(env, wander(9, n=2))
     dishonest = ChunkAdapter(Crowd(2, AutoresetMode.DISABLED, honest=False), T, horizon=99)
     dishonest.reset([1, 2])
     with pytest.raises(InputError, match="not told to"):
@@ -307,10 +306,8 @@ def test_what_a_crowd_must_say_and_do() -> None:
 def test_success_that_is_never_reported_is_an_error_at_the_first_end(mode: AutoresetMode) -> None:
     for options in ({"says": "never"}, {"key": "solved"}):
         env = ChunkAdapter(vector("sync", mode, lambda options=options: Line(**options)), T, horizon=HORIZON)
-        env.reset([1, 2, 3])
-        with pytest.raises(InputError, match='never said[\\s\\S]*success="terminated"') as error:
-            for chunk in wander(4):
-                env.step(chunk)
+        with pytest.raises(InputError, match=r'never said[\s\S]*success="terminated"') as error:
+            play(env, wander(4))
         assert "other" in str(error.value)
 
 

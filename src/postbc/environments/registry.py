@@ -37,6 +37,7 @@ class Environment:
             written.
         scene: one environment with chunk 1 that never ends by itself and has `render_frame(i, height, width)`, for videos; None: it
             cannot be drawn.
+        state_keys: the parts of "state" in order, as data files name them; None: unknown.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Environment:
     facts: Callable[[], Mapping[str, Any]] = dict
     check: Callable[[], None] = field(default=lambda: None)
     scene: Callable[[], ChunkEnv] | None = None
+    state_keys: tuple[str, ...] | None = None
 
 
 #: A film is as long as its episode.
@@ -73,7 +75,9 @@ def robosuite_environment(
     def scene() -> ChunkEnv:
         return make(1, chunk=1, horizon=ENDLESS, terminate_on="never")
 
-    return Environment(f"postbc/{found.name}", make, found.horizon, 4, CONTROL_FREQ, facts, robosuite.check, scene)
+    return Environment(
+        f"postbc/{found.name}", make, found.horizon, 4, CONTROL_FREQ, facts, robosuite.check, scene, robosuite.STATE_KEYS
+    )
 
 
 def from_vector_env(
@@ -165,7 +169,7 @@ def _pusht(**options: Any) -> Environment:
 ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     **{f"postbc/{name}": (lambda name=name: robosuite_environment(name)) for name in TASKS},  # type: ignore[misc]
     "postbc/PushT": lambda: _pusht(),
-    "postbc/PushT-keypoints": lambda: _pusht(observation="keypoints"),
+    "postbc/PushT-state": lambda: _pusht(observation="state"),
     "postbc/PushT-pixels": lambda: _pusht(observation="pixels"),
 }
 

@@ -54,7 +54,7 @@ class StackedEnv:
 
     def step(self, chunks: NDArray[np.floating[Any]]) -> ChunkStep:
         n, t = self.num_envs, self.chunk
-        commands = check_chunks(chunks, (n, t, self.action_dim), ~self._waiting)
+        commands = check_chunks(chunks, (n, t, self.action_dim), np.array([bool(self._frames)]))
         rewards, successes, executed = np.zeros((n, t)), np.zeros((n, t), bool), np.zeros(n, np.int64)
         running = ~self._waiting
         terminated, truncated, diverged = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool)

@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from postbc.environments.robosuite.loading import import_robosuite
-from postbc.environments.robosuite.tasks import TASKS, Task, find_task
+from postbc.environments.robosuite.tasks import STATE_KEYS, TASKS, Task, find_task
 
 if TYPE_CHECKING:
     from postbc.environments.robosuite.vector import RobosuiteChunkEnv
 
-__all__ = ["TASKS", "Task", "check", "find_task", "make"]
+__all__ = ["STATE_KEYS", "TASKS", "Task", "check", "find_task", "make"]
 
 
 def make(task: str | Task, num_envs: int = 1, **options: Any) -> RobosuiteChunkEnv:

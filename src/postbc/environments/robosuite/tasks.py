@@ -8,6 +8,8 @@ from postbc.errors import InputError
 
 CONTROL_FREQ = 20
 VERSION = "1.4.0"
+STATE_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+"""Parts of an observation, as robomimic names them."""
 
 
 @dataclass(frozen=True)
