@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -198,3 +199,14 @@ def check_finite(weights: Mapping[str, Tensor], what: str, file: str | Path | No
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NotFiniteError(what, file=file, key=name, found="NaN or infinite", remedy=remedy)
+
+
+def check_memory(module: nn.Module, copies: int, device: str | torch.device, key: str) -> None:
+    """Raise :class:`InputError` if `copies` of a module's parameters do not fit the device's memory (a module on "meta" takes none)."""
+    needed = copies * sum(p.numel() * p.element_size() for p in module.parameters())
+    if torch.device(device).type == "cuda":
+        there = torch.cuda.mem_get_info(device)[1]
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63
+    require(needed < there, "These networks do not fit into memory.", key=key, found=f"{needed / 2**30:,.1f} GiB",
+            expected=f"less than {there / 2**30:,.1f} GiB", remedy="choose smaller or fewer networks")  # fmt: skip

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from postbc.devices import Compute
 from postbc.errors import NotFiniteError, require
-from postbc.nn import StackedMLP, check_finite, generator_state, set_generator_state
+from postbc.nn import StackedMLP, check_finite, check_memory, generator_state, set_generator_state
 from postbc.posterior.bootstrap import BootstrapSampler, bootstrap_counts
 from postbc.posterior.factor import Factor
 from postbc.posterior.member import WIDE, AdamState, adam, train_member
@@ -63,7 +63,9 @@ class Ensemble(nn.Module):
         generator: source of the members' initialisation.
     """
 
-    def __init__(self, config: EnsembleConfig, feature_dim: int, chunk: int, action_dim: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: EnsembleConfig, feature_dim: int, chunk: int, action_dim: int, generator: torch.Generator
+    ) -> None:
         super().__init__()
         self.config, self.feature_dim, self.chunk, self.action_dim = config, feature_dim, chunk, action_dim
         self.dim = chunk * action_dim
@@ -85,7 +87,9 @@ class Ensemble(nn.Module):
     @torch.no_grad()
     def predict(self, features: Tensor, batch: int = 1024) -> Tensor:
         """(N, F) -> (K, N, D): every member's predicted chunk, inside the action range under `bound="clamp"`."""
-        parts = [self.network(part.expand(self.config.ensemble_size, -1, -1))[..., : self.dim] for part in features.split(batch)]
+        parts = [
+            self.network(part.expand(self.config.ensemble_size, -1, -1))[..., : self.dim] for part in features.split(batch)
+        ]
         prediction = torch.cat(parts, 1)
         return prediction.clamp_(-1, 1) if self.config.bound == "clamp" else prediction
 
@@ -229,7 +233,10 @@ def fit_ensemble(
     for name, values in (("features", features), ("chunks", chunks)):
         require(bool(torch.isfinite(values).all()), "An ensemble needs finite numbers.", key=name, found="NaN or infinite")
     generator = make_generator(seed, "ensemble/initialisation")
-    ensemble = Ensemble(config, features.shape[1], chunks.shape[1], chunks.shape[2], generator).to(device)
+    sizes = (features.shape[1], chunks.shape[1], chunks.shape[2])
+    with torch.device("meta"):
+        check_memory(Ensemble(config, *sizes, generator), 4, device, "ensemble")
+    ensemble = Ensemble(config, *sizes, generator).to(device)
     training = EnsembleTraining(ensemble, features, chunks, episode, seed, compute)
     step, found = 0, run.load() if run else None
     if run and found:

@@ -1,0 +1,114 @@
+"""`postbc pretrain`: Algorithm 2 on the demonstrations of each seed, for any registered kind of policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import torch
+import tyro
+
+from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
+from postbc.devices import Compute
+from postbc.errors import require
+from postbc.nn import check_memory
+from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
+from postbc.pretraining import PretrainingConfig, pretrain
+from postbc.runs import Run
+from postbc.schemas import Count, Seed, plain, schema
+from postbc.seeding import make_generator
+from postbc.stages.posterior import posterior_factor
+from postbc.stages.seeds import epochs_to_steps, of_one_seed
+
+C = TypeVar("C")
+
+
+@schema
+class Pretrain(Generic[C]):
+    """Pretrain a policy by BC, σ-BC or PostBC (Algorithm 2).
+
+    Writes seed_<seed>/policy.safetensors (averaged weights, everything inference needs) and policy.json into the output directory.
+    """
+
+    data: TrainingSetConfig
+    output: Path
+    """Directory of the stage; each seed's run is seed_<seed> in it."""
+    policy: C
+    """Kind, architecture and sampling."""
+    posterior: Path | None = None
+    """Directory that `postbc posterior fit` wrote (postbc only)."""
+    seeds: tuple[Seed, ...] = (0,)
+    """One policy a seed."""
+    pretraining: PretrainingConfig = PretrainingConfig()
+    epochs: Count | None = None
+    """Epochs instead of pretraining.steps (paper: 3000)."""
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
+    jobs: Count = 1
+    """Seeds at a time, each a process of its own."""
+    resume: bool = False
+    """Go on with the runs in the output directory."""
+
+
+def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
+    """Algorithm 2 for one seed, resumable; the policy that was saved.
+
+    Raises:
+        InputError: data, posterior or output directory cannot be used.
+        NotFiniteError: the loss or a weight is not finite.
+    """
+    config = dataclasses.replace(config, compute=config.compute.resolved())
+    device = config.compute.start()
+    pretraining, kind, factor = config.pretraining, policy_class(config.policy.kind), None
+    require(
+        pretraining.method != "postbc" or config.posterior is not None, "PostBC needs a posterior.", key="posterior",
+        found="none given", expected="a directory", remedy="run `postbc posterior fit` first and give --posterior DIR",
+    )  # fmt: skip
+    data = load_training_set(config.data, seed, device)
+    if config.epochs is not None:
+        steps = epochs_to_steps(config.epochs, len(data.windows), pretraining.batch_size)
+        pretraining = dataclasses.replace(pretraining, steps=steps)
+    inputs = {"demonstrations": data.fingerprint}
+    if pretraining.method == "postbc":
+        assert config.posterior is not None
+        factor, inputs["posterior"] = posterior_factor(config.posterior, data, seed, device)
+
+    def build(about: About | None = None) -> Any:
+        generator = make_generator(seed, "policy/initialisation")
+        return kind(
+            config.policy, data.shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
+            config.data.observation_steps, about,
+        )  # fmt: skip
+
+    with torch.device("meta"):
+        check_memory(build(), 5, device, "policy")
+    with Run(config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs) as run:
+        if not (run.directory / POLICY_FILE).exists():
+            policy = build(describe(config, pretraining, data, seed, run))
+            pretrain(policy, data.windows, pretraining, seed, factor, config.compute, run)
+            save_policy(run.directory / POLICY_FILE, policy)
+        policy = load_policy(run.directory, device)
+        run.finish()
+    return policy
+
+
+def describe(config: Pretrain[Any], pretraining: PretrainingConfig, data: TrainingSet, seed: int, run: Run) -> About:
+    """What the policy's file says about it. Versions are those with which the run began, so that a resumed one writes the same file."""
+    versions = json.loads((run.directory / "versions.json").read_text(encoding="utf-8"))
+    method = pretraining.method
+    return About(
+        method=method,
+        posterior_weight=pretraining.posterior_weight if method == "postbc" else None,
+        sigma=pretraining.sigma if method == "sigma-bc" else None,
+        seed=seed,
+        task=data.facts.environment,
+        data=Path(config.data.demonstrations).name,
+        demonstrations=len(data.dataset),
+        trajectories=tuple(data.dataset.names),
+        windows=len(data.windows),
+        facts=plain(data.facts),
+        steps=pretraining.steps,
+        compute=plain(config.compute),
+        versions={name: value for name, value in versions.items() if name != "command"},
+    )
