@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -48,9 +48,54 @@ class Compute:
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
         """Matrix products in the chosen precision."""
-        chosen = self.resolved()
-        with torch.autocast(chosen.device, torch.bfloat16, enabled=chosen.precision == "bfloat16"):
+        chosen = self if self.precision == "float32" else self.resolved()
+        if chosen.precision == "float32":
             yield
+            return
+        with torch.autocast(chosen.device, torch.bfloat16):
+            yield
+
+    def compiled(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        """`update` as it is, or compiled where that was asked for (on cuda: captured as one graph).
+
+        It takes tensors of the same shapes at every call, changes networks and optimisers in place, and draws no random numbers; what
+        it returns is good until the next call.
+        """
+        if not self.compile:
+            return update
+        return _Captured(update) if self.resolved().device == "cuda" else torch.compile(update)
+
+
+class _Captured:
+    """A function recorded as one CUDA graph: its kernels are launched at once, without Python between them.
+
+    The first calls run as they are, aside, so that libraries and optimisers make what they need before the recording.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.calls = function, 0
+        self.inputs: list[torch.Tensor] = []
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *tensors: torch.Tensor) -> Any:
+        self.calls += 1
+        if self.calls <= self.WARM_UP:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                result = self.function(*tensors)
+            torch.cuda.current_stream().wait_stream(aside)
+            return result
+        if self.graph is None:
+            self.inputs, self.graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.result = self.function(*self.inputs)
+        for mine, given in zip(self.inputs, tensors, strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return self.result
 
 
 def has_fast_bfloat16(device: str = "cpu") -> bool:

@@ -4,188 +4,156 @@ V is an expectile of min_i Q̄_i(s, a) over the data's actions, Q a one-chunk ba
 IQL's actor is not trained: Best-of-N takes its actions from the pretrained policy (the paper lists β = 3, which only that actor uses).
 """
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from postbc.errors import InputError
-from postbc.finetuning.networks import Activation, Critics, Info, Values, averages, copy_into, q_values, values
-from postbc.finetuning.replay import Batch, Replay
-from postbc.members import Adam, AdamState, descend, each, number_of_parts, scripted, split
-from postbc.nn import Generators, Layers, polyak
+from postbc.agents.base import Batch
+from postbc.agents.networks import (
+    Critics,
+    Info,
+    Value,
+    adam,
+    copy_into,
+    descend,
+    optimizer_state,
+    set_optimizer_state,
+)
+from postbc.devices import Compute
+from postbc.nn import Activation, polyak
+from postbc.schemas import Count, OpenShare, Positive, Share, StepShare, Width, schema
 
-BLOCK, STRIDE = 32, 8  # steps whose batches are drawn and gathered at once; steps in a row of one member
-
-
-@dataclass(frozen=True)
-class IQLConfig:
-    """The critic's numbers; defaults are the paper's for Best-of-N on Robomimic Lift (paper.md section 6) unless said otherwise."""
-
-    steps: int = 2_000_000
-    """Gradient steps (paper: 2,000,000 Robomimic, 50,000 LIBERO, 100,000 to 700,000 WidowX)."""
-    hidden: tuple[int, ...] = (256, 256)
-    """Hidden layers of Q and V."""
-    layer_norm: bool = True
-    """LayerNorm before the activations (paper: on Lift)."""
-    activation: Activation = "relu"
-    """Activation of Q and V (relu: IQL's authors; tanh: the paper on LIBERO, which learns much more slowly here)."""
-    critics: int = 2
-    """Critics a seed."""
-    lr: float = 3e-4
-    """Adam's step size."""
-    batch_size: int = 256
-    """Transitions a step."""
-    discount: float = 0.999
-    """γ (paper: 0.999 Robomimic, 0.99 LIBERO, 0.97 WidowX)."""
-    tau: float = 0.005
-    """The target critics move by this share at every step."""
-    expectile: float = 0.5
-    """τ of V (paper: Lift 0.5 BC and PostBC, 0.7 σ-BC at 1000 rollouts; Can and Square 0.7; LIBERO 0.9)."""
-    value_targets: Literal["min", "mean"] = "min"
-    """How V combines the target critics."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.expectile < 1:
-            raise InputError("The expectile is out of range.", key="expectile", found=self.expectile, expected="(0, 1)")
-        if not 0 <= self.discount <= 1 or not 0 < self.tau <= 1:
-            raise InputError(
-                "γ or τ is out of range.", key="discount, tau", found=(self.discount, self.tau), expected="[0, 1], (0, 1]"
-            )
-        for name in ("steps", "critics", "lr", "batch_size"):
-            if not getattr(self, name) > 0:
-                raise InputError("A number must be positive.", key=name, found=getattr(self, name))
+BLOCK = 32  # steps whose batches are drawn and gathered at once
 
 
-# -- nets ----------------------------------------------------------------------------------------------------------------------
+# -- networks ------------------------------------------------------------------------------------------------------------------
 class Networks(nn.Module):
     """V, the critics Q_i and their targets."""
 
-    def __init__(self, config: IQLConfig, observation_dim: int, action_dim: int, generators: Generators) -> None:
+    def __init__(self, config: IQLConfig, feature_dim: int, action_dim: int, generator: torch.Generator) -> None:
         super().__init__()
-        members, nets = len(generators), (config.activation, config.layer_norm)
-        self.values = Values(members, observation_dim, config.hidden, generators, *nets)
-        self.critics = make_critics(config, observation_dim, action_dim, generators)
-        self.target_critics = make_critics(config, observation_dim, action_dim, generators)
+        self.value = Value(feature_dim, config.hidden, generator, config.activation, config.layer_norm)
+        self.critics = make_critics(config, feature_dim, action_dim, generator)
+        self.target_critics = make_critics(config, feature_dim, action_dim, generator)
         copy_into(self.target_critics, self.critics)
 
-    @property
-    def layers(self) -> "NetworkLayers":
-        """The same for the functions below, in the same memory."""
-        return NetworkLayers(self.values.net.layers, self.critics.net.layers, self.target_critics.net.layers)
 
-
-class NetworkLayers(NamedTuple):
-    """:class:`Networks` as TorchScript takes them."""
-
-    values: Layers
-    critics: Layers
-    target_critics: Layers
-
-
-def make_critics(config: IQLConfig, observation_dim: int, action_dim: int, generators: Generators) -> Critics:
+def make_critics(config: IQLConfig, feature_dim: int, action_dim: int, generator: torch.Generator) -> Critics:
     """Q alone, which is all that acting needs."""
-    nets = (config.hidden, generators, config.activation, config.layer_norm)
-    return Critics(len(generators), observation_dim, action_dim, *nets, critics=config.critics)
+    return Critics(feature_dim, action_dim, config.hidden, generator, config.activation, config.layer_norm, config.critics)
 
 
 # -- losses --------------------------------------------------------------------------------------------------------------------
-@scripted
-def value_loss(networks: NetworkLayers, batch: Batch, expectile: float, combine: str = "min") -> tuple[Tensor, Info]:
-    """mean |τ − 1(x < 0)|·x², x = min_i Q̄_i(s, a) − V(s), (M,) (IQL, equation 5)."""
+def value_loss(networks: Networks, batch: Batch, expectile: float, combine: str = "min") -> tuple[Tensor, Info]:
+    """mean |τ − 1(x < 0)|·x², x = min_i Q̄_i(s, a) − V(s) (IQL, equation 5)."""
     with torch.no_grad():
-        q = q_values(batch.observation, batch.action, networks.target_critics)
-        q = q.amin(1) if combine == "min" else q.mean(1)
-    value = values(batch.observation, networks.values)
+        q = networks.target_critics(batch.features, batch.action)
+        q = q.amin(0) if combine == "min" else q.mean(0)
+    value = networks.value(batch.features)
     advantage = q - value
     weight = torch.where(advantage.detach() < 0, 1 - expectile, expectile)
-    loss = (weight * advantage.square()).mean(-1)
+    loss = (weight * advantage.square()).mean()
     return loss, {"value/loss": loss.detach(), "value/v": value.detach(), "value/advantage": advantage.detach()}
 
 
-@scripted
-def critic_loss(networks: NetworkLayers, batch: Batch) -> tuple[Tensor, Info]:
-    """Σ_i mean (r + γ(1−d)·V(s') − Q_i(s, a))², (M,) (IQL, equation 6)."""
+def critic_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Info]:
+    """Σ_i mean (r + γ(1−d)·V(s') − Q_i(s, a))² (IQL, equation 6)."""
     with torch.no_grad():
-        target = torch.addcmul(batch.reward, batch.discount, values(batch.next_observation, networks.values))
-    q = q_values(batch.observation, batch.action, networks.critics)
-    loss = (q - target.unsqueeze(1)).square().mean(-1).sum(-1)
+        target = torch.addcmul(batch.reward, batch.discount, networks.value(batch.next_features))
+    q = networks.critics(batch.features, batch.action)
+    loss = (q - target).square().mean(-1).sum()
     return loss, {"critic/loss": loss.detach(), "critic/q": q.detach()}
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
-@scripted
-def learn(
-    networks: NetworkLayers,
-    of_values: AdamState,
-    of_critics: AdamState,
-    batches: list[Batch],
-    expectile: float,
-    combine: str,
-    tau: float,
-) -> Info:
-    """For each batch a step of V, then of Q, then of the target (the authors' order, their actor left out). Info of the last."""
-    info: Info = {}
-    for batch in batches:
-        loss, info = value_loss(networks, batch, expectile, combine)
-        descend(of_values, networks.values.parameters, loss)
-        loss, of_loss = critic_loss(networks, batch)
-        descend(of_critics, networks.critics.parameters, loss)
-        polyak(networks.target_critics.parameters, of_critics.values, tau)
-        info.update(of_loss)
-    return info
-
-
 class IQL:
-    """The learner, M members.
+    """The learner.
 
     Args:
         config: the critic's numbers.
-        observation_dim: S.
+        feature_dim: F.
         action_dim: D, of a flattened chunk.
-        generators: one a member, for initialisation.
+        generator: for initialisation; its device is the networks'.
+        compute: precision, and whether the update is compiled.
     """
 
-    def __init__(self, config: IQLConfig, observation_dim: int, action_dim: int, generators: Generators) -> None:
-        self.config = config
-        self.networks = Networks(config, observation_dim, action_dim, generators)
-        parts = number_of_parts(len(generators), config.batch_size, max(config.hidden, default=0))
-        self.parts = split(self.networks, parts)
+    def __init__(
+        self, config: IQLConfig, feature_dim: int, action_dim: int, generator: torch.Generator, compute: Compute | None = None
+    ) -> None:
+        self.config, self.compute = config, (compute or Compute(device=generator.device.type)).resolved()
+        self.networks = Networks(config, feature_dim, action_dim, generator).to(generator.device)
         self.optimizers = {
-            "value": Adam([list(part.values.parameters()) for part in self.parts], config.lr),
-            "critic": Adam([list(part.critics.parameters()) for part in self.parts], config.lr),
+            "value": adam(self.networks.value.parameters(), config.lr),
+            "critic": adam(self.networks.critics.parameters(), config.lr),
         }
+        self._update = self.compute.compiled(self._step)
 
-    def update(self, *batches: Batch) -> Info:
-        """:func:`learn` on the batches, all members. Info of the last."""
-        config, parts = self.config, len(self.parts)
-        divided = list(zip(*(batch.divide(parts) for batch in batches), strict=True))
+    def _step(self, *batch: Tensor) -> Info:
+        config, networks, transitions = self.config, self.networks, Batch(*batch)
+        with self.compute.autocast():
+            loss, info = value_loss(networks, transitions, config.expectile, config.value_targets)
+        descend(self.optimizers["value"], loss)
+        with self.compute.autocast():
+            loss, of_loss = critic_loss(networks, transitions)
+        descend(self.optimizers["critic"], loss)
+        polyak(networks.target_critics, networks.critics, config.tau)
+        return info | of_loss
 
-        def work(part: int, rows: slice) -> Info:
-            return learn(
-                self.parts[part].layers, self.optimizers["value"].states[part], self.optimizers["critic"].states[part],
-                divided[part][rows], config.expectile, config.value_targets, config.tau,
-            )  # fmt: skip
+    def update(self, batch: Batch) -> Info:
+        """A step of V, then of Q, then of the target (the authors' order, their actor left out)."""
+        return self._update(*batch)
 
-        return averages(each(work, parts, len(batches), STRIDE))
-
-    def train(self, data: Replay, steps: int, sampling: Generators) -> Info:
-        """`steps` updates on batches of `data`; info of the last one."""
+    def learn(self, sample: Callable[[int], Batch], steps: int) -> Info:
+        """`steps` updates on batches of `sample`, which draws that many transitions; info of the last one."""
         info: Info = {}
         for done in range(0, steps, BLOCK):
             block = min(BLOCK, steps - done)
-            info = self.update(*data.sample(sampling, block * self.config.batch_size).split(self.config.batch_size))
+            for batch in sample(block * self.config.batch_size).split(self.config.batch_size):
+                info = self.update(batch)
         return info
 
     # -- state -----------------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Parameters and optimiser moments."""
-        optimizers = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        optimizers = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
         return {"networks": self.networks.state_dict(), "optimizers": optimizers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
+            set_optimizer_state(optimizer, state["optimizers"][name])
+
+
+# -- configuration -------------------------------------------------------------------------------------------------------------
+@schema
+class IQLConfig:
+    """The critic's numbers; defaults are the paper's for Best-of-N on Robomimic Lift (paper.md section 6) unless said otherwise."""
+
+    steps: Count = 2_000_000
+    """Gradient steps (paper: 2,000,000 Robomimic, 50,000 LIBERO, 100,000 to 700,000 WidowX)."""
+    hidden: Annotated[tuple[Width, ...], Field(max_length=99)] = (256, 256)
+    """Hidden layers of Q and V."""
+    layer_norm: bool = True
+    """LayerNorm before the activations (paper: on Lift)."""
+    activation: Activation = "relu"
+    """Activation of Q and V (relu: IQL's authors; tanh: the paper on LIBERO, which learns much more slowly here)."""
+    critics: Annotated[int, Field(ge=1, le=99)] = 2
+    """Critics."""
+    lr: Positive = 3e-4
+    """Adam's step size."""
+    batch_size: Count = 256
+    """Transitions a step."""
+    discount: Share = 0.999
+    """γ (paper: 0.999 Robomimic, 0.99 LIBERO, 0.97 WidowX)."""
+    tau: StepShare = 0.005
+    """The target critics move by this share at every step."""
+    expectile: OpenShare = 0.5
+    """τ of V (paper, Lift: 0.5 BC, 0.7 σ-BC at 1000 and 2000 rollouts, PostBC 0.5 at 1000 and 0.7 at 2000; Can and Square 0.7; LIBERO 0.9)."""
+    value_targets: Literal["min", "mean"] = "min"
+    """How V combines the target critics."""
