@@ -118,7 +118,7 @@ class StackedMLP(nn.Sequential):
 @torch.no_grad()
 def polyak(target: nn.Module | Iterable[Tensor], online: nn.Module | Iterable[Tensor], rate: float) -> None:
     """target <- (1 − rate)·target + rate·online, in place, for the parameters of two modules (or two lists of tensors)."""
-    old, new = (list(m.parameters()) if isinstance(m, nn.Module) else list(m) for m in (target, online))
+    old, new = (list[Tensor](m.parameters() if isinstance(m, nn.Module) else m) for m in (target, online))
     torch._foreach_lerp_(old, new, rate)
 
 
@@ -135,7 +135,7 @@ class EMA:
 
     def __init__(self, module: nn.Module, decay: float = 0.995) -> None:
         self.decay = decay
-        self.online = list(module.parameters())
+        self.online = list[Tensor](module.parameters())
         self.names = [name for name, _ in module.named_parameters()]
         self.shadow = [p.detach().clone() for p in self.online]
         self.updates = 0

@@ -77,9 +77,7 @@ class Target:
         InputError: PostBC without a factor, or with one of other windows.
     """
 
-    def __init__(
-        self, config: PretrainingConfig, shape: tuple[int, int, int], factor: Factor | None, generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: PretrainingConfig, shape: torch.Size, factor: Factor | None, generator: torch.Generator) -> None:
         if config.method == "postbc":
             require(factor is not None, "PostBC needs a posterior.", key="posterior",
                     remedy="run `postbc posterior fit` first and give --posterior DIR")  # fmt: skip
@@ -138,7 +136,7 @@ class Pretraining:
         self.streams = {name: make_generator(seed, f"pretraining/{name}", device) for name in ("data", "loss", "target")}
         every = torch.arange(len(windows), device=windows.device)
         self.chunks = policy.normalization.normalize_action(windows.chunk(every).to(device))
-        self.target = Target(config, tuple(self.chunks.shape), factor, self.streams["target"])
+        self.target = Target(config, self.chunks.shape, factor, self.streams["target"])
         self.ema = EMA(policy, config.ema_decay)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from postbc.data.normalization import Normalization
 from postbc.errors import require
-from postbc.files import load_tree, save_tree, write_json
+from postbc.files import blame, load_tree, save_tree, write_json
 from postbc.nn import check_finite, check_weights
 from postbc.schemas import CountOrZero, NonNegative, Seed, Width, parse, plain, schema
 
@@ -172,51 +172,32 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
     path = Path(path)
     if path.is_dir():
         seeds = sorted(p.parent.name for p in path.glob(f"seed_*/{POLICY_FILE}"))
+        remedy = (
+            f"give one of its seeds: {path / seeds[0]}" if seeds else "run `postbc pretrain`, or wait until it has finished"
+        )
         require((path / POLICY_FILE).exists(), "There is no policy here.", file=path, expected=POLICY_FILE,
-                found=", ".join(seeds) or None,
-                remedy=f"give one of its seeds: {path / seeds[0]}" if seeds else "run `postbc pretrain`, or wait until it has finished")  # fmt: skip
+                found=", ".join(seeds) or None, remedy=remedy)  # fmt: skip
         path = path / POLICY_FILE
     tree = load_tree(path, kind="policy")
     weights = tree.pop("parameters", None)
     head = parse(PolicyHead, tree, path)
     kind = policy_class(head.policy)
     known = {field.name for field in dataclasses.fields(kind.Config)} - {"kind"}
-    unknown = sorted(set(overrides) - known)
-    require(
-        not unknown, "The policy has no such setting.", file=path, key=", ".join(unknown), expected=", ".join(sorted(known))
-    )
+    unknown, listed = sorted(set(overrides) - known), ", ".join(sorted(known))
+    require(not unknown, "The policy has no such setting.", file=path, key=", ".join(unknown), expected=listed)
     config = parse(kind.Config, {**head.config, **plain(overrides)}, path)
-    normalization = Normalization.from_dict(head.normalization)
-    for name, found, expected in (
-        ("action_dim", normalization.action_dim, head.action_dim),
-        ("state_dim", normalization.state_dim, head.shapes.get("state", (0,))[0]),
-    ):
-        require(
-            found == expected,
-            "The normalisation has another width than the policy.",
-            file=path,
-            key=name,
-            found=found,
-            expected=expected,
-        )
-
-    def build() -> Any:
-        arguments = (
-            head.shapes,
-            head.action_dim,
-            head.chunk,
-            normalization,
-            torch.Generator(),
-            head.observation_steps,
-            head.about,
-        )
-        return kind(config, *arguments)
-
-    with torch.device("meta"):  # shapes without memory: a header may ask for anything
-        expected_weights = _weights(build())
-    check_weights(weights, expected_weights, path)
-    policy = build()
-    policy.load_state_dict({**policy.state_dict(), **weights})
+    with blame(path, "The header of this policy does not fit its kind."):
+        normalization = Normalization.from_dict(head.normalization)
+        found = (normalization.state_dim, normalization.action_dim)
+        expected = (head.shapes.get("state", (0,))[0], head.action_dim)
+        require(found == expected, "The normalisation has another width than the policy.", key="normalization",
+                found=f"{found[0]} state and {found[1]} action dimensions", expected=f"{expected[0]} and {expected[1]}")  # fmt: skip
+        arguments = (config, head.shapes, head.action_dim, head.chunk, normalization, torch.Generator(), head.observation_steps)
+        with torch.device("meta"):  # shapes without memory: a header may ask for anything
+            blank = kind(*arguments, head.about)
+        check_weights(weights, _weights(blank), path)
+        policy = kind(*arguments, head.about)
+        policy.load_state_dict({**policy.state_dict(), **weights})
     return policy.to(device).eval().requires_grad_(False)
 
 

@@ -48,8 +48,10 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
-        require(self.inference_steps <= self.denoising_steps, "A policy cannot be sampled in more steps than it was trained with.",
-                key="inference_steps", found=self.inference_steps, expected=f"at most denoising_steps = {self.denoising_steps}")  # fmt: skip
+        require(
+            self.inference_steps <= self.denoising_steps, "A policy cannot be sampled in more steps than it was trained with.",
+            key="inference_steps", found=self.inference_steps, expected=f"at most denoising_steps = {self.denoising_steps}",
+        )  # fmt: skip
 
 
 class DiffusionPolicy(nn.Module):
