@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from postbc.data.training_set import TrainingSetConfig, load_training_set
+from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.data.windows import Windows
 from postbc.errors import InputError, require
 from postbc.experiments.material import Stage
@@ -25,6 +25,7 @@ from postbc.policies.base import Policy, load_policy
 from postbc.posterior.factor import Factor
 from postbc.schemas import parse
 from postbc.seeding import make_generator
+from postbc.stages.posterior import posterior_factor
 
 NEIGHBOURS = 10
 MOST_STATES = 20_000
@@ -199,6 +200,13 @@ def _picture(lot: Sequence[Stage], posteriors: Sequence[Path]) -> Pictured:
             methods.setdefault(name, about.method)
     order = sorted(named, key=lambda n: (["bc", "sigma-bc", "postbc"].index(methods[n]), n))[:4]
     require(order, "They do not say by which method they were pretrained.")
-    factor = next(filter(None, (_factor(path, data) for path in posteriors)), None)
+    factor = next(filter(None, (_factor(path, data, seed) for path in posteriors)), None)
     found = action_distribution({n: named[n] for n in order}, data.windows, factor)
     return Pictured(found, {n: methods[n] for n in order}, seed, config.demonstrations.name)
+
+
+def _factor(posterior: Path, data: TrainingSet, seed: int) -> Factor | None:
+    try:
+        return posterior_factor(posterior, data, seed)[0]
+    except InputError:  # of other windows
+        return None

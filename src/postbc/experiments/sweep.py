@@ -1,0 +1,223 @@
+"""A recipe, run: demonstrations → per seed and method posterior, pretraining, evaluation, finetuning → report.
+
+    OUTPUT/config.yaml, demonstrations.hdf5 (scripted), posterior/seed_s, pretraining/METHOD/seed_s, evaluation/METHOD/seed_s,
+    FINETUNER/METHOD/seed_s, evaluation/METHOD-FINETUNER/seed_s (videos), logs/, report/
+
+Every stage keeps its own record, so a recipe that was stopped goes on, and methods, finetuners and seeds can be added to a directory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from postbc.data.belonging import Facts, check_belongs
+from postbc.data.training_set import TrainingSetConfig, load_training_set
+from postbc.environments.registry import Environment, find_environment
+from postbc.errors import InputError, require
+from postbc.experiments.recipe import Finetuner, Recipe
+from postbc.jobs import JobError, run_jobs
+from postbc.policies.base import POLICY_FILE
+from postbc.pretraining import Method
+from postbc.progress import say
+from postbc.runs import Run
+from postbc.stages.demos import Collect
+from postbc.stages.evaluate import SUMMARY, Evaluate, evaluate_stage
+from postbc.stages.posterior import PosteriorFit, fit_posterior
+from postbc.stages.pretrain import Pretrain, pretrain_policy
+
+DEMONSTRATIONS = "demonstrations.hdf5"
+#: Fields that do not belong to the experiment, and those that may change between two runs into one directory: the stages that they concern
+#: check them against their own records.
+VOLATILE = ("output", "jobs", "videos", "about", "source", "size")
+REVISABLE = ("methods", "finetuners", "seeds", "dsrl", "training", "best_of_n", "iql", "transitions", "per_method", "compute")
+
+
+class Job(NamedTuple):
+    """A stage of one seed and method."""
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    needs: tuple[Path, ...]
+    """Files of former stages without which it cannot begin."""
+
+
+def run_recipe(recipe: Recipe[Any], output: Path) -> Path:
+    """Run `recipe` to its report, going on where a former run was stopped; the report's directory.
+
+    A job that fails is one line; those that do not need what it should have made go on, and the report shows what is there.
+
+    Raises:
+        InputError: an input cannot be used, or `output` holds another experiment (nothing was written then); or a job raised it.
+        JobError: a job was killed, or failed by a bug.
+    """
+    from postbc.experiments.report import build
+
+    check(recipe, output)
+    failed: list[Exception] = []
+    with Run(output, recipe, resume=True, volatile=VOLATILE, revisable=REVISABLE) as run:
+        collect(recipe, output)
+        for phase in phases(recipe, output):
+            failed += _run(phase, recipe.jobs, output)
+        report, title = output / "report", f"{recipe.environment.removeprefix('postbc/')}: {', '.join(recipe.methods)}"
+        found = [output / part for part in ("posterior", "pretraining", "evaluation", *recipe.finetuners)]
+        if any((output / f).is_dir() for f in ("evaluation", *recipe.finetuners)):
+            build([folder for folder in found if folder.is_dir()], report, title)
+        if failed:
+            kind = InputError if any(isinstance(error, InputError) for error in failed) else JobError
+            raise failed[0] if len(failed) == 1 else kind("\n".join(map(str, failed)))
+        run.finish()
+    return report
+
+
+def _run(jobs: Iterable[Job], at_once: int, output: Path) -> list[Exception]:
+    ready = {}
+    for job in jobs:
+        missing = [path for path in job.needs if not path.exists()]
+        if missing:
+            say(f"{job.name} is left out: there is no {missing[0].relative_to(output)}", stderr=True)
+        else:
+            ready[job.name] = (job.function, job.arguments)
+    if ready:
+        try:
+            run_jobs(ready, at_once, output / "logs")
+        except (InputError, JobError) as error:
+            return [error]
+    return []
+
+
+# -- before anything is written ------------------------------------------------------------------------------------------------
+def check(recipe: Recipe[Any], output: Path) -> None:
+    """Whatever can be known before the first stage.
+
+    Raises:
+        InputError: the environment cannot run here, demonstrations that are missing, cannot be used or are of another task, a policy
+            that a finetuner cannot use, or an output that is not this experiment's.
+    """
+    environment = find_environment(recipe.environment)
+    environment.check()
+    require(
+        "dsrl" not in recipe.finetuners or getattr(recipe.policy, "sampler", None) != "ddpm",
+        "DSRL needs a policy that is deterministic given its noise.", key="policy.sampler", found="ddpm", expected="ddim",
+    )  # fmt: skip
+    require(
+        not recipe.data.image_keys or "postbc" not in recipe.methods or "bc" in recipe.methods,
+        "PostBC from images takes the encoder of the BC policy of the same seed.", key="methods", found=", ".join(recipe.methods),
+        remedy="pretrain by bc too",
+    )  # fmt: skip
+    if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
+        data = load_training_set(data_of(recipe, output), recipe.seeds[0])
+        _check_facts(data.facts, environment, recipe)
+        return
+    operators = environment.name.removeprefix("postbc/") in ("Lift", "Can")
+    require(
+        operators, f"There are no scripted operators for {environment.name}.", key="demonstrations", found="none given",
+        remedy="give --demonstrations FILE (`postbc demos download` fetches robomimic's)",
+    )  # fmt: skip
+    require(
+        (recipe.data.num_trajectories or 1) <= recipe.collect_num, "There are fewer demonstrations than a seed is trained on.",
+        key="collect_num", found=recipe.collect_num, expected=f"at least {recipe.data.num_trajectories}",
+    )  # fmt: skip
+    collection(recipe, output)
+
+
+def _check_facts(found: Facts, environment: Environment, recipe: Recipe[Any]) -> None:
+    expected = replace(Facts.of_env_args(environment.facts()), state_keys=environment.state_keys)
+    check_belongs(
+        found, expected, file=str(recipe.demonstrations), allow_version_mismatch=recipe.data.allow_version_mismatch,
+        remedy="give demonstrations of this environment, or --environment",
+    )  # fmt: skip
+
+
+# -- the stages ----------------------------------------------------------------------------------------------------------------
+def data_of(recipe: Recipe[Any], output: Path) -> TrainingSetConfig:
+    """The training sets of the recipe."""
+    values = {f.name: getattr(recipe.data, f.name) for f in dataclasses.fields(recipe.data)}  # type: ignore[arg-type]
+    return TrainingSetConfig(**{**values, "demonstrations": recipe.demonstrations or output / DEMONSTRATIONS})
+
+
+def collection(recipe: Recipe[Any], output: Path) -> Collect:
+    """The recording of scripted operators. InputError for operators that do not exist."""
+    from postbc.data.scripted.operators import find_operators
+
+    find_operators(recipe.collect_operators)
+    task: Any = recipe.environment.removeprefix("postbc/")
+    return Collect(
+        output / DEMONSTRATIONS, task, num=recipe.collect_num, operators=recipe.collect_operators, seed=recipe.collect_seed
+    )
+
+
+def collect(recipe: Recipe[Any], output: Path) -> None:
+    """Record demonstrations, where none are given or there."""
+    if recipe.demonstrations is None and not (output / DEMONSTRATIONS).exists():
+        collection(recipe, output).run()
+
+
+def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
+    """Jobs by phase: none needs what one of the same phase makes. PostBC from images waits for the encoder of BC."""
+    seeds, methods = recipe.seeds, recipe.methods
+    images = bool(recipe.data.image_keys)
+    plain = [m for m in methods if m != "postbc"]
+    posteriors, found = [], []
+    if "postbc" in methods:
+        needs = [[_seed(output, "pretraining/bc", s) / POLICY_FILE] if images else [] for s in seeds]
+        posteriors = [Job(f"posterior-seed_{s}", fit, (recipe, output, s), tuple(n)) for s, n in zip(seeds, needs)]
+    first = [_pretrain_job(recipe, output, m, s) for m in plain for s in seeds]
+    second = [_pretrain_job(recipe, output, "postbc", s) for s in seeds] if "postbc" in methods else []
+    found += [first, posteriors, second] if images else [posteriors, first + second]
+    order = sorted(recipe.finetuners, key=lambda f: f != "dsrl")  # the longest first
+    pairs = [(f, m, s) for f in order for m in methods for s in seeds]
+    found.append(
+        [Job(f"{f}-{m}-seed_{s}", finetune, (recipe, output, f, m, s), _pretrained(output, m, s)) for f, m, s in pairs]
+    )
+    return [phase for phase in found if phase]
+
+
+def _pretrain_job(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> Job:
+    needs = (_seed(output, "posterior", seed) / "posterior.safetensors",) if method == "postbc" else ()
+    return Job(f"{method}-seed_{seed}", pretrain, (recipe, output, method, seed), needs)
+
+
+def _pretrained(output: Path, method: Method, seed: int) -> tuple[Path, ...]:
+    return _seed(output, f"pretraining/{method}", seed) / POLICY_FILE, _seed(output, f"evaluation/{method}", seed) / SUMMARY
+
+
+def _seed(output: Path, stage: str, seed: int) -> Path:
+    return output / stage / f"seed_{seed}"
+
+
+def fit(recipe: Recipe[Any], output: Path, seed: int) -> None:
+    """One seed's posterior."""
+    encoder = output / "pretraining/bc" if recipe.data.image_keys else None
+    compute = replace(recipe.compute, precision=recipe.ensemble_precision)
+    config = PosteriorFit(
+        data_of(recipe, output), output / "posterior", encoder, (seed,), recipe.ensemble, recipe.ensemble_epochs, compute, resume=True
+    )  # fmt: skip
+    fit_posterior(config, seed)
+
+
+def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> None:
+    """Pretrain one seed by one method, and evaluate what comes out."""
+    own, where = recipe.of_method(method), output / "pretraining" / method
+    posterior = output / "posterior" if method == "postbc" else None
+    config = Pretrain(
+        data_of(own, output), where, own.policy, posterior, (seed,), own.pretraining, own.pretraining_epochs, own.compute, resume=True
+    )  # fmt: skip
+    pretrain_policy(config, seed)
+    evaluate_stage(_evaluation(own, where, output / "evaluation" / method, seed), seed)
+
+
+def finetune(recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Method, seed: int) -> None:
+    """Finetune the policy of one seed and method, starting from the evaluation that it already has."""
+    raise NotImplementedError
+
+
+def _evaluation(recipe: Recipe[Any], policy: Path, output: Path, seed: int) -> Evaluate:
+    return Evaluate(
+        policy, output, recipe.environment, (seed,), recipe.episodes, recipe.horizon, num_envs=recipe.num_envs, videos=0,
+        allow_version_mismatch=recipe.data.allow_version_mismatch, compute=recipe.compute, resume=True,
+    )  # fmt: skip
