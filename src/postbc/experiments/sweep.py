@@ -30,7 +30,7 @@ from postbc.stages.posterior import PosteriorFit, fit_posterior
 from postbc.stages.pretrain import Pretrain, pretrain_policy
 
 DEMONSTRATIONS = "demonstrations.hdf5"
-#: Fields that do not belong to the experiment, and those that may change between two runs into one directory: the stages that they concern
+#: Fields that do not belong to the experiment, and those that may change between two runs into one directory: their stages
 #: check them against their own records.
 VOLATILE = ("output", "jobs", "videos", "about", "source", "size")
 REVISABLE = ("methods", "finetuners", "seeds", "dsrl", "training", "best_of_n", "iql", "transitions", "per_method", "compute")
