@@ -151,18 +151,19 @@ def digest(path: str | Path) -> str:
         InputError: it is missing, cannot be read, or is neither.
     """
     path, found = Path(path), hashlib.sha256()
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
-            found.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode("utf-8", "surrogateescape"))
-        return found.hexdigest()
-    require_file(path)
-    with os_errors(path, "read"), open(path, "rb") as opened:
-        while block := opened.read(1 << 20):
-            found.update(block)
+    with os_errors(path, "read"):
+        if path.is_dir():
+            for file in sorted(p for p in path.rglob("*") if not p.is_dir()):
+                found.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode("utf-8", "surrogateescape"))
+            return found.hexdigest()
+        require_file(path)
+        with open(path, "rb") as opened:
+            while block := opened.read(1 << 20):
+                found.update(block)
     return found.hexdigest()
 
 
-def read_yaml(path: str | Path, limit: int = 1 << 20) -> dict[str, Any]:
+def read_yaml(path: str | Path, limit: int = 1 << 18) -> dict[str, Any]:
     """A small YAML file that is one mapping from names: plain values, no aliases (they can grow without bound), no depth.
 
     Raises:

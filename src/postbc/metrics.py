@@ -119,12 +119,12 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, float]]]:
     try:
         text = content[: content.rfind(b"\n") + 1].decode("utf-8")  # a last line without its end: the machine stopped there
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))
-        columns = lines[0] if lines else ["step"]
+        columns = lines[0] if lines else []
         rows = [{k: float(v) for k, v in zip(columns, line) if v} for line in lines[1:]]
     except (ValueError, csv.Error) as error:
         raise InputError(what, file=path, found=str(error)[:200], remedy=remedy) from None
     require(
-        columns[0] == "step" and len({*columns}) == len(columns), what, file=path, key="line 1", found=", ".join(columns)[:200],
+        columns[:1] == ["step"] and len({*columns}) == len(columns), what, file=path, key="line 1", found=", ".join(columns)[:200],
         expected="step, and names, each once", remedy=remedy,
     )  # fmt: skip
     for number, (line, row) in enumerate(zip(lines[1:], rows), 2):

@@ -388,9 +388,11 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 def _is_object(path: Path) -> bool:
     """Whether versions.json is there; what is broken is written anew, as nothing depends on it."""
     try:
-        return isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        if isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            return True
     except FileNotFoundError:
         return False
     except (OSError, ValueError, RecursionError):
-        warnings.warn(f"{path} could not be read, and is written anew", stacklevel=3)
-        return False
+        pass
+    warnings.warn(f"{path} could not be read, and is written anew", stacklevel=3)
+    return False
