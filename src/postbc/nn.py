@@ -6,17 +6,19 @@ price of one pass: the posterior's K regressors and the twin critics. Nothing el
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from postbc.errors import NotFiniteError, require
+from postbc.errors import InputError, NotFiniteError, require
+from postbc.files import blame
 
 Activation = Literal["relu", "tanh", "mish"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "mish": nn.Mish}
@@ -180,6 +182,16 @@ def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
 
 
 # -- weights from files --------------------------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def header_of(file: str | Path, kind: str) -> Iterator[None]:
+    """Making what a file's header asks for: whatever goes wrong inside is an :class:`InputError` that names the file."""
+    try:
+        with blame(file, f"The header of this {kind} does not fit together."):
+            yield
+    except InputError as error:
+        raise error if str(file) in str(error) else InputError(str(error), file=file) from None
+
+
 def check_weights(weights: Any, expected: Mapping[str, Tensor], file: str | Path) -> None:
     """Raise :class:`InputError` unless `weights` has the names, shapes and types of `expected`, all finite."""
     require(isinstance(weights, dict), "The file holds no weights.", file=file, key="parameters", found=type(weights).__name__)

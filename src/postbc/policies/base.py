@@ -19,8 +19,8 @@ from torch import Tensor
 
 from postbc.data.normalization import Normalization
 from postbc.errors import require
-from postbc.files import blame, load_tree, save_tree, write_json
-from postbc.nn import check_finite, check_weights
+from postbc.files import load_tree, save_tree, write_json
+from postbc.nn import check_finite, check_weights, header_of
 from postbc.schemas import CountOrZero, NonNegative, Seed, Width, parse, plain, schema
 
 #: Named observations of B states: "state" (B, S) float32, "image.<camera>" (B, C, H, W) uint8, "language" (B, E) float32; with
@@ -186,7 +186,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
     unknown, listed = sorted(set(overrides) - known), ", ".join(sorted(known))
     require(not unknown, "The policy has no such setting.", file=path, key=", ".join(unknown), expected=listed)
     config = parse(kind.Config, {**head.config, **plain(overrides)}, path)
-    with blame(path, "The header of this policy does not fit its kind."):
+    with header_of(path, "policy"):
         normalization = Normalization.from_dict(head.normalization)
         found = (normalization.state_dim, normalization.action_dim)
         expected = (head.shapes.get("state", (0,))[0], head.action_dim)

@@ -13,7 +13,7 @@ from torch import Tensor
 from postbc.data.normalization import Normalization
 from postbc.errors import require
 from postbc.files import load_tree, save_tree
-from postbc.nn import check_finite, check_weights
+from postbc.nn import check_finite, check_weights, header_of
 from postbc.posterior.ensemble import Ensemble, EnsembleConfig
 from postbc.posterior.factor import Factor
 from postbc.schemas import Seed, Width, parse, plain, schema
@@ -78,14 +78,14 @@ class Posterior:
         tree = load_tree(path, kind="posterior")
         weights = tree.pop("parameters", None)
         head = parse(PosteriorHead, tree, path)
-        normalization = Normalization.from_dict(head.normalization)
-        require(normalization.action_dim == head.action_dim, "The normalisation has another width than the posterior.", file=path,
-                key="action_dim", found=normalization.action_dim, expected=head.action_dim)  # fmt: skip
-        arguments = (head.config, head.feature_dim, head.chunk, head.action_dim, torch.Generator())
-        with torch.device("meta"):  # shapes without memory: a header may ask for anything
-            ensemble = Ensemble(*arguments)
-        check_weights(weights, ensemble.state_dict(), path)
-        ensemble.load_state_dict(weights, assign=True)
+        with header_of(path, "posterior"):
+            normalization = Normalization.from_dict(head.normalization)
+            require(normalization.action_dim == head.action_dim, "The normalisation has another width than the posterior.",
+                    key="action_dim", found=normalization.action_dim, expected=head.action_dim)  # fmt: skip
+            with torch.device("meta"):  # shapes without memory: a header may ask for anything
+                ensemble = Ensemble(head.config, head.feature_dim, head.chunk, head.action_dim, torch.Generator())
+            check_weights(weights, ensemble.state_dict(), path)
+            ensemble.load_state_dict(weights, assign=True)
         ensemble.to(device).eval().requires_grad_(False)
         return cls(ensemble, normalization.to(device), head.fingerprint, head.seed, head.encoder)
 
