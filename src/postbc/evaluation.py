@@ -28,9 +28,10 @@ from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations
 from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import InputError, require
+from postbc.files import write_text
 from postbc.policies.base import Observation
 from postbc.progress import progress as progress_bar
-from postbc.schemas import CountOrZero, Seed, parse, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, parse, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds, make_generator
 from postbc.statistics import wilson_interval
 
@@ -59,6 +60,36 @@ class Episode:
     """(S,) the first state in raw units; None where there is none among the observations."""
 
 
+@schema
+class Summary:
+    """evaluation.json of `postbc evaluate`."""
+
+    environment: str
+    policy: str
+    """Where it was read from."""
+    method: str | None
+    """Of its pretraining; None: unknown."""
+    agent_seed: Seed
+    episode_seed: Seed
+    """The first."""
+    episodes: Count
+    horizon: Count
+    """Environment steps after which an episode has failed."""
+    chunk: Count
+    chooses_episodes: bool
+    """Whether seeds decide the episodes in this environment."""
+    success: Share
+    """Share of episodes with any successful environment step."""
+    success_interval: tuple[Share, Share]
+    """95 %, Wilson."""
+    chunk_success: Share
+    """Share of episodes with a wholly successful chunk."""
+    chunk_success_interval: tuple[Share, Share]
+    mean_steps: NonNegative
+    diverged: CountOrZero
+    """Episodes whose simulation became unstable."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Episodes of one agent, in the order of their episode seeds."""
@@ -66,6 +97,8 @@ class Evaluation:
     episodes: tuple[Episode, ...]
     actions: Mapping[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     """Episode seed -> (steps, A) raw actions, if they were recorded: enough to play an episode again."""
+    chooses_episodes: bool = field(default=True, compare=False)
+    """Whether the environment lets seeds decide its episodes; otherwise they are labels, and other policies meet other states."""
 
     def outcomes(self, definition: str = "success") -> np.ndarray:
         """(E,) bool, by "success" or "chunk_success"."""
@@ -87,9 +120,9 @@ class Evaluation:
         return wilson_interval(int(row.sum()), len(row), confidence)
 
     def summary(self) -> dict[str, Any]:
-        """Seed, episodes, both rates with their Wilson intervals, mean steps, diverged episodes."""
+        """The figures of :class:`Summary`."""
         return {
-            "seed": self.episodes[0].seed, "episodes": len(self.episodes),
+            "agent_seed": self.episodes[0].seed, "episode_seed": self.episodes[0].episode_seed, "episodes": len(self.episodes),
             "success": self.success_rate, "success_interval": list(self.interval()),
             "chunk_success": self.chunk_success_rate, "chunk_success_interval": list(self.interval("chunk_success")),
             "mean_steps": float(np.mean([e.steps for e in self.episodes])), "diverged": sum(e.diverged for e in self.episodes),
@@ -97,8 +130,6 @@ class Evaluation:
 
     def save(self, path: str | Path) -> None:
         """One JSON object a line and an episode (actions are not written), atomically."""
-        from postbc.files import write_text
-
         write_text(path, "".join(json.dumps(asdict(e), allow_nan=False) + "\n" for e in self.episodes))
 
     @classmethod
@@ -204,7 +235,7 @@ def evaluate(
                     book.begin(again, observation)
         finally:
             env.close()
-    return Evaluation(tuple(book.finished[k] for k in sorted(book.finished)), book.actions)
+    return Evaluation(tuple(book.finished[k] for k in sorted(book.finished)), book.actions, env.chooses_episodes)
 
 
 class _Book:

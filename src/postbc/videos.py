@@ -6,76 +6,91 @@ again one action at a time costs nothing during the evaluation and gives a frame
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import VectorEnv
 
+from postbc.environments.chunk import ChunkEnv
 from postbc.errors import InputError
 from postbc.evaluation import Episode, Evaluation
-from postbc.runs import atomic_path
-
-FPS = 20  # robosuite's control rate: real time
+from postbc.files import atomic_path
 
 
 def choose(evaluation: Evaluation, number: int) -> list[Episode]:
-    """Up to `number` successful and `number` failed episodes, spread over the members; the same ones every time."""
-    chosen: list[Episode] = []
-    for success in (True, False):
-        rows = [[e for e in evaluation.episodes if e.member == m and e.success == success] for m in range(evaluation.members)]
-        turns = [row[k] for k in range(max(map(len, rows))) for row in rows if k < len(row)]
-        chosen += turns[:number]
-    return chosen
+    """Up to `number` successful and `number` failed episodes; the first ones, so the same every time."""
+    return [e for success in (True, False) for e in [e for e in evaluation.episodes if e.success == success][:number]]
 
 
 def play(
-    env: VectorEnv, episode_seed: int, actions: np.ndarray, *, height: int = 256, width: int = 256
-) -> Iterable[np.ndarray]:
+    env: ChunkEnv,
+    episode_seed: int,
+    actions: np.ndarray,
+    *,
+    height: int = 256,
+    width: int = 256,
+    found: list[bool] | None = None,
+) -> Iterator[np.ndarray]:
     """Frames (H, W, 3) uint8: the initial state, then one after each of the raw `actions` (steps, A).
 
     Args:
-        env: one environment with chunk 1 that never terminates, with `render_frame`.
+        env: an environment's `scene`: one environment with chunk 1 that never ends by itself, with `render_frame`.
+        found: is given the success of every action.
     """
-    renderer: Any = env
-    env.reset(options={"reset_mask": np.ones(1, bool), "seeds": np.array([episode_seed])})
-    yield renderer.render_frame(0, height, width)
+    drawn: Any = env
+    env.reset([episode_seed])
+    yield drawn.render_frame(0, height, width)
     for action in actions:
-        env.step(np.asarray(action, np.float32)[None, None])
-        yield renderer.render_frame(0, height, width)
+        step = env.step(np.asarray(action, np.float64)[None, None])
+        if found is not None:
+            found.append(bool(step.success[0]))
+        yield drawn.render_frame(0, height, width)
 
 
-def check_rendering(make_env: Callable[[], VectorEnv]) -> None:
+def check_rendering(scene: Callable[[], ChunkEnv] | None) -> None:
     """Draw one small frame. InputError saying what to install if that is not possible: better now than after 200 episodes."""
-    env = make_env()
+    remedy = "or go without videos: --videos 0"
+    if scene is None:
+        raise InputError(
+            "This environment cannot be drawn.", key="videos", expected="an environment with a scene", remedy=remedy
+        )
     try:
-        next(iter(play(env, 0, np.zeros((0, 1)), height=64, width=64)))
+        _import_ffmpeg()
+        env = scene()
+        try:
+            next(play(env, 0, np.zeros((0, env.action_dim)), height=64, width=64))
+        finally:
+            env.close()
     except InputError as error:
-        raise InputError(f"Videos cannot be rendered here.\n{error}", remedy="or go without videos: --videos 0") from error
-    finally:
-        env.close()
+        raise InputError(f"Videos cannot be rendered here.\n{error}", key="videos", remedy=remedy) from error
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) -> None:
-    """H.264 in MP4, playable in browsers, atomically.
-
-    Raises:
-        InputError: imageio or its ffmpeg is not installed.
-    """
+def _import_ffmpeg() -> Any:
     try:
         import imageio_ffmpeg
     except ImportError as error:
         raise InputError(
-            "Videos need imageio-ffmpeg.", found=str(error), remedy="pip install 'postbc[robosuite]', or give --videos 0"
+            "Videos need imageio-ffmpeg.", found=str(error), remedy="pip install imageio-ffmpeg, or give --videos 0"
         ) from error
+    return imageio_ffmpeg
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int) -> None:
+    """H.264 in MP4, playable in browsers, atomically.
+
+    Raises:
+        InputError: imageio-ffmpeg is not installed, or the file cannot be written.
+    """
+    ffmpeg = _import_ffmpeg()
     with atomic_path(path) as temporary:
         writer: Any = None
         try:
             for frame in frames:
                 if writer is None:
                     height, width = frame.shape[:2]
-                    writer = imageio_ffmpeg.write_frames(
+                    writer = ffmpeg.write_frames(
                         str(temporary), (width, height), fps=fps, codec="libx264", pix_fmt_in="rgb24", macro_block_size=2,
                         quality=None, output_params=["-crf", "28", "-movflags", "+faststart", "-f", "mp4"], ffmpeg_log_level="error",
                     )  # fmt: skip
@@ -87,27 +102,38 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: int = FPS) 
 
 
 def name_of(episode: Episode) -> str:
-    """success_seed0_1000000003.mp4: outcome, the policy's seed, the episode's seed."""
-    return f"{'success' if episode.success else 'failure'}_seed{episode.seed}_{episode.episode_seed}.mp4"
+    """success_1000000003.mp4: outcome and the episode's seed."""
+    return f"{'success' if episode.success else 'failure'}_{episode.episode_seed}.mp4"
 
 
-def record(evaluation: Evaluation, make_env: Callable[[], VectorEnv], folder: str | Path, number: int) -> list[Path]:
-    """Write videos of up to `number` successes and `number` failures; returns their paths.
+def record(
+    episodes: Iterable[Episode],
+    actions: Callable[[Episode], np.ndarray],
+    scene: Callable[[], ChunkEnv],
+    folder: str | Path,
+    fps: int,
+) -> None:
+    """Write a video of each episode; those that are there already are left alone.
 
     Args:
-        evaluation: with recorded actions.
-        make_env: an environment for :func:`play`.
+        actions: an episode's recorded ones (steps, A).
+        scene: see :func:`play`.
 
     Raises:
         InputError: rendering without a display is not possible here (the message says what to install).
     """
-    chosen, paths = choose(evaluation, number), []
-    env = make_env()
+    missing = [episode for episode in episodes if not (Path(folder) / name_of(episode)).exists()]
+    if not missing:
+        return
+    env = scene()
     try:
-        for episode in chosen:
-            path = Path(folder) / name_of(episode)
-            write_video(path, play(env, episode.episode_seed, evaluation.actions[episode.member, episode.episode_seed]))
-            paths.append(path)
+        for episode in missing:
+            found: list[bool] = []
+            write_video(Path(folder) / name_of(episode), play(env, episode.episode_seed, actions(episode), found=found), fps)
+            if any(found) != episode.success:
+                warnings.warn(
+                    f"The film of episode {episode.episode_seed} does not end as the episode did: this environment does not repeat "
+                    "itself from a seed and actions.", RuntimeWarning, stacklevel=2,
+                )  # fmt: skip
     finally:
         env.close()
-    return paths

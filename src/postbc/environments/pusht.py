@@ -149,8 +149,8 @@ class PushTChunkEnv:
         running = ~self._waiting
         for i in np.flatnonzero(running):
             for k in range(min(t, self.horizon - len(self._played[i]))):
-                self._move(i, *commands[i, k].tolist())
-                covered = coverage(*self._block(i))
+                self._move(int(i), *commands[i, k].tolist())
+                covered = coverage(*self._block(int(i)))
                 rewards[i, k], successes[i, k] = min(covered / SUCCESS, 1.0), covered > SUCCESS
                 executed[i] += 1
                 if successes[i, k] and self.terminate_on == "success":

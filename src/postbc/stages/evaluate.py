@@ -1,0 +1,221 @@
+"""`postbc evaluate`: a pretrained policy, or a finetuned agent, of each seed in an environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from pydantic import Field
+from rich.table import Table
+from rich.text import Text
+
+from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
+from postbc.data.belonging import Facts, check_belongs
+from postbc.devices import Compute
+from postbc.environments.registry import Environment, find_environment
+from postbc.errors import InputError, require
+from postbc.evaluation import Evaluation, Summary, check_sizes, evaluate
+from postbc.files import write_json
+from postbc.policies.base import POLICY_FILE, About
+from postbc.progress import say
+from postbc.runs import Run, digest
+from postbc.schemas import Count, CountOrZero, Seed, plain, read_json, schema
+from postbc.seeding import EVALUATION_SEED, evaluation_seeds
+from postbc.stages.seeds import of_one_seed
+from postbc.videos import check_rendering, choose, name_of, record
+
+EPISODES, SUMMARY, VIDEOS = "episodes.jsonl", "evaluation.json", "videos"
+
+
+@schema
+class Evaluate:
+    """Roll out a policy or a finetuned agent on fixed episodes; success by both definitions with Wilson intervals.
+
+    Writes, in seed_<seed>/ of the output directory, episodes.jsonl (one line an episode), evaluation.json (rates, intervals) and
+    videos/*.mp4.
+    """
+
+    policy: Path
+    """policy.safetensors or its directory, the directory of a finetuned seed, or the directory of a stage with its seeds."""
+    output: Path
+    """Directory of the stage; each seed's run is seed_<seed> in it."""
+    environment: str | None = None
+    """postbc/Lift, postbc/PushT, gymnasium:SomeId-v1, …; default: the task that the policy was trained on."""
+    seeds: tuple[Seed, ...] = ()
+    """Seeds of the policy to evaluate; default: every one that is there."""
+    episodes: Count = 200
+    """Episodes a seed (paper: 200 on Robomimic)."""
+    horizon: Count | None = None
+    """Environment steps after which an episode has failed; default: the environment's."""
+    episode_seed: Annotated[int, Field(ge=EVALUATION_SEED, lt=2**32)] = EVALUATION_SEED
+    """First episode seed, 10⁹ or more: the same number gives the same initial states to any policy."""
+    num_envs: Annotated[int, Field(ge=1, le=10_000)] = 10
+    """Environments side by side (part of the random stream: other numbers give other noise)."""
+    inference_steps: Count | None = None
+    """Sampling steps instead of the policy's own."""
+    videos: CountOrZero = 3
+    """Up to so many videos of successes, and of failures; 0 for none."""
+    allow_version_mismatch: bool = False
+    """Go on although the policy's data were made with another version of the simulator."""
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
+    jobs: Count = 1
+    """Seeds at a time, each a process of its own."""
+    resume: bool = False
+    """Complete what is missing in the output directory; a finished evaluation is only shown."""
+
+    def __post_init__(self) -> None:
+        evaluation_seeds(self.episodes, self.episode_seed)
+        require(len(set(self.seeds)) == len(self.seeds), "A seed is there twice.", key="seeds", found=self.seeds)
+
+
+def agents_in(path: Path) -> dict[int, Path]:
+    """The policies or agents below `path`: seed -> what `load_agent` reads. Of a single one, the seed is its own.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_dir() and not any((path / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
+        found = {}
+        for folder in path.glob("seed_*"):
+            number = folder.name.removeprefix("seed_")
+            if number.isdecimal() and any((folder / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
+                found[int(number)] = folder
+        if found:
+            return dict(sorted(found.items()))
+    _, about = load_agent(path)
+    return {about.seed or 0: path}
+
+
+def seeds_of(config: Evaluate) -> list[int]:
+    """The seeds to evaluate. InputError for one that is not there."""
+    there = agents_in(config.policy)
+    missing = [seed for seed in config.seeds if seed not in there]
+    require(
+        not missing, "There is no policy of this seed.", file=config.policy, key="seeds", found=missing, expected=list(there)
+    )
+    return list(config.seeds or there)
+
+
+def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
+    """Evaluate one seed, complete whatever is missing of its files, and return the episodes.
+
+    Raises:
+        InputError: the policy is not one, is of another environment or size, the directory holds another run, or videos
+            are asked for and cannot be rendered here. Nothing is written then.
+    """
+    config = dataclasses.replace(config, compute=config.compute.resolved())
+    device = config.compute.start()
+    path = agents_in(config.policy).get(seed)
+    if path is None:
+        raise InputError("There is no policy of this seed.", file=config.policy, key="seeds", found=seed)
+    overrides = {} if config.inference_steps is None else {"inference_steps": config.inference_steps}
+    agent, about = load_agent(path, device, **overrides)
+    environment = environment_of(config.environment, about, path)
+    environment.check()
+    check_facts(about, environment, path, config.allow_version_mismatch)
+    horizon = environment.horizon if config.horizon is None else config.horizon
+    _check_plays(agent, environment, horizon, path)
+    if config.videos:
+        check_rendering(environment.scene)
+    recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
+    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=_digests(path)) as run:
+        folder = run.directory
+        saved = run.load()
+        evaluation = _episodes(folder / EPISODES, config, seed) if (folder / EPISODES).exists() else None
+        if evaluation is None or (saved is None and _is_missing(folder, evaluation, config.videos)):
+            with config.compute.autocast():
+                evaluation = evaluate(
+                    agent, environment, episodes=config.episodes, seed=config.episode_seed, num_envs=config.num_envs, agent_seed=seed,
+                    horizon=horizon, record_actions=config.videos > 0,
+                )  # fmt: skip
+            chosen = choose(evaluation, config.videos)
+            actions = {str(e.episode_seed): np.asarray(evaluation.actions[e.episode_seed]) for e in chosen}
+            saved = 1, {"actions": actions, "chooses_episodes": evaluation.chooses_episodes}
+            run.save(*saved)  # what the rest is made of, if this process dies
+            evaluation.save(folder / EPISODES)
+        if saved is not None:
+            state: Any = saved[1]
+            if not (folder / SUMMARY).exists():
+                summary = Summary(
+                    environment=environment.name, policy=str(path), method=about.method, horizon=horizon, chunk=agent.chunk,
+                    chooses_episodes=bool(state["chooses_episodes"]), **evaluation.summary(),
+                )  # fmt: skip
+                write_json(folder / SUMMARY, plain(summary))
+            if config.videos and environment.scene is not None:
+                films = choose(evaluation, config.videos)
+                record(
+                    films, lambda e: state["actions"][str(e.episode_seed)], environment.scene, folder / VIDEOS, environment.fps
+                )
+        run.finish()
+    return evaluation
+
+
+def environment_of(name: str | None, about: About, file: Path) -> Environment:
+    """The environment asked for, or the policy's own. InputError if it is not known."""
+    known = name or about.task or (about.facts or {}).get("environment")
+    require(known, "The policy does not say what environment it was trained for.", file=file, key="environment",
+            remedy="give --environment, for example postbc/Lift")  # fmt: skip
+    return find_environment(str(known))
+
+
+def check_facts(about: About, environment: Environment, file: Path, allow_version_mismatch: bool = False) -> None:
+    """Whether a policy belongs to an environment: what is known of its data against what the environment says of itself.
+
+    Raises:
+        InputError: a difference. What is not known on one of the sides is said, and passes.
+    """
+    if about.facts is None:
+        say(f"note: {file} does not say what data it comes from, so whether it belongs to {environment.name} is not known")
+        return
+    found = Facts.from_dict(about.facts, str(file))
+    expected = dataclasses.replace(Facts.of_env_args(environment.facts()), state_keys=environment.state_keys)
+    for warning in check_belongs(found, expected, file=str(file), allow_version_mismatch=allow_version_mismatch):
+        say(f"note: {warning}")
+
+
+def _check_plays(agent: Agent, environment: Environment, horizon: int, file: Path) -> None:
+    env = environment.make(1, chunk=agent.chunk, horizon=horizon, terminate_on="chunk_success")
+    try:
+        check_sizes(agent, env, file)
+    finally:
+        env.close()
+
+
+def _digests(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else [path / name for name in (AGENT_FILE, BASE_POLICY_FILE, POLICY_FILE)]
+    if (path / AGENT_FILE).is_file():
+        files = files[:2]
+    return {file.stem: digest(file) for file in files if file.is_file()}
+
+
+def _episodes(file: Path, config: Evaluate, seed: int) -> Evaluation:
+    evaluation = Evaluation.load(file)
+    expected = evaluation_seeds(config.episodes, config.episode_seed).tolist()
+    same = [e.episode_seed for e in evaluation.episodes] == expected and evaluation.episodes[0].seed == seed
+    require(same, "These are the episodes of another evaluation.", file=file, remedy="remove the file, and evaluate again")
+    return evaluation
+
+
+def _is_missing(folder: Path, evaluation: Evaluation, videos: int) -> bool:
+    """Whether something is missing that episodes.jsonl alone does not make."""
+    films = (folder / VIDEOS / name_of(episode) for episode in choose(evaluation, videos))
+    return not (folder / SUMMARY).exists() or not all(film.exists() for film in films)
+
+
+def table(output: Path, seeds: list[int]) -> Table:
+    """The rates with their intervals, one row a seed."""
+    grid = Table(title=Text(f"Evaluation: {output}"), caption="95 % Wilson intervals over the episodes of one policy")
+    for name in ("seed", "episodes", "success (any step)", "success (whole chunk)", "mean steps"):
+        grid.add_column(name, justify="right")
+    rows = [read_json(output / f"seed_{seed}" / SUMMARY, Summary) for seed in seeds]
+    for row in rows:
+        pairs = ((row.success, row.success_interval), (row.chunk_success, row.chunk_success_interval))
+        rates = [Text("{:.3f}  [{:.2f}, {:.2f}]".format(rate, *interval)) for rate, interval in pairs]
+        grid.add_row(str(row.agent_seed), str(row.episodes), *rates, f"{row.mean_steps:.0f}")
+    if len(rows) > 1:
+        means = [f"{np.mean([getattr(row, name) for row in rows]):.3f}" for name in ("success", "chunk_success")]
+        grid.add_row("mean", str(sum(row.episodes for row in rows)), *means, "")
+    return grid
