@@ -143,6 +143,13 @@ def test_repeated_seeds_are_averaged(tmp_path: Path) -> None:
     assert "averaged" in more[0]
 
 
+def test_results_without_an_evaluation_are_noted(tmp_path: Path) -> None:
+    write(tmp_path / "a", result("bc", 0), result("bc", 1, success_before=None, success_after=None, episodes=0))
+    entries, notes = collect([tmp_path])
+    assert [e.seed for e in entries] == [0]
+    assert "not evaluated" in notes[0]
+
+
 def test_a_policy_of_unknown_pretraining_is_shown_and_not_compared(tmp_path: Path) -> None:
     write(tmp_path / "a", result("bc", 0) | {"pretraining": None}, result("postbc", 1))
     write(tmp_path / "b", result("postbc", 0))
@@ -298,7 +305,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a list, as the first version wrote it": ([result("bc", 0)], "earlier postbc"),
     "another format": (result("bc", 0, format=1), "earlier postbc"),
     "missing field": ({k: v for k, v in result("bc", 0).items() if k != "episodes"}, "episodes"),
-    "null": (result("bc", 0, success_before=None), "success_before"),
+    "null": (result("bc", 0, curve=None), "curve"),
     "rate above one": (result("bc", 0, success_after=1.2), "success_after"),
     "NaN": (result("bc", 0, success_after=float("nan")), "NaN"),
     "unknown method": (result("bc", 0) | {"pretraining": "dagger"}, "pretraining"),

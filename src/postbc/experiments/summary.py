@@ -201,22 +201,25 @@ def collect(directories: Iterable[str | Path], material: Material | None = None)
         results = [f for f in files.named(RESULTS_FILE) if f.path.is_relative_to(root)]
         for found in results:
             if found.path not in entries:
-                entries[found.path] = [_of_result(found)]
+                entries[found.path] = _of_result(found, notes)
         former = [f for f in files.named("summary.json") if f.path.parent == root]
         if not results and former and former[0].path not in entries:
             entries[former[0].path] = _of_summary(former[0], notes)
     return sorted((e for several in entries.values() for e in several), key=_order), notes
 
 
-def _of_result(found: Found) -> Entry:
+def _of_result(found: Found, notes: list[str]) -> list[Entry]:
     values = read_json(found.path, dict[str, Any] | list[Any], LARGEST)  # type: ignore[arg-type]
     require(
         isinstance(values, dict) and values.get("format") == 2, "These results were written by an earlier postbc (0.1).",
         file=found.path, found="a list" if isinstance(values, list) else f"format {values.get('format')!r:.40}", expected="format 2",
         remedy="report them with that version, and give its report's directory here; or run the stage again",
     )  # fmt: skip
+    if any(values.get(key, 0) is None for key in ("success_before", "success_after")):
+        notes.append(f"{found.name}: it was not evaluated, and is left out")
+        return []
     known = {f.name for f in dataclasses.fields(Entry)}  # type: ignore[arg-type]
-    return parse(Entry, {**{k: v for k, v in values.items() if k in known}, "run": str(Path(found.name).parent)}, found.path)
+    return [parse(Entry, {**{k: v for k, v in values.items() if k in known}, "run": str(Path(found.name).parent)}, found.path)]
 
 
 def _of_summary(found: Found, notes: list[str]) -> list[Entry]:
