@@ -168,11 +168,14 @@ def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
 def test_a_forked_worker_does_not_hold_the_lock(tmp_path):
     run = Run(tmp_path / "r", {"a": 1})
     read, write = os.pipe()
+    ready, ready_write = os.pipe()
     pid = os.fork()
     if pid == 0:  # an environment's worker, which outlives its parent a little
         os.close(write)
+        os.write(ready_write, b"x")
         os.read(read, 1)
         os._exit(0)
+    os.read(ready, 1)
     os.close(run._lock._handle)  # as the kernel does when the parent is killed
     run._lock._handle = -1
     Run(tmp_path / "r", {"a": 1}, resume=True).close()
