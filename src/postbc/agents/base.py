@@ -120,13 +120,15 @@ def load_agent(path: str | Path, device: str | torch.device = "cpu", **overrides
     if not (path / AGENT_FILE).is_file():
         require(
             path.is_file() or not path.is_dir() or (path / POLICY_FILE).exists() or list(path.glob(f"seed_*/{POLICY_FILE}")),
-            "There is no policy and no agent here.", file=path, expected=f"{POLICY_FILE} of `postbc pretrain`, or {AGENT_FILE} of a finetuning run",
+            "There is no policy and no agent here.", file=path,
+            expected=f"{POLICY_FILE} of `postbc pretrain`, or {AGENT_FILE} of a finetuning run",
             remedy="if this is a finetuning run, let it finish: the same command with --resume",
         )  # fmt: skip
         policy = load_policy(path, device, **overrides)
         return PolicyAgent(policy), policy.about
-    given = ", ".join(overrides)
-    require(not overrides, "The settings of a finetuned agent's policy are fixed by its run.", file=path, key=given, found=overrides.get(given))
+    require(
+        not overrides, "The settings of a finetuned agent's policy are fixed by its run.", file=path, key=", ".join(overrides)
+    )
     kind = load_tree(path / AGENT_FILE, kind="agent").get("agent")
     require(
         kind in AGENTS, "There is no such kind of agent.", file=path / AGENT_FILE, key="agent", found=repr(kind)[:100],
@@ -198,7 +200,7 @@ def read_agent(
 
 
 def load_parameters(build: Callable[[torch.Generator], N], file: AgentFile, device: str | torch.device) -> N:
-    """The network that `build` makes, holding the file's parameters, frozen; their names and shapes are checked before it takes memory."""
+    """The network that `build` makes, holding the file's parameters, frozen; these are checked before it takes memory."""
     with torch.device("meta"):
         check_weights(file.parameters, build(torch.Generator()).state_dict(), file.path)
     network = build(torch.Generator())

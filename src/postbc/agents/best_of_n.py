@@ -1,4 +1,4 @@
-"""Best-of-N: what chunks are worth is learnt by IQL from the policy's own rollouts; then the best of N samples is played at every step."""
+"""Best-of-N: IQL learns from the policy's own rollouts what chunks are worth; the best of N samples is played at every step."""
 
 from __future__ import annotations
 

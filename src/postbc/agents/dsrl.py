@@ -119,7 +119,7 @@ class DSRL:
 
     def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy = config, policy
-        self.compute = (compute or Compute(device=generator.device.type)).resolved()
+        self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
         self.action_dim, self.discount = policy.chunk * policy.action_dim, config.discount
         self.name = f"dsrl-{config.variant}"
         self.target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
@@ -279,7 +279,7 @@ class DSRLAgent(PolicyAgent):
         deterministic: bool | None = None,
         device: str | torch.device = "cpu",
     ) -> DSRLAgent:
-        """Read :meth:`save`'s files; `policy` replaces the saved one (for policy classes of your own), `deterministic` the saved choice.
+        """Read :meth:`save`'s files; `policy` replaces the saved one (for classes of your own), `deterministic` the saved choice.
 
         Raises:
             InputError: there is no agent, it is not DSRL's, or it belongs to another base policy.
@@ -332,8 +332,8 @@ class DSRLConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.variant == "sac" or self.noise_critic_grad_steps > 0, "Without distillation the actor of na climbs a critic that never learns.",
-            key="noise_critic_grad_steps", found=0, expected=">= 1", remedy="or take --dsrl.variant sac",
+            self.variant == "sac" or self.noise_critic_grad_steps > 0,
+            "Without distillation the actor of na climbs a critic that never learns.", key="noise_critic_grad_steps", found=0, expected=">= 1", remedy="or take --dsrl.variant sac",
         )  # fmt: skip
 
 

@@ -85,7 +85,8 @@ class IQL:
     def __init__(
         self, config: IQLConfig, feature_dim: int, action_dim: int, generator: torch.Generator, compute: Compute | None = None
     ) -> None:
-        self.config, self.compute = config, (compute or Compute(device=generator.device.type)).resolved()
+        self.config = config
+        self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
         self.networks = Networks(config, feature_dim, action_dim, generator).to(generator.device)
         self.optimizers = {
             "value": adam(self.networks.value.parameters(), config.lr),
@@ -154,6 +155,6 @@ class IQLConfig:
     tau: StepShare = 0.005
     """The target critics move by this share at every step."""
     expectile: OpenShare = 0.5
-    """τ of V (paper, Lift: 0.5 BC, 0.7 σ-BC at 1000 and 2000 rollouts, PostBC 0.5 at 1000 and 0.7 at 2000; Can and Square 0.7; LIBERO 0.9)."""
+    """τ of V (paper, Lift: BC 0.5, σ-BC 0.7, PostBC 0.5 at 1000 rollouts and 0.7 at 2000; Can and Square 0.7; LIBERO 0.9)."""
     value_targets: Literal["min", "mean"] = "min"
     """How V combines the target critics."""

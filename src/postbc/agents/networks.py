@@ -109,7 +109,7 @@ def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step on `loss`; gradients are taken for the optimiser's own parameters alone (the actor's loss costs none of the critics')."""
+    """One step on `loss`, with gradients for the optimiser's own parameters alone: the actor's loss costs none of the critics'."""
     optimizer.zero_grad()
     loss.backward(inputs=optimizer.param_groups[0]["params"])
     optimizer.step()

@@ -1,382 +1,319 @@
-"""DSRL's loop: base-policy rollouts, then collect, update, evaluate, checkpoint; every seed on its own count of environment steps.
+"""Online finetuning: base-policy rollouts, then collect, update, evaluate, checkpoint. One loop for any learner.
 
-The M seeds run in lockstep, in one vector environment of M·n, yet nothing of a seed depends on the others: its evaluations use its
-actor as it was when *its* environment steps passed the milestone, and so does the agent that is saved.
+Before its first gradient step the agent *is* the base policy: what is evaluated then is the policy itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
-from numpy.typing import NDArray
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
-from postbc.errors import InputError
-from postbc.evaluation import Actor, Evaluation, PolicyActor, evaluate
-from postbc.finetuning.dsrl import DSRL, DSRLActor, DSRLConfig, make_actor
-from postbc.finetuning.replay import Replay
-from postbc.finetuning.results import (
-    RESULTS_FILE,
-    Checkpoints,
-    check_sizes,
-    fingerprint,
-    outcome,
-    select_seeds,
-    write_results,
-)
-from postbc.nn import generator_states, make_generators, set_generator_states
+from postbc.agents.base import Agent, Batch, PolicyAgent
+from postbc.agents.networks import Info, means
+from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination
+from postbc.environments.registry import Environment
+from postbc.errors import require
+from postbc.evaluation import Evaluation, evaluate
+from postbc.nn import check_finite, generator_state, set_generator_state
 from postbc.policies.base import Policy
 from postbc.progress import progress
-from postbc.runs import Run
+from postbc.runs import Checkpoints, Run
+from postbc.schemas import Count, CountOrZero, NonNegative, schema
+from postbc.seeding import episode_seed, make_generator
+from postbc.training.replay import Replay
+from postbc.training.results import rates, require_finite_actions, write_result
 
-MakeEnv = Callable[[int], VectorEnv]
-STREAM = 400  # of the generators: 400 initialisation, 401 base policy, 402 acting, 403 batches, 404 the updates' noise
+Envs = Annotated[int, Field(ge=1, le=10_000)]
 
 
-@dataclass(frozen=True)
-class DSRLTraining:
-    """Environment, budget and evaluation of a DSRL run (paper.md section 6; field.md A.1)."""
+class Learner(Protocol):
+    """What the loop trains.
 
-    budget_env_steps: int = 500_000
-    """Environment steps a seed, the initial rollouts included."""
-    num_envs: int = 4
-    """Environments a seed; a vector step advances each by one chunk."""
-    initial_steps: int = 24_000
+    Attributes:
+        name: of the finetuner, for results.json.
+        policy: the base policy.
+        action_dim: width of what the replay stores as action.
+        discount: γ.
+    """
+
+    name: str
+    policy: Policy
+    action_dim: int
+    discount: float
+
+    @property
+    def networks(self) -> nn.Module:
+        """All that learns."""
+        ...
+
+    def act(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(N, F) -> normalised chunks (N, T, A), and what the replay stores as action (N, D)."""
+        ...
+
+    def act_base(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The same from the base policy."""
+        ...
+
+    def learn(self, sample: Callable[[int], Batch], noise: torch.Generator) -> Info:
+        """The gradient steps of one vector step, on batches that `sample` draws."""
+        ...
+
+    def agent(self, deterministic: bool = False) -> Any:
+        """What has been learnt, as an agent with `save(directory)`."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@schema
+class OnlineConfig:
+    """Environment, budget and evaluation of an online run (paper.md section 6; field.md A.1)."""
+
+    budget_env_steps: Count = 500_000
+    """Environment steps, the initial rollouts included."""
+    num_envs: Envs = 4
+    """Environments; a vector step advances each by one chunk."""
+    initial_steps: CountOrZero = 24_000
     """Environment steps of rollouts with the base policy before learning starts (paper: 24000 Lift and Can, 32000 Square)."""
-    eval_every: int = 48_000
+    eval_every: Count = 48_000
     """Environment steps between evaluations (DSRL: 3000 vector steps of 4 chunks of 4)."""
-    eval_episodes: int = 200
+    eval_episodes: Count = 200
     """Episodes of the first and the last evaluation."""
-    curve_episodes: int | None = None
+    curve_episodes: Count | None = None
     """Episodes of those between; default eval_episodes."""
-    envs_per_member: int = 10
-    """Environments a seed while evaluating."""
+    eval_envs: Envs = 10
+    """Environments while evaluating (at most one an episode)."""
     deterministic_eval: bool = False
     """Evaluate tanh(mean) instead of a sample (DSRL: False)."""
-    horizon: int | None = None
-    """Environment steps of an episode; default the task's (300, 300, 400)."""
-    reward: Literal["negative", "sparse"] = "negative"
-    """A sub-step earns success − 1 (paper, DSRL) or success."""
-    terminate_on: Literal["success", "chunk_success", "never"] = "success"
+    horizon: Count | None = None
+    """Environment steps of an episode; default the environment's (Lift, Can 300, Square 400)."""
+    reward: Literal["negative", "sparse", "environment"] = "negative"
+    """An environment step earns success − 1 (paper, DSRL), success, or what the environment itself gives."""
+    terminate_on: Termination = "success"
     """What ends a training episode besides the horizon. DSRL: "never"."""
     chunk_reward: Literal["sum", "discounted"] = "sum"
     """Reward of a chunk: Σ r_i (DSRL) or Σ γ^i r_i."""
     chunk_discount: Literal["once", "per_step"] = "once"
-    """Discount of a chunk: γ (DSRL) or γ^(sub-steps executed)."""
+    """Discount of a chunk: γ (DSRL) or γ^(steps executed)."""
     time_limit: Literal["bootstrap", "terminal"] = "bootstrap"
     """At the horizon: bootstrap from the last observation, or treat it as an end (DSRL as published)."""
-    buffer_size: int = 10_000_000
-    """Transitions a seed that the replay holds (bounded by what the budget can produce)."""
-    log_every: int = 50
+    buffer_size: Count = 10_000_000
+    """Transitions that the replay holds (bounded by what the budget can produce)."""
+    log_every: Count = 50
     """Vector steps between rows of metrics.csv."""
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: NonNegative = 60.0
     """Least time between checkpoints; they never take more than about 5 % of the run."""
 
-    def __post_init__(self) -> None:
-        for name in ("budget_env_steps", "num_envs", "eval_every", "eval_episodes", "buffer_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError("A number must be at least 1.", key=name, found=getattr(self, name))
+    def initial_vector_steps(self, chunk: int) -> int:
+        """Vector steps of the initial rollouts: initial_steps / (N·T), rounded up."""
+        return -(-self.initial_steps // (self.num_envs * chunk))
+
+    def require_learning(self, chunk: int) -> None:
+        """InputError if the budget ends before learning begins."""
+        taken = self.initial_vector_steps(chunk) * self.num_envs * chunk
+        require(
+            taken < self.budget_env_steps, "The budget ends before learning begins.", key="training.budget_env_steps",
+            found=f"{self.budget_env_steps:,}, of which the initial rollouts take {taken:,}",
+            expected="more than initial_steps (rounded up to whole vector steps)",
+            remedy="raise --training.budget-env-steps or lower --training.initial-steps",
+        )  # fmt: skip
 
 
-def chunk_returns(
-    reward: np.ndarray, info: dict[str, Any], chunk: int, discount: float, training: DSRLTraining
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reward, discount and executed sub-steps of a vector step, each (N,); environments without sub-step info count whole chunks."""
-    steps = np.asarray(info.get("num_steps", np.full(len(reward), chunk)), np.int64)
-    if training.chunk_reward == "discounted" and "step_rewards" not in info:
-        raise InputError("The environment does not say the rewards of sub-steps.", key="info['step_rewards']",
-                         remedy="use chunk_reward 'sum'")  # fmt: skip
-    if training.chunk_reward == "discounted":
-        reward = np.asarray(info["step_rewards"], float) @ discount ** np.arange(chunk)
-    discounts = discount**steps if training.chunk_discount == "per_step" else np.full(len(reward), discount)
-    return reward, discounts, steps
+# -- collect ---------------------------------------------------------------------------------------------------------------------
+def chunk_returns(step: ChunkStep, discount: float, config: OnlineConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Reward and discount of a chunk, each (N,); what was not executed earns nothing."""
+    chunk = step.successes.shape[1]
+    executed = np.arange(chunk) < step.num_steps[:, None]
+    rewards = {
+        "negative": np.where(executed, step.successes - 1.0, 0.0), "sparse": step.successes.astype(float), "environment": step.rewards
+    }[config.reward]  # fmt: skip
+    weights = discount ** np.arange(chunk) if config.chunk_reward == "discounted" else np.ones(chunk)
+    discounts = discount**step.num_steps if config.chunk_discount == "per_step" else np.full(len(rewards), discount)
+    return rewards @ weights, discounts
 
 
-def true_next(observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
-    """The observations that the actions led to (N, S): the last of the old episode where an environment was reset in the same step."""
-    following = np.array(observation, np.float32)
-    for i in np.flatnonzero(info.get("_final_obs", np.zeros(len(following), bool))):
-        following[i] = info["final_obs"][i]
-    return following
-
-
-class DSRLTrainer:
+class Online:
     """Everything that a run consists of, one vector step at a time; `state_dict` is complete, so that a run resumes bit for bit.
 
     Args:
-        policy: frozen, M members, with `normalization`.
-        env: M·n environments, member-major, resetting in the same step.
-        seeds: one a member: initialisation, exploration, batches and episodes.
+        learner: of a frozen policy.
+        env: `num_envs` environments; an ended one waits for its reset.
+        config: numbers.
+        seed: of exploration, batches and episodes.
+        device: of the replay, the features and the generators.
     """
 
     def __init__(
-        self, policy: Policy, env: VectorEnv, config: DSRLConfig, training: DSRLTraining, seeds: Sequence[int]
+        self, learner: Learner, env: ChunkEnv, config: OnlineConfig, seed: int, device: str | torch.device = "cpu"
     ) -> None:
-        self.policy, self.env, self.config, self.training, self.seeds = policy, env, config, training, list(seeds)
-        self.normalization = policy.normalization  # type: ignore[attr-defined]
-        members, n = policy.members, training.num_envs
-        if env.num_envs != members * n or len(self.seeds) != members:
-            raise ValueError(f"{env.num_envs} environments and {len(self.seeds)} seeds for {members} members of {n}")
-        self.agent = DSRL(config, policy, make_generators(seeds, STREAM))
-        self.generators = [make_generators(seeds, STREAM + i) for i in range(1, 5)]
-        rows = min(training.buffer_size, training.budget_env_steps + members * n * policy.chunk)
-        self.replay = Replay(members, rows, policy.observation_dim, self.agent.action_dim)
-        self.initial_vector_steps = -(-training.initial_steps // (n * policy.chunk))
-        self.vector_steps = 0
-        self.counts = {name: np.zeros(members, np.int64) for name in ("env_steps", "episodes", "successes")}
-        self.episode_success: NDArray[np.bool_] = np.zeros(members * n, bool)
-        # environment m·n + j: a stream of episodes that depends on the seed of member m and on j alone
-        observation, _ = env.reset(seed=[1000 * seed + j for seed in self.seeds for j in range(n)])  # type: ignore[arg-type]
-        self.observation = np.array(observation, np.float32)
+        self.learner, self.env, self.config, self.seed = learner, env, config, seed
+        self.policy, self.device, n = learner.policy, torch.device(device), config.num_envs
+        assert env.num_envs == n
+        self.base, self.acting, self.sampling, self.noise = (
+            make_generator(seed, f"dsrl/{use}", device) for use in ("base", "acting", "data", "noise")
+        )
+        rows = min(config.buffer_size, config.budget_env_steps + n * self.policy.chunk)
+        self.replay = Replay(rows, self.policy.feature_dim, learner.action_dim, device)
+        self.initial_vector_steps = config.initial_vector_steps(self.policy.chunk)
+        self.vector_steps = self.env_steps = 0
+        self.counts = {"episodes": 0, "successes": 0}  # since the last row of metrics
+        self.begun = np.zeros(n, np.int64)  # episodes, an environment
+        self.successful = np.zeros(n, bool)  # in the running episode
+        self.features = torch.zeros(n, self.policy.feature_dim, device=device)
+        self._begin(np.ones(n, bool))
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        """(N, ...) -> (M, n, ...) float32."""
-        return torch.as_tensor(values, dtype=torch.float32).view(self.policy.members, self.training.num_envs, *values.shape[1:])
+    @torch.no_grad()
+    def _encode(self, observation: Observations, mask: np.ndarray | None = None) -> Tensor:
+        """Features of the frames that are new: each is encoded once."""
+        return self.policy.encode(
+            {
+                name: torch.as_tensor(observation[name] if mask is None else observation[name][mask]).to(self.device)
+                for name in self.policy.shapes
+            }
+        )
 
-    def step(self) -> dict[str, Tensor]:
-        """One vector step: play a chunk everywhere, remember it, and learn from the replay. Metrics (M,) of the last update."""
-        members, n, training = self.policy.members, self.training.num_envs, self.training
-        base, acting, sampling, noise = self.generators
-        observation = self.normalization.normalize_observation(self._tensor(self.observation))
-        learning = self.vector_steps >= self.initial_vector_steps
-        chunk, action = self.agent.act(observation, acting) if learning else self.agent.act_pretrained(observation, base)
-        raw = self.normalization.unnormalize_chunk(chunk).flatten(0, 1).numpy()
+    def _begin(self, mask: np.ndarray) -> None:
+        """The next episodes of the environments in `mask`. Environment j's k-th episode depends on the seed, j and k alone."""
+        seeds = [episode_seed(1000 * self.seed + j, int(k)) for j, k in enumerate(self.begun)]
+        observation = self.env.reset(seeds, mask)
+        self.begun[mask] += 1
+        self.successful[mask] = False
+        self.features[torch.as_tensor(mask, device=self.device)] = self._encode(observation, mask)
 
-        self.observation, reward, terminated, truncated, info = self.env.step(raw)
-        following = self.normalization.normalize_observation(self._tensor(true_next(self.observation, info)))
-        reward, discount, steps = chunk_returns(reward, info, self.policy.chunk, self.config.discount, training)
-        ended = terminated | truncated
-        over = ended if training.time_limit == "terminal" else terminated
-        self.replay.add(observation, action, following, self._tensor(reward), self._tensor(np.where(over, 0.0, discount)))
+    @property
+    def learning(self) -> bool:
+        """Whether the initial rollouts are over."""
+        return self.vector_steps >= self.initial_vector_steps
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether there was a gradient step."""
+        return self.vector_steps > self.initial_vector_steps
+
+    def step(self) -> Info:
+        """One vector step: play a chunk everywhere, remember it, and learn from the replay. Metrics of the last update."""
+        learning = self.learning
+        act, generator = (self.learner.act, self.acting) if learning else (self.learner.act_base, self.base)
+        chunk, action = act(self.features, generator)
+        raw = self.policy.normalization.unnormalize_action(chunk).cpu().numpy()
+        require_finite_actions(raw, self.env_steps)
+        step = self.env.step(raw)
+        following = self._encode(step.observation)
+        reward, discount = chunk_returns(step, self.learner.discount, self.config)
+        over = step.ended if self.config.time_limit == "terminal" else step.terminated
+        rows = Batch(self.features, action, following, self._tensor(reward), self._tensor(np.where(over, 0.0, discount)))
+        if (step.num_steps == 0).any():  # nothing happened there
+            played = torch.as_tensor(step.num_steps > 0, device=self.device)
+            rows = Batch(*(part[played] for part in rows))
+        self.replay.add(rows)
+        self.features = following
 
         self.vector_steps += 1
-        self.episode_success |= np.asarray(info.get("success", terminated), bool)
-        self.counts["env_steps"] += steps.reshape(members, n).sum(1)
-        self.counts["episodes"] += ended.reshape(members, n).sum(1)
-        self.counts["successes"] += (ended & self.episode_success).reshape(members, n).sum(1)
-        self.episode_success &= ~ended
-        return self.agent.train(self.replay, sampling, noise) if learning else {}
+        self.env_steps += int(step.num_steps.sum())
+        self.successful |= step.success
+        self.counts["episodes"] += int(step.ended.sum())
+        self.counts["successes"] += int((step.ended & self.successful).sum())
+        if step.ended.any():
+            self._begin(step.ended)
+        return self.learner.learn(lambda n: self.replay.sample(self.sampling, n), self.noise) if learning else {}
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float32, device=self.device)
 
     def rollout_metrics(self) -> dict[str, float]:
         """Episodes and their success since the last call."""
         episodes, successes = self.counts["episodes"], self.counts["successes"]
-        metrics = {"rollout/env_steps": float(self.counts["env_steps"].mean())}
-        if episodes.sum():
-            metrics |= {"rollout/success": float(successes.sum() / episodes.sum()), "rollout/episodes": float(episodes.sum())}
-        episodes[:], successes[:] = 0, 0
-        return metrics
+        self.counts = {"episodes": 0, "successes": 0}
+        return {"rollout/success": successes / episodes, "rollout/episodes": float(episodes)} if episodes else {}
+
+    def agent(self) -> Agent:
+        """What plays now: before the first gradient step the base policy itself."""
+        return self.learner.agent(self.config.deterministic_eval) if self.has_learnt else PolicyAgent(self.policy)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimisers, replay, environment, generators and counters."""
         return {
-            "agent": self.agent.state_dict(), "replay": self.replay.state_dict(), "env": self.env.get_state(),  # type: ignore[attr-defined]
-            "generators": [generator_states(g) for g in self.generators], "vector_steps": self.vector_steps,
-            "counts": self.counts, "episode_success": self.episode_success, "observation": self.observation,
+            "learner": self.learner.state_dict(), "replay": self.replay.state_dict(), "env": self.env.get_state(),
+            "generators": {name: generator_state(getattr(self, name)) for name in ("base", "acting", "sampling", "noise")},
+            "vector_steps": self.vector_steps, "env_steps": self.env_steps, "counts": self.counts, "begun": self.begun,
+            "successful": self.successful, "features": self.features,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
-        self.agent.load_state_dict(state["agent"])
+        """Undo :meth:`state_dict`, on any device; an environment that cannot say its state begins its next episodes, with a warning."""
+        self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
-        self.env.set_state(state["env"])  # type: ignore[attr-defined]
-        for generators, states in zip(self.generators, state["generators"], strict=True):
-            set_generator_states(generators, states)
-        self.vector_steps = int(state["vector_steps"])
-        self.counts = {name: np.array(values) for name, values in state["counts"].items()}
-        self.episode_success, self.observation = np.array(state["episode_success"]), np.array(state["observation"])
+        for name, value in state["generators"].items():
+            set_generator_state(getattr(self, name), value)
+        self.vector_steps, self.env_steps = int(state["vector_steps"]), int(state["env_steps"])
+        self.counts = {name: int(state["counts"][name]) for name in ("episodes", "successes")}
+        self.begun[:] = state["begun"]
+        if state["env"] is None:
+            warnings.warn("This environment cannot restore its state: the resumed run begins fresh episodes.", stacklevel=2)
+            self._begin(np.ones(len(self.begun), bool))
+        else:
+            self.env.set_state(state["env"])
+            self.successful[:] = state["successful"]
+            require(state["features"].shape == self.features.shape, "The features have another shape.", key="features")
+            self.features = state["features"].to(self.device)
 
 
-class Milestones:
-    """The actor of each seed as it was when that seed's environment steps first reached eval_every, 2·eval_every, ..., the budget."""
-
-    def __init__(self, trainer: DSRLTrainer) -> None:
-        training = trainer.training
-        self.trainer = trainer
-        self.steps = [*range(training.eval_every, training.budget_env_steps, training.eval_every), training.budget_env_steps]
-        self.reached = np.zeros(len(trainer.seeds), np.int64)  # milestones behind each seed
-        self.pending: dict[int, dict[str, Any]] = {}  # milestone -> {"actor": stacked parameters, "env_steps": (M,)}
-
-    def update(self) -> range:
-        """Keep what has just passed a milestone; the milestones that every seed has passed now and had not before."""
-        taken, actor = self.trainer.counts["env_steps"], self.trainer.agent.networks.actor.state_dict()
-        before = int(self.reached.min())
-        for m, count in enumerate(taken):
-            while self.reached[m] < len(self.steps) and count >= self.steps[self.reached[m]]:
-                fresh = {"actor": {k: v.clone() for k, v in actor.items()}, "env_steps": np.zeros(len(taken), np.int64)}
-                kept = self.pending.setdefault(int(self.reached[m]), fresh)
-                for name, value in actor.items():
-                    kept["actor"][name][m] = value[m]
-                kept["env_steps"][m] = count
-                self.reached[m] += 1
-        return range(before, int(self.reached.min()))
-
-    @property
-    def finished(self) -> bool:
-        return int(self.reached.min()) == len(self.steps)
-
-    def actor(self, milestone: int) -> DSRLActor:
-        """The agent of a milestone that every seed has passed."""
-        trainer = self.trainer
-        actor = make_actor(trainer.config, trainer.policy)
-        actor.load_state_dict(self.pending[milestone]["actor"])
-        return DSRLActor(trainer.policy, actor, trainer.config.action_magnitude, trainer.training.deterministic_eval)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"reached": self.reached, "pending": self.pending}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.reached, self.pending = np.array(state["reached"]), dict(state["pending"])
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """What config.yaml holds and a resumed run must agree on."""
-
-    task: str | None
-    seeds: tuple[int, ...]
-    policy: str
-    dsrl: DSRLConfig
-    training: DSRLTraining
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-def finetune_dsrl(
-    policy: Policy,
-    output: str | Path,
-    config: DSRLConfig | None = None,
-    training: DSRLTraining | None = None,
-    *,
-    task: str | None = None,
-    seeds: Sequence[int] | None = None,
-    resume: bool = False,
-    make_env: MakeEnv | None = None,
-    make_evaluation_env: MakeEnv | None = None,
-    source: str | Path | None = None,
-    before: Evaluation | None = None,
-) -> DSRLActor:
-    """Finetune every member of `policy` by DSRL and write the run directory: results.json, agent.safetensors, metrics.csv.
-
-    Args:
-        policy: M members with `normalization`; `sample(observation, noise)` must be deterministic. It is not changed.
-        output: the run directory.
-        task: Lift, Can or Square; default the policy's own.
-        seeds: members to finetune, by seed; default all.
-        resume: go on with the run that `output` holds.
-        make_env, make_evaluation_env: N -> a vector environment, for training (resetting in the same step) and for evaluation
-            (see :func:`postbc.evaluation.evaluate`); default robosuite's `task`.
-        source: the policy's file, for messages.
-        before: an evaluation of the policy on the same episodes; without it, it is measured first.
-
-    Raises:
-        InputError: another task, other sizes, a stochastic sampler, a seed that is not there, a directory with another run.
-    """
-    config, training, output = config or DSRLConfig(), training or DSRLTraining(), Path(output)
-    policy = select_seeds(policy, seeds)
-    check_deterministic(policy, source)
-    if make_env is None or make_evaluation_env is None:
-        from postbc.evaluation_command import check_task, environment_factory
-
-        task = check_task(task, getattr(policy, "about", {}), Path(source or "policy"))
-        name, chunk = task, policy.chunk
-
-        def make_training_env(num_envs: int) -> VectorEnv:
-            from postbc.environments import make
-
-            return make(
-                name, num_envs=num_envs, chunk=chunk, horizon=training.horizon, reward=training.reward,
-                terminate_on=training.terminate_on, autoreset="same_step",
-            )  # fmt: skip
-
-        make_env = make_env or make_training_env
-        make_evaluation_env = make_evaluation_env or environment_factory(task, chunk, training.horizon)
-    members = tuple(int(s) for s in getattr(policy, "seeds", range(policy.members)))
-    env = make_env(policy.members * training.num_envs)
-    try:
-        check_sizes(policy, env, source)
-        run = Run(output, _Recorded(task, members, fingerprint(policy), config, training), resume=resume)
-        if (output / RESULTS_FILE).exists():
-            return DSRLActor.load(output, policy)
-        trainer = DSRLTrainer(policy, env, config, training, members)
-        actor = _loop(trainer, run, make_evaluation_env, task, before)
-    finally:
-        env.close()
-    run.drop_checkpoints()
-    run.close()
-    return actor
-
-
-def check_deterministic(policy: Policy, source: str | Path | None) -> None:
-    """InputError if the policy's sampler draws noise of its own: then the latent noise does not decide the action."""
-    sampler = getattr(getattr(policy, "config", None), "sampler", "ddim")
-    if sampler != "ddim":
-        raise InputError(
-            "DSRL needs a policy that is deterministic given its latent noise.", file=source, key="sampler", found=sampler,
-            expected="ddim", remedy="load it with sampler='ddim' (DiffusionPolicy.load(path, sampler='ddim', inference_steps=8))",
-        )  # fmt: skip
-
-
-def _loop(
-    trainer: DSRLTrainer, run: Run, make_evaluation_env: MakeEnv, task: str | None, before: Evaluation | None
-) -> DSRLActor:
-    training, milestones = trainer.training, Milestones(trainer)
-    per_step = training.num_envs * trainer.policy.chunk
-    records: list[dict[str, Any]] = []  # evaluations so far, the first of the pretrained policy
+# -- the loop --------------------------------------------------------------------------------------------------------------------
+def run_online(online: Online, run: Run, environment: Environment, horizon: int, before: Evaluation | None = None) -> None:
+    """Until the budget is spent: step, log, evaluate, checkpoint; then write the agent and the result."""
+    config, seed = online.config, online.seed
+    records: list[dict[str, float]] = []  # evaluations so far, the first of the pretrained policy
     found = run.load()
     if found is not None:
-        trainer.load_state_dict(found[1]["trainer"])
-        milestones.load_state_dict(found[1]["milestones"])
-        records = list(found[1]["records"])
-    checkpoints = Checkpoints(run, training.checkpoint_seconds, found[1]["elapsed"] if found else 0.0)
+        with run.restoring():
+            online.load_state_dict(found[1]["online"])
+            records = [{k: float(r[k]) for k in ("env_steps", "success", "chunk_success")} for r in found[1]["records"]]
+    checkpoints = Checkpoints(run, config.checkpoint_seconds)
 
     def save() -> None:
-        state = {"trainer": trainer.state_dict(), "milestones": milestones.state_dict(), "records": records}
-        checkpoints.save(trainer.vector_steps * per_step, {**state, "elapsed": checkpoints.elapsed})
+        checkpoints.save(online.env_steps, {"online": online.state_dict(), "records": records})
 
-    def measure(actor: Actor, env_steps: np.ndarray, episodes: int, known: Evaluation | None = None) -> None:
-        rates = outcome(
-            known
-            or evaluate(
-                actor, make_evaluation_env, episodes=episodes, envs_per_member=training.envs_per_member,
-                policy_seeds=trainer.seeds, progress=False,
-            )
-        )  # fmt: skip
-        records.append({"env_steps": env_steps.tolist(), **rates})
-        metrics = {f"evaluation/{name}": float(np.mean(values)) for name, values in rates.items()}
-        metrics |= {f"evaluation/success/seed_{s}": v for s, v in zip(trainer.seeds, rates["success"], strict=True)}
-        run.log(trainer.vector_steps * per_step, metrics)
+    def measure(episodes: int, known: Mapping[str, float] | None = None) -> None:
+        if known is None:
+            check_finite(online.learner.networks.state_dict(), f"The networks have diverged by environment step {online.env_steps}.",
+                         remedy="lower the learning rate (lr)")  # fmt: skip
+            known = rates(
+                evaluate(
+                    online.agent(), environment, episodes=episodes, num_envs=config.eval_envs, agent_seed=seed, horizon=horizon,
+                    progress=False,
+                )
+            )  # fmt: skip
+        records.append({"env_steps": online.env_steps, "success": known["success"], "chunk_success": known["chunk_success"]})
+        run.log(online.env_steps, {f"evaluation/{name}": known[name] for name in ("success", "chunk_success")})
 
-    actor: DSRLActor | None = None
     if not records:
-        zero = np.zeros(trainer.policy.members, np.int64)
-        measure(PolicyActor(trainer.policy), zero, training.eval_episodes, before)
+        measure(config.eval_episodes, rates(before) if before else None)
         save()
-    with progress("dsrl", training.budget_env_steps, int(trainer.counts["env_steps"].min())) as bar:
-        while not milestones.finished or milestones.pending:
-            start = int(trainer.counts["env_steps"].min())
-            info = trainer.step()
-            if trainer.vector_steps % training.log_every == 0:
-                metrics = {name: float(value.mean()) for name, value in info.items()}
-                run.log(trainer.vector_steps * per_step, metrics | trainer.rollout_metrics())
-            for milestone in milestones.update():
-                actor = milestones.actor(milestone)
-                last = milestone == len(milestones.steps) - 1
-                episodes = training.eval_episodes if last else training.curve_episodes or training.eval_episodes
-                measure(actor, milestones.pending[milestone]["env_steps"], episodes)
-                del milestones.pending[milestone]
-            bar.advance(int(trainer.counts["env_steps"].min()) - start, success=float(np.mean(records[-1]["success"])))
-            if checkpoints.due and not milestones.finished:
+    with progress(online.learner.name, config.budget_env_steps, online.env_steps) as bar:
+        while online.env_steps < config.budget_env_steps:
+            start = online.env_steps
+            info = online.step()
+            if online.vector_steps % config.log_every == 0:
+                run.log(online.env_steps, means(info, online.env_steps) | online.rollout_metrics())
+            last = online.env_steps >= config.budget_env_steps
+            if last or online.env_steps // config.eval_every > start // config.eval_every:
+                # nothing has been learnt yet: the base policy, which was measured at step 0
+                measure(config.eval_episodes if last else config.curve_episodes or config.eval_episodes,
+                        None if online.has_learnt else records[0])  # fmt: skip
+            bar.advance(online.env_steps - start, success=records[-1]["success"])
+            if checkpoints.due and not last:
                 save()
-    assert actor is not None
-    actor.save(run.directory, trainer.config)
-    curves = [[(r["env_steps"][m], r["success"][m]) for r in records] for m in range(len(trainer.seeds))]
-    write_results(
-        run.directory, trainer.policy, f"dsrl-{trainer.config.variant}", task, trainer.seeds, records[0], records[-1], curves,
-        budget_env_steps=training.budget_env_steps, episodes=training.eval_episodes, wall_clock_s=round(checkpoints.elapsed, 1),
+    online.learner.agent(config.deterministic_eval).save(run.directory)
+    write_result(
+        run, online.policy, records[0], records[-1], finetuner=online.learner.name, task=environment.name, seed=seed,
+        curve=tuple((int(r["env_steps"]), r["success"]) for r in records), budget_env_steps=config.budget_env_steps,
+        episodes=config.eval_episodes,
     )  # fmt: skip
-    return actor

@@ -1,134 +1,138 @@
-"""What both finetuners share around the algorithm: checks of policy against environment, when to checkpoint, results.json."""
+"""What both finetuners share around the algorithm: does the policy belong here, and results.json."""
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from torch import nn
 
-from postbc.errors import InputError
-from postbc.evaluation import Evaluation
+from postbc.agents.base import PolicyAgent, about_of
+from postbc.data.belonging import Facts, check_belongs
+from postbc.environments.chunk import Termination
+from postbc.environments.registry import Environment
+from postbc.environments.stacked import make_stacked
+from postbc.errors import NotFiniteError, require
+from postbc.evaluation import Evaluation, check_sizes
+from postbc.files import write_json
 from postbc.policies.base import Policy
-from postbc.runs import Run, Tree, versions, write_json
+from postbc.progress import say
+from postbc.runs import Run
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, plain, read_json, schema
 
 RESULTS_FILE = "results.json"
 
 
-def select_seeds(policy: Policy, seeds: Sequence[int] | None) -> Policy:
-    """The policy's members of these seeds (all by default). InputError names a seed that the policy does not have."""
-    known = list(getattr(policy, "seeds", range(policy.members)))
-    if seeds is None or list(seeds) == known:
-        return policy
-    for seed in seeds:
-        if seed not in known:
-            raise InputError(
-                "The policy has no member of this seed.", key="seeds", found=seed, expected=", ".join(map(str, known)),
-                remedy="choose among them, or pretrain with this seed",
-            )  # fmt: skip
-    return policy.select([known.index(seed) for seed in seeds])  # type: ignore[attr-defined, no-any-return]
+@schema
+class Result:
+    """results.json: what finetuning one seed gave."""
+
+    task: str
+    """Name of the environment."""
+    finetuner: str
+    """dsrl-na, dsrl-sac or best-of-n."""
+    pretraining: str | None
+    """bc, sigma-bc or postbc; None: the policy does not say."""
+    seed: Seed
+    budget_env_steps: CountOrZero
+    """Environment steps that were asked for (DSRL), or that the rollouts took (Best-of-N)."""
+    episodes: CountOrZero
+    """Evaluation episodes, before and after."""
+    success_before: Share | None
+    """Of the pretrained policy: any environment step was successful. None: nothing was evaluated."""
+    success_after: Share | None
+    chunk_success_before: Share | None
+    """By the stricter definition: every step of some chunk was."""
+    chunk_success_after: Share | None
+    curve: tuple[tuple[CountOrZero, Share], ...]
+    """(environment steps executed, success) from step 0 on."""
+    wall_clock_s: NonNegative
+    """Seconds of all attempts together."""
+    data: str | None = None
+    """Name of the demonstrations' file."""
+    demonstrations: CountOrZero | None = None
+    posterior_weight: NonNegative | None = None
+    sigma: NonNegative | None = None
+    rollout_episodes: Count | None = None
+    """Best-of-N: episodes that the critic was learnt from."""
+    rollout_success: Share | None = None
+    command: str | None = None
+    commit: str | None = None
+    format: Literal[2] = 2
 
 
-def check_sizes(policy: Policy, env: VectorEnv, file: str | Path | None = None) -> None:
-    """InputError if the policy's observations or actions do not have the environment's sizes."""
-    for what, have, space in (
-        ("observation", (policy.observation_dim,), env.single_observation_space),
-        ("action", (policy.action_dim,), env.single_action_space),
-    ):
-        expected = (space.shape or ())[-1:]
-        if expected and have != expected:
-            raise InputError(
-                f"The policy's {what} size is not the environment's.", file=file, key=f"{what}_dim", found=have[0],
-                expected=expected[0], remedy="finetune a policy that was pretrained on this task",
-            )  # fmt: skip
+def write_result(
+    run: Run, policy: Policy, before: Mapping[str, float] | None, after: Mapping[str, float] | None, **fields: Any
+) -> Result:
+    """Write results.json; `before` and `after` are :func:`rates`, `fields` the further fields."""
+    about, (first, last) = about_of(policy), ({} if r is None else r for r in (before, after))
+    known = json.loads((run.directory / "versions.json").read_text(encoding="utf-8"))  # those with which the run began
+    result = Result(
+        pretraining=about.method, data=about.data, demonstrations=about.demonstrations, posterior_weight=about.posterior_weight,
+        sigma=about.sigma, success_before=first.get("success"), success_after=last.get("success"),
+        chunk_success_before=first.get("chunk_success"), chunk_success_after=last.get("chunk_success"),
+        wall_clock_s=round(run.elapsed, 1), command=known.get("command"), commit=known.get("commit"), **fields,
+    )  # fmt: skip
+    write_json(run.directory / RESULTS_FILE, plain(result))
+    return result
 
 
-def fingerprint(policy: Policy) -> str:
-    """A digest of the policy's parameters, so that a run is never resumed with another policy ("" for one without parameters)."""
-    if not isinstance(policy, torch.nn.Module):
-        return ""
-    digest = hashlib.sha256()
-    for name, value in sorted(policy.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-class Checkpoints:
-    """Decides when to checkpoint: at least `seconds` apart, and never more than about 5 % of the time spent on it.
-
-    A run's state is complete, so when it is saved has no influence on what comes out.
-    """
-
-    def __init__(self, run: Run, seconds: float, elapsed: float = 0.0) -> None:
-        self.run, self.seconds = run, seconds
-        self._start = self._last = time.monotonic()
-        self._elapsed, self._cost = elapsed, 0.0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds that the stage has taken, earlier attempts included as far as they were saved."""
-        return self._elapsed + time.monotonic() - self._start
-
-    @property
-    def due(self) -> bool:
-        return time.monotonic() - self._last >= max(self.seconds, 20 * self._cost)
-
-    def save(self, step: int, state: Tree) -> None:
-        begin = time.monotonic()
-        self.run.save(step, state)
-        self._last = time.monotonic()
-        self._cost = self._last - begin
-
-
-def outcome(evaluation: Evaluation) -> dict[str, list[float]]:
-    """Both success rates of every member, plain numbers."""
-    return {"success": evaluation.success_rate.tolist(), "chunk_success": evaluation.chunk_success_rate.tolist()}
-
-
-def write_results(
-    directory: Path,
-    policy: Policy,
-    finetuner: str,
-    task: str | None,
-    seeds: Sequence[int],
-    before: dict[str, list[float]] | None,
-    after: dict[str, list[float]] | None,
-    curves: Sequence[Sequence[tuple[int, float]]],
-    **rest: Any,
-) -> list[dict[str, Any]]:
-    """Write results.json: a list with one entry a member; `rest` are further fields, shared or one value a member (arrays, lists)."""
-    about, known = getattr(policy, "about", {}), versions()
-    entries = []
-    for m, seed in enumerate(seeds):
-        own = {k: v[m] if isinstance(v, (list, tuple, np.ndarray)) else v for k, v in rest.items()}
-        entries.append(
-            {
-                "task": task, "data": about.get("data"), "finetuner": finetuner, "pretraining": about.get("method"),
-                "seed": int(seed), "demonstrations": about.get("demonstrations"),
-                "posterior_weight": about.get("posterior_weight"), "sigma": about.get("sigma"),
-                **{k: v.item() if isinstance(v, np.generic) else v for k, v in own.items()},
-                "success_before": before and before["success"][m], "success_after": after and after["success"][m],
-                "chunk_success_before": before and before["chunk_success"][m],
-                "chunk_success_after": after and after["chunk_success"][m],
-                "curve": [[int(step), float(success)] for step, success in curves[m]],
-                "command": known["command"], "commit": known["commit"],
-            }
-        )  # fmt: skip
-    write_json(directory / RESULTS_FILE, entries)
-    return entries
-
-
-def read_results(directory: str | Path) -> list[dict[str, Any]]:
-    """The entries of a finished run, one a member. InputError if it has not finished."""
+def read_result(directory: str | Path) -> Result:
+    """The result of a finished run. InputError if it has not finished, or the file is not one."""
     path = Path(directory) / RESULTS_FILE
-    if not path.is_file():
-        raise InputError("There are no results here.", file=path, remedy="let the run finish: the same command with --resume")
-    entries: list[dict[str, Any]] = json.loads(path.read_text())
-    return entries
+    require(
+        path.is_file(), "There are no results here.", file=path, remedy="let the run finish: the same command with --resume"
+    )
+    return read_json(path, Result)
+
+
+def rates(evaluation: Evaluation) -> dict[str, float]:
+    """Both success rates."""
+    return {"success": evaluation.success_rate, "chunk_success": evaluation.chunk_success_rate}
+
+
+# -- does the policy belong here? ------------------------------------------------------------------------------------------------
+def check_policy(
+    policy: Policy, environment: Environment, horizon: int, file: str | Path | None = None, allow_version_mismatch: bool = False
+) -> None:
+    """InputError where `policy` cannot play in `environment`: another task, robot or version, or other sizes. Unknowns are said."""
+    environment.check()
+    about = about_of(policy)
+    if about.facts is not None:
+        expected = dataclasses.replace(Facts.of_env_args(environment.facts()), state_keys=environment.state_keys)
+        named = str(file or "the policy")
+        for warning in check_belongs(
+            Facts.from_dict(about.facts, named), expected, file=named, allow_version_mismatch=allow_version_mismatch
+        ):
+            say(f"note: {warning}")
+    env = make_env(environment, policy, 1, horizon)
+    try:
+        check_sizes(PolicyAgent(policy), env, file)
+    finally:
+        env.close()
+
+
+def make_env(environment: Environment, policy: Policy, num_envs: int, horizon: int, terminate_on: Termination = "never") -> Any:
+    """Environments whose chunks and observations are the policy's."""
+    return make_stacked(
+        environment.make, num_envs, observation_steps=policy.observation_steps, chunk=policy.chunk, horizon=horizon,
+        terminate_on=terminate_on,
+    )  # fmt: skip
+
+
+def to_device(policy: Policy, device: torch.device) -> Policy:
+    """The policy on `device`, frozen, where it is a module."""
+    return policy.to(device).eval().requires_grad_(False) if isinstance(policy, nn.Module) else policy  # type: ignore[return-value]
+
+
+def require_finite_actions(raw: Any, step: int) -> None:
+    """NotFiniteError if the agent gives NaN or infinite actions: it is not played on."""
+    if not bool(torch.as_tensor(raw).isfinite().all()):
+        raise NotFiniteError(
+            "The agent's actions are not finite: its networks have diverged, or the policy has.", key="actions",
+            found=f"NaN or infinity at environment step {step}", remedy="lower the learning rate (lr)",
+        )  # fmt: skip

@@ -1,0 +1,87 @@
+"""`postbc finetune best-of-n`: roll out each seed's policy, learn what its chunks are worth, play the best of N."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from postbc.agents.best_of_n import BestOfNConfig
+from postbc.agents.iql import IQLConfig
+from postbc.data.transitions import TransitionConfig
+from postbc.devices import Compute
+from postbc.errors import require
+from postbc.schemas import Count, Seed, schema
+from postbc.stages.dsrl import check_seeds, environment_for, load_base, policy_of, seeds_of
+from postbc.training.best_of_n import finetune_best_of_n
+from postbc.training.results import Result, read_result
+from postbc.training.rollouts import ROLLOUTS_FILE
+
+
+@schema
+class BestOfN:
+    """Play the pretrained policy, fit an IQL critic on its rollouts, then play the best of N sampled chunks at every step.
+
+    Writes, in seed_<seed>/ of the output directory, rollouts.hdf5, agent.safetensors, base_policy.safetensors, results.json and
+    metrics.csv.
+    """
+
+    policy: Path
+    """policy.safetensors or its directory, or the directory of `postbc pretrain` with its seeds."""
+    output: Path
+    """Directory of the stage; each seed's run is seed_<seed> in it."""
+    environment: str | None = None
+    """postbc/Lift, postbc/PushT, gymnasium:SomeId-v1, …; default: the task that the policy was trained on."""
+    seeds: tuple[Seed, ...] | None = None
+    """Seeds of the policy to finetune; default: every one that is there."""
+    rollouts: tuple[Path, ...] = ()
+    """Learn from these instead of collecting (robomimic HDF5, also of a real robot; zarr; a directory of this stage with its seeds):
+    one for all seeds, or one a seed."""
+    best_of_n: BestOfNConfig = BestOfNConfig()
+    iql: IQLConfig = IQLConfig()
+    transitions: TransitionConfig = TransitionConfig()
+    inference_steps: Count | None = None
+    """Sampling steps of the policy; default its own."""
+    allow_version_mismatch: bool = False
+    """Go on although policy or rollouts were made with another version of the simulator."""
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
+    jobs: Count = 1
+    """Seeds at a time, each a process of its own."""
+    resume: bool = False
+    """Go on with the runs in the output directory."""
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
+
+
+def rollouts_of(config: BestOfN, seed: int) -> Path | None:
+    """The rollout file of one seed, None to collect. InputError for a number of files that is neither one nor one a seed."""
+    if not config.rollouts:
+        return None
+    seeds = seeds_of(config.policy, config.seeds)
+    require(
+        len(config.rollouts) in (1, len(seeds)), "The number of rollout files is not that of the seeds.", key="rollouts",
+        found=len(config.rollouts), expected=f"1 or {len(seeds)}, in the order of the seeds {', '.join(map(str, seeds))}",
+    )  # fmt: skip
+    path = config.rollouts[0] if len(config.rollouts) == 1 else config.rollouts[seeds.index(seed)]
+    own = path / f"seed_{seed}" / ROLLOUTS_FILE
+    return own if own.is_file() else path
+
+
+def run_seed(config: BestOfN, seed: int) -> Result:
+    """Best-of-N for one seed of the policy, resumable.
+
+    Raises:
+        InputError: see :func:`postbc.training.best_of_n.finetune_best_of_n`.
+    """
+    path, rollouts = policy_of(config.policy, seed), rollouts_of(config, seed)
+    policy = load_base(path, config.inference_steps)
+    simulated = rollouts is None or config.best_of_n.eval_episodes > 0
+    environment = environment_for(config.environment, policy.about, path) if simulated else None
+    finetune_best_of_n(
+        policy, environment, config.output / f"seed_{seed}", config.best_of_n, config.iql, config.transitions, seed=seed,
+        rollouts=rollouts, compute=config.compute, resume=config.resume, source=path,
+        allow_version_mismatch=config.allow_version_mismatch,
+    )  # fmt: skip
+    return read_result(config.output / f"seed_{seed}")

@@ -1,0 +1,194 @@
+"""Best-of-N of one seed, from a pretrained policy to results.json: roll out, fit IQL, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from postbc.agents.base import Agent, Batch, PolicyAgent, about_of
+from postbc.agents.best_of_n import BestOfNAgent, BestOfNConfig
+from postbc.agents.iql import IQL, IQLConfig, Networks
+from postbc.agents.networks import Critics, means
+from postbc.data.transitions import TransitionConfig
+from postbc.devices import Compute
+from postbc.environments.registry import Environment, find_environment
+from postbc.errors import require
+from postbc.evaluation import Evaluation, evaluate
+from postbc.nn import check_finite, check_memory, generator_state, set_generator_state
+from postbc.policies.base import Policy, policy_fingerprint
+from postbc.progress import progress
+from postbc.runs import Checkpoints, Run, digest
+from postbc.schemas import plain
+from postbc.seeding import evaluation_seeds, make_generator
+from postbc.training.replay import Replay
+from postbc.training.results import RESULTS_FILE, check_policy, rates, to_device, write_result
+from postbc.training.rollouts import collect, read_rollouts, transition_batch
+
+
+def finetune_best_of_n(
+    policy: Policy,
+    environment: Environment | str | None,
+    output: str | Path,
+    config: BestOfNConfig | None = None,
+    iql: IQLConfig | None = None,
+    transitions: TransitionConfig | None = None,
+    *,
+    seed: int = 0,
+    rollouts: str | Path | None = None,
+    compute: Compute | None = None,
+    resume: bool = False,
+    before: Evaluation | None = None,
+    source: str | Path | None = None,
+    allow_version_mismatch: bool = False,
+) -> BestOfNAgent:
+    """Best-of-N for `policy`; writes rollouts, critic and results.json into one seed's run directory.
+
+    Args:
+        policy: it is not changed.
+        environment: where, or its name; None where rollouts are given and nothing is evaluated (`eval_episodes` 0).
+        output: the run directory.
+        seed: of everything random.
+        rollouts: a file to learn from (robomimic HDF5, also of a real robot; zarr) instead of collecting.
+        resume: go on with the run that `output` holds.
+        before: an evaluation of the policy on the same episodes; without it, it is measured first.
+        source: the policy's file, for messages.
+        allow_version_mismatch: go on although policy or rollouts come from another version of the simulator.
+
+    Raises:
+        InputError: a policy of another task or of other sizes, unusable rollouts, rollouts without any success, a directory with
+            another run.
+        NotFiniteError: the critic diverged; the last checkpoint is good.
+    """
+    config, iql, transitions = config or BestOfNConfig(), iql or IQLConfig(), transitions or TransitionConfig()
+    compute, output = (compute or Compute()).resolved(), Path(output)
+    environment = find_environment(environment) if isinstance(environment, str) else environment
+    device = compute.start()
+    policy = to_device(policy, device)
+    with torch.device("meta"):
+        networks = Networks(iql, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
+        check_memory(networks, 4, device, "iql.hidden")
+    simulated = rollouts is None or config.eval_episodes > 0
+    horizon = config.horizon
+    if simulated:
+        require(environment is not None, "An environment is needed to roll out and to evaluate.", key="environment",
+                remedy="give one, or rollouts and --best-of-n.eval-episodes 0")  # fmt: skip
+        assert environment is not None
+        horizon = environment.horizon if horizon is None else horizon
+        check_policy(policy, environment, horizon, source, allow_version_mismatch)
+    given, inputs = None, {"policy": policy_fingerprint(policy)}
+    if rollouts is not None:  # looked at before anything is written
+        data = read_rollouts(rollouts, policy, config.observation_keys, allow_version_mismatch)
+        given, inputs["rollouts"] = transition_batch(data, policy, iql.discount, transitions, device), digest(rollouts)
+    recorded = {
+        "environment": environment.name if environment else None, "seed": seed, "best_of_n": plain(config), "iql": plain(iql),
+        "transitions": plain(transitions), "compute": plain(compute),
+    }  # fmt: skip
+    with Run(output, recorded, resume=resume, inputs=inputs) as run:
+        if not (output / RESULTS_FILE).exists():
+            stage = _Stage(environment, horizon, config, seed, run)
+            found = run.load()
+            state = found[1] if found else {}
+            score = rates(before) if before else stage.measured("before", PolicyAgent(policy))
+            if given is None:
+                assert environment is not None
+                assert horizon is not None
+                path = collect(
+                    policy, environment, config.episodes, run, state, seed=seed, num_envs=config.num_envs, horizon=horizon,
+                    device=device, checkpoint_seconds=config.checkpoint_seconds,
+                )  # fmt: skip
+                given = _own(path, policy, iql, transitions, config, device)
+            batch, facts = given
+            critics = train_critics(policy, iql, batch, seed, run, state, config, compute, device)
+            agent = BestOfNAgent(policy, critics, iql, config.samples, config.aggregate)
+            agent.save(output)
+            after, steps = stage.measured("after", agent), int(facts["env_steps"])
+            write_result(
+                run, policy, score, after, finetuner="best-of-n", seed=seed, budget_env_steps=steps, episodes=config.eval_episodes,
+                task=environment.name if environment else about_of(policy).task or "unknown",
+                curve=((0, score["success"]), (steps, after["success"])) if score and after else (),
+                rollout_episodes=int(facts["episodes"]), rollout_success=facts["success"],
+            )  # fmt: skip
+        agent = BestOfNAgent.load(output, policy, device=device)
+        run.finish()
+    return agent
+
+
+def _own(
+    path: Path, policy: Policy, iql: IQLConfig, transitions: TransitionConfig, config: BestOfNConfig, device: torch.device
+) -> tuple[Batch, dict[str, float]]:
+    """Transitions of rollouts that were collected here: their rewards are 1 at a success and else 0."""
+    transitions = replace(transitions, success="zero-one")
+    return transition_batch(read_rollouts(path, policy, config.observation_keys), policy, iql.discount, transitions, device)
+
+
+class _Stage:
+    """Evaluations of a run, each kept in a file of its own until it ends."""
+
+    def __init__(
+        self, environment: Environment | None, horizon: int | None, config: BestOfNConfig, seed: int, run: Run
+    ) -> None:
+        self.environment, self.horizon, self.config, self.seed, self.run = environment, horizon, config, seed, run
+
+    def measured(self, name: str, agent: Agent) -> dict[str, float] | None:
+        if not self.config.eval_episodes:
+            return None
+        path = self.run.directory / f"episodes_{name}.jsonl"
+        if not path.exists():
+            assert self.environment is not None
+            evaluate(
+                agent, self.environment, episodes=self.config.eval_episodes, num_envs=self.config.num_envs, agent_seed=self.seed,
+                horizon=self.horizon,
+            ).save(path)  # fmt: skip
+        evaluation = Evaluation.load(path)
+        expected = evaluation_seeds(self.config.eval_episodes).tolist()
+        require([e.episode_seed for e in evaluation.episodes] == expected, "These are the episodes of another evaluation.",
+                file=path, remedy="remove the file, and run the same command with --resume")  # fmt: skip
+        return rates(evaluation)
+
+
+def train_critics(
+    policy: Policy,
+    iql: IQLConfig,
+    batch: Batch,
+    seed: int,
+    run: Run,
+    state: Mapping[str, Any],
+    config: BestOfNConfig,
+    compute: Compute,
+    device: str | torch.device = "cpu",
+) -> Critics:
+    """IQL on a fixed set of transitions, going on from the run's loaded `state`, resumable bit for bit; the online critics."""
+    action_dim = policy.chunk * policy.action_dim
+    data = Replay(len(batch.reward), policy.feature_dim, action_dim, device)
+    data.add(batch)
+    initialisation, sampling = (make_generator(seed, f"best-of-n/{use}", device) for use in ("initialisation", "data"))
+    learner, done = IQL(iql, policy.feature_dim, action_dim, initialisation, compute), 0
+    checkpoints = Checkpoints(run, config.checkpoint_seconds)
+
+    def save() -> None:
+        checkpoints.save(done, {"learner": learner.state_dict(), "sampling": generator_state(sampling), "done": done})
+
+    if "learner" in state:
+        with run.restoring():
+            done = int(state["done"])
+            require(0 <= done <= iql.steps, "The checkpoint is of another run.", key="done", found=done)
+            learner.load_state_dict(state["learner"])
+            set_generator_state(sampling, state["sampling"])
+    else:
+        save()  # from here on the steps are IQL's
+    with progress("iql", iql.steps, done) as bar:
+        while done < iql.steps:
+            block = min(config.log_every - done % config.log_every, iql.steps - done)
+            info = learner.learn(lambda n: data.sample(sampling, n), block)
+            done += block
+            metrics = means(info, done)
+            run.log(done, metrics)
+            bar.advance(block, **metrics)
+            if checkpoints.due or done == iql.steps:
+                save()
+    check_finite(learner.networks.state_dict(), "The critic has diverged.", remedy="lower --iql.lr")
+    return learner.networks.critics.requires_grad_(False)
