@@ -183,6 +183,24 @@ def test_a_forked_worker_does_not_hold_the_lock(tmp_path):
     os.waitpid(pid, 0)
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "metrics.csv", ".lock", "checkpoints/step_000000030.safetensors"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_not_a_file_is_neither_followed_nor_waited_for(tmp_path, name, kind):
+    begun(tmp_path / "r")
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = tmp_path / "r" / name
+    path.unlink(missing_ok=True)
+    path.symlink_to(mine) if kind == "link" else os.mkfifo(path)
+    with contextlib.suppress(InputError), Run(tmp_path / "r", {"a": 1}, resume=True) as run:
+        assert run.load()[0] in (20, 30)
+        run.log(40, {"loss": 1.0})
+        run.save(40, {})
+        run.finish()
+    assert mine.read_text() == "mine"
+
+
 @pytest.mark.parametrize("lacking", ["module", "file system"])
 def test_without_locks_it_goes_on_without(tmp_path, monkeypatch, lacking):
     if lacking == "module":

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import connection
@@ -50,8 +51,13 @@ def interruptible() -> Iterator[None]:
         yield
         return
     before: dict[int, Any] = {}
+    owner = os.getpid()
 
     def interrupt(number: int, _: object) -> None:
+        if os.getpid() != owner:  # a forked worker (an environment's), to whom it does what it did before
+            signal.signal(number, before[number])
+            os.kill(os.getpid(), number)
+            return
         for known in before:
             signal.signal(known, signal.SIG_DFL)
         raise Interrupted(number)
@@ -160,8 +166,9 @@ def _run_apart(jobs: Mapping[str, Job], at_once: int, logs: Path) -> dict[str, E
         finally:
             for child in running.values():
                 child.signal(signal.SIGTERM)
+            deadline = time.monotonic() + 5.0
             for child in running.values():
-                child.process.join(5.0)
+                child.process.join(max(0.0, deadline - time.monotonic()))
                 child.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
                 child.process.join()
     return failed

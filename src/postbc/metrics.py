@@ -97,7 +97,7 @@ class Metrics:
             write_text(file, uuid.uuid4().hex[:12])
         with blame(file, "W&B did not start."):
             return wandb.init(
-                project=project, id=file.read_text(encoding="utf-8"), name=self._directory.name, dir=str(self._directory),
+                project=project, id=require_file(file).read_text(encoding="utf-8"), name=self._directory.name, dir=str(self._directory),
                 config=dict(self._config), resume="allow", reinit="create_new",
             )  # fmt: skip
 

@@ -100,7 +100,7 @@ class Lock:
         self.path, self._handle, self._new = directory / ".lock", -1, not (directory / ".lock").exists()
         while fcntl is not None:
             with os_errors(self.path):
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+                handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a link would empty its target
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -388,11 +388,11 @@ def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any
 def _is_object(path: Path) -> bool:
     """Whether versions.json is there; what is broken is written anew, as nothing depends on it."""
     try:
-        if isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+        if path.is_file() and isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
             return True
-    except FileNotFoundError:
-        return False
     except (OSError, ValueError, RecursionError):
         pass
+    if not os.path.lexists(path):
+        return False
     warnings.warn(f"{path} could not be read, and is written anew", stacklevel=3)
     return False
