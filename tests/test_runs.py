@@ -143,6 +143,16 @@ def test_strange_values_come_back_the_same(tmp_path):
     Run(tmp_path / "r", config, resume=True).close()
 
 
+def test_a_run_is_resumed_under_another_locale(tmp_path):
+    code = "import sys\nfrom postbc.runs import Run\nwith Run(sys.argv[1], {'data': sys.argv[1]}, resume=True) as run: run.load()"
+    for extra in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "données 成"], env={**os.environ, **extra}, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert "données 成" in (tmp_path / "données 成/config.yaml").read_text("utf-8")
+
+
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
     code = (
         "import sys, time\nfrom postbc.runs import Run\nrun = Run(sys.argv[1], {'a': 1}, resume=True)\n"

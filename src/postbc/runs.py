@@ -187,7 +187,8 @@ class Run:
         keep: int = 2,
     ) -> None:
         self.directory, self.keep = Path(directory), max(1, keep)
-        self.config = {k: v for k, v in plain(config).items() if k not in volatile} | ({"inputs": dict(inputs)} if inputs else {})
+        values = {k: v for k, v in plain(config).items() if k not in volatile} | ({"inputs": dict(inputs)} if inputs else {})
+        self.config: dict[str, Any] = _portable(values)
         self.checkpoint: Path | None = None
         """The checkpoint that :meth:`load` found."""
         self._begin, self._before = time.monotonic(), 0.0
@@ -375,6 +376,18 @@ class Checkpoints:
             self.run.save(step, state)
         self._last = time.monotonic()
         self._cost = self._last - begin
+
+
+def _portable(value: Any) -> Any:
+    """Text as UTF-8 has it, whatever encoding this process reads its arguments in: a run is resumed under another locale, too."""
+    if isinstance(value, dict):
+        return {k: _portable(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_portable(v) for v in value]
+    if isinstance(value, str) and not value.isascii():
+        with contextlib.suppress(UnicodeError):
+            return os.fsencode(value).decode("utf-8", "surrogateescape")
+    return value
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[tuple[str, Any, Any]]:
