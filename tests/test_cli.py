@@ -1,9 +1,10 @@
 """The command line: overview, help of every command, exit statuses."""
 
 import errno
+import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_help_does_not_wait_for_torch():
 
 
 def test_public_names_exist_and_others_do_not():
-    assert len(postbc.__all__) <= 21
+    assert len(postbc.__all__) <= 30
     for name in postbc.__all__:
         assert getattr(postbc, name) is not None
     assert set(postbc.__all__) == set(postbc._WHERE)
@@ -47,19 +48,64 @@ def test_public_names_exist_and_others_do_not():
         postbc.nothing  # noqa: B018
 
 
-@dataclass(frozen=True)
 class Failing:
-    """Fails as the operating system would."""
+    """A command in which `error` happens."""
 
-    error: int = errno.ENOSPC
+    def __init__(self, error):
+        self.error = error
 
-    def run(self):
-        raise OSError(self.error, "from below")
+    def parse(self, args):
+        return None
+
+    def run(self, config):
+        raise self.error
 
 
-def test_a_full_disk_anywhere_is_the_users_to_mend(monkeypatch, capsys):
-    monkeypatch.setitem(cli.COMMANDS, "doctor", (f"{__name__}:Failing", ""))
-    assert cli.main(["doctor"]) == 2
-    assert "disk is full" in capsys.readouterr().err
-    with pytest.raises(OSError, match="from below"):
-        cli.main(["doctor", "--error", str(errno.EIO)])
+def outcome(monkeypatch, error):
+    monkeypatch.setattr(cli, "command", lambda words: Failing(error))
+    return cli.main(["doctor"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.ENAMETOOLONG, errno.ENODEV])
+def test_whatever_the_operating_system_refuses_is_one_clear_error(monkeypatch, capsys, number):
+    assert outcome(monkeypatch, OSError(number, os.strerror(number), "some/file")) == 2
+    said = capsys.readouterr().err
+    assert os.strerror(number) in said
+    assert "some/file" in said
+
+
+def test_an_interruption_is_one_line(monkeypatch, capsys):
+    assert outcome(monkeypatch, KeyboardInterrupt()) == 130
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_sigterm_is_an_interruption(tmp_path):
+    code = (
+        "import signal, os, sys, time; from postbc import cli\n"
+        "class Slow:\n"
+        "    def parse(self, args): return None\n"
+        "    def run(self, config): os.kill(os.getpid(), signal.SIGTERM); time.sleep(20)\n"
+        "cli.command = lambda words: Slow()\n"
+        "sys.exit(cli.main(['doctor']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_of_another_encoding_shows_substitutes():
+    for encoding in ("ascii", "cp1252", "latin-1"):
+        done = subprocess.run(
+            [sys.executable, "-m", "postbc"], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60
+        )
+        assert done.returncode == 0
+        assert b"Traceback" not in done.stderr
+
+
+def test_the_library_does_not_import_the_command_line():
+    root = Path(postbc.__file__).parent
+    for path in root.rglob("*.py"):
+        inside = path.relative_to(root)
+        if inside.parts[0] != "cli" and inside.name != "__main__.py":
+            assert "postbc.cli" not in path.read_text(encoding="utf-8"), inside

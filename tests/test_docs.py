@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from postbc import cli
-from test_bad_input import save_policy
-from test_pretraining import write_demonstrations
+from made import save_policy, write_demonstrations
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"episodes=200": "episodes=2", "budget_env_steps=100_000": "budget_env_steps=300"}  # the same calls, in seconds
@@ -17,7 +16,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def commands():
@@ -35,7 +34,7 @@ def test_commands_parse(line):
     words = cli.find(args)
     assert words, f"no such command: {line}"
     if "--help" not in args:
-        cli.parse(words, args[len(words.split()) :])
+        cli.command(words).parse(args[len(words.split()) :])
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.stem)
@@ -43,7 +42,7 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_demonstrations(tmp_path / "lift.hdf5", trajectories=6, length=12)
     for name in ("bc", "postbc"):  # what the pages before would have left in runs/
-        save_policy(tmp_path / "runs" / name)
+        save_policy(tmp_path / "runs" / name / "seed_0")
     torch.manual_seed(0)
     for block in blocks(page, "python"):
         for full, few in SIZES.items():

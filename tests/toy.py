@@ -80,9 +80,7 @@ class PointReach:
         truncated = running & ~terminated & (self.steps >= self.horizon)
         self.over |= terminated | truncated
         rewards = np.where(executed, success - 1.0, 0.0)
-        return ChunkStep(
-            self.observation(), rewards, success, executed.sum(1), terminated, truncated, np.zeros(n, bool)
-        )
+        return ChunkStep(self.observation(), rewards, success, executed.sum(1), terminated, truncated, np.zeros(n, bool))
 
     def get_state(self) -> dict[str, Any] | None:
         return {k: getattr(self, k).copy() for k in ("at", "steps", "seeds", "over")} if self.saves_state else None
@@ -121,9 +119,7 @@ class ToyPolicy:
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         return torch.zeros(len(features))
 
-    def sample(
-        self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         if noise is None:
             noise = torch.randn(len(features), self.chunk, self.action_dim, generator=generator)
         self.seen.append(noise)

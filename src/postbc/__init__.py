@@ -1,7 +1,7 @@
 """postbc: Posterior Behavioral Cloning (Wagenmaker et al., arXiv 2512.16911).
 
-The public names, imported when they are first used. In the order of the data: demonstrations → posterior → pretraining →
-finetuning → evaluation.
+The public names, imported when they are first used. In the order of the data: dataset → posterior → policy → pretraining →
+environment → agent → evaluation and finetuning.
 """
 
 from __future__ import annotations
@@ -9,52 +9,72 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
-    from postbc.demonstrations import Demonstrations, Normalization, chunk_windows, fit_normalization, read_robomimic
+    from postbc.agents.base import Agent, PolicyAgent, load_agent
+    from postbc.data.episodes import Dataset
+    from postbc.data.normalization import Normalization
+    from postbc.data.readers import read_dataset
+    from postbc.data.windows import Windows
+    from postbc.environments.registry import Environment, find_environment, from_vector_env
     from postbc.errors import InputError
-    from postbc.evaluation import Actor, PolicyActor, evaluate
-    from postbc.finetuning.best_of_n import BestOfNActor, finetune_best_of_n
-    from postbc.finetuning.dsrl import DSRLActor
-    from postbc.finetuning.dsrl_training import finetune_dsrl
-    from postbc.policies import DiffusionConfig, DiffusionPolicy, Policy
-    from postbc.posterior import EnsembleConfig, Factor, fit_ensemble
+    from postbc.evaluation import evaluate
+    from postbc.policies.base import Policy, load_policy, save_policy
+    from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
+    from postbc.policies.flow import FlowConfig, FlowPolicy
+    from postbc.posterior.ensemble import EnsembleConfig, fit_ensemble
+    from postbc.posterior.factor import Factor
     from postbc.pretraining import PretrainingConfig, pretrain
+    from postbc.training.best_of_n import finetune_best_of_n
+    from postbc.training.dsrl import finetune_dsrl
 
 _WHERE = {
-    "Demonstrations": "demonstrations", "Normalization": "demonstrations", "chunk_windows": "demonstrations",
-    "fit_normalization": "demonstrations", "read_robomimic": "demonstrations", "InputError": "errors",
-    "EnsembleConfig": "posterior", "Factor": "posterior", "fit_ensemble": "posterior",
-    "DiffusionConfig": "policies", "DiffusionPolicy": "policies", "Policy": "policies",
+    "Dataset": "data.episodes",
+    "Normalization": "data.normalization",
+    "Windows": "data.windows",
+    "read_dataset": "data.readers",
+    "InputError": "errors",
+    "EnsembleConfig": "posterior.ensemble", "fit_ensemble": "posterior.ensemble",
+    "Factor": "posterior.factor",
+    "Policy": "policies.base", "load_policy": "policies.base", "save_policy": "policies.base",
+    "DiffusionConfig": "policies.diffusion", "DiffusionPolicy": "policies.diffusion",
+    "FlowConfig": "policies.flow", "FlowPolicy": "policies.flow",
     "PretrainingConfig": "pretraining", "pretrain": "pretraining",
-    "finetune_dsrl": "finetuning.dsrl_training", "DSRLActor": "finetuning.dsrl",
-    "finetune_best_of_n": "finetuning.best_of_n", "BestOfNActor": "finetuning.best_of_n",
-    "Actor": "evaluation", "PolicyActor": "evaluation", "evaluate": "evaluation",
+    "Environment": "environments.registry", "find_environment": "environments.registry", "from_vector_env": "environments.registry",
+    "Agent": "agents.base", "PolicyAgent": "agents.base", "load_agent": "agents.base",
+    "evaluate": "evaluation",
+    "finetune_dsrl": "training.dsrl",
+    "finetune_best_of_n": "training.best_of_n",
 }  # fmt: skip
 
 __all__ = [
-    "Actor",
-    "BestOfNActor",
-    "DSRLActor",
-    "Demonstrations",
+    "Agent",
+    "Dataset",
     "DiffusionConfig",
     "DiffusionPolicy",
     "EnsembleConfig",
+    "Environment",
     "Factor",
+    "FlowConfig",
+    "FlowPolicy",
     "InputError",
     "Normalization",
     "Policy",
-    "PolicyActor",
+    "PolicyAgent",
     "PretrainingConfig",
-    "chunk_windows",
+    "Windows",
     "evaluate",
+    "find_environment",
     "finetune_best_of_n",
     "finetune_dsrl",
     "fit_ensemble",
-    "fit_normalization",
+    "from_vector_env",
+    "load_agent",
+    "load_policy",
     "pretrain",
-    "read_robomimic",
+    "read_dataset",
+    "save_policy",
 ]
 
 

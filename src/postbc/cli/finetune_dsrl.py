@@ -1,0 +1,19 @@
+"""`postbc finetune dsrl`."""
+
+from __future__ import annotations
+
+from postbc.cli import options
+from postbc.jobs import run_seeds
+from postbc.progress import console
+from postbc.stages.dsrl import Dsrl, run_seed, seeds_of, table
+
+
+def parse(args: list[str]) -> Dsrl:
+    chosen: Dsrl = options(Dsrl, "finetune dsrl", args)
+    return chosen
+
+
+def run(config: Dsrl) -> None:
+    seeds = seeds_of(config.policy, config.seeds)
+    run_seeds(run_seed, config, seeds, config.jobs, config.output)
+    console().print(table(config.output, seeds))
