@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import mutate
 
 from postbc.data.normalization import Normalization
 from postbc.errors import InputError, NotFiniteError
@@ -272,33 +273,6 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_used(tmp_path):
     save_tree(path, tree)
     with pytest.raises(InputError, match="not finite"):
         load_policy(path)
-
-
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5,
-)  # fmt: skip
-
-
-def mutate(tree: dict[str, Any], data: st.DataObject) -> None:
-    """One change somewhere in a file's tree: a value of another kind, a missing key, one too many."""
-    place, keys = tree, ["?"]
-    while isinstance(place, (dict, list)) and place and keys:
-        keys = sorted(place, key=str) if isinstance(place, dict) else list(range(len(place)))
-        key = data.draw(st.sampled_from(keys))
-        inside = place[key]
-        if not isinstance(inside, (dict, list)) or not inside or data.draw(st.booleans()):
-            break
-        place = inside
-    what = data.draw(st.sampled_from(["replace", "remove", "add", "size"]))
-    if what == "remove":
-        del place[key]
-    elif what == "add" and isinstance(place, dict):
-        place[data.draw(st.text(max_size=5))] = data.draw(JUNK)
-    elif what == "size" and isinstance(place[key], torch.Tensor):
-        place[key] = data.draw(st.sampled_from([place[key][:1], place[key].double(), place[key] * math.nan]))
-    else:
-        place[key] = data.draw(JUNK | st.sampled_from([10**9, -1, 0, 2**20, 1e-9]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -181,7 +181,8 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
     tree = load_tree(path, kind="policy")
     weights = tree.pop("parameters", None)
     head = parse(PolicyHead, tree, path)
-    kind = policy_class(head.policy)
+    with header_of(path, "policy"):
+        kind = policy_class(head.policy)
     known = {field.name for field in dataclasses.fields(kind.Config)} - {"kind"}
     unknown, listed = sorted(set(overrides) - known), ", ".join(sorted(known))
     require(not unknown, "The policy has no such setting.", file=path, key=", ".join(unknown), expected=listed)
