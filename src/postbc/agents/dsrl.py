@@ -333,7 +333,8 @@ class DSRLConfig:
     def __post_init__(self) -> None:
         require(
             self.variant == "sac" or self.noise_critic_grad_steps > 0,
-            "Without distillation the actor of na climbs a critic that never learns.", key="noise_critic_grad_steps", found=0, expected=">= 1", remedy="or take --dsrl.variant sac",
+            "Without distillation the actor of na climbs a critic that never learns.", key="noise_critic_grad_steps", found=0,
+            expected=">= 1", remedy="or take --dsrl.variant sac",
         )  # fmt: skip
 
 

@@ -110,8 +110,9 @@ def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """One step on `loss`, with gradients for the optimiser's own parameters alone: the actor's loss costs none of the critics'."""
-    optimizer.zero_grad()
-    loss.backward(inputs=optimizer.param_groups[0]["params"])
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
     optimizer.step()
 
 
@@ -121,9 +122,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]
 
 
 def set_optimizer_state(optimizer: torch.optim.Optimizer, state: Sequence[Mapping[str, Any]]) -> None:
-    """Undo :func:`optimizer_state`, on any device."""
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {k: dict(entry) for k, entry in enumerate(state)}, "param_groups": groups})
+    """Undo :func:`optimizer_state`, on any device; the tensors are copied."""
+    own = {k: {name: value.clone() for name, value in entry.items()} for k, entry in enumerate(state)}
+    optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def means(info: Info, step: int) -> dict[str, float]:

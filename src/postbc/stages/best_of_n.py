@@ -59,7 +59,7 @@ def rollouts_of(config: BestOfN, seed: int) -> Path | None:
     """The rollout file of one seed, None to collect. InputError for a number of files that is neither one nor one a seed."""
     if not config.rollouts:
         return None
-    seeds = seeds_of(config.policy, config.seeds)
+    seeds = seeds_of(config)
     require(
         len(config.rollouts) in (1, len(seeds)), "The number of rollout files is not that of the seeds.", key="rollouts",
         found=len(config.rollouts), expected=f"1 or {len(seeds)}, in the order of the seeds {', '.join(map(str, seeds))}",

@@ -73,8 +73,12 @@ def check_seeds(seeds: tuple[int, ...] | None) -> None:
     require(seeds is None or (seeds and len(set(seeds)) == len(seeds)), "Each seed is given once.", key="seeds", found=seeds)
 
 
-def seeds_of(policy: Path, seeds: tuple[int, ...] | None) -> list[int]:
-    """The seeds to finetune: those asked for, or all that `policy` has. InputError for one that is not there."""
+def seeds_of(config: Any) -> list[int]:
+    """The seeds to finetune: those asked for, or all that the policy's directory has. InputError for one that is not there."""
+    return _seeds(config.policy, config.seeds)
+
+
+def _seeds(policy: Path, seeds: tuple[int, ...] | None) -> list[int]:
     there = agents_in(policy)
     missing = [seed for seed in seeds or () if seed not in there]
     require(
@@ -86,7 +90,7 @@ def seeds_of(policy: Path, seeds: tuple[int, ...] | None) -> list[int]:
 
 def policy_of(policy: Path, seed: int) -> Path:
     """The file or directory of one seed's policy."""
-    seeds_of(policy, (seed,))
+    _seeds(policy, (seed,))
     return agents_in(policy)[seed]
 
 
