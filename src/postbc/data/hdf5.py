@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,8 +166,37 @@ def _check_virtual(dataset: h5py.Dataset, path: Path, key: str) -> None:
             key=key, found=f"{covered} of {int(np.prod(dataset.shape))} values")  # fmt: skip
 
 
+def get_group(group: h5py.Group, key: str, path: Path) -> h5py.Group:
+    """`get` of a group, five times as fast where all is well: files hold tens of thousands of them."""
+    try:
+        return h5py.Group(h5py.h5g.open(group.id, key.encode()))
+    except (KeyError, OSError, RuntimeError, ValueError):
+        return get(group, key, h5py.Group, path)
+
+
+def _read_plain(group: h5py.Group, key: str, rows: int | None, ndim: int | None) -> np.ndarray | None:
+    """Integers or floats that lie in one piece in this very file, of the right shape; None for whatever must be looked at."""
+    try:
+        dataset = h5py.h5d.open(group.id, key.encode())
+        shape = dataset.shape
+        if dataset.get_type().get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT) or dataset.get_offset() is None:
+            return None
+        if (rows is not None and shape[:1] != (rows,)) or (ndim is not None and len(shape) != ndim):
+            return None
+        if math.prod(shape) * 8 > LARGE:
+            return None
+        values = np.empty(shape)
+        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        return values
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError):
+        return None
+
+
 def read(group: h5py.Group, key: str, path: Path, *, rows: int | None = None, ndim: int | None = None) -> np.ndarray:
     """The numbers of `group[key]`, checked first."""
+    plain = _read_plain(group, key, rows, ndim)
+    if plain is not None:
+        return plain
     dataset = get(group, key, h5py.Dataset, path)
     check_dataset(dataset, path, rows=rows, ndim=ndim)
     try:
@@ -179,7 +209,7 @@ def read(group: h5py.Group, key: str, path: Path, *, rows: int | None = None, nd
 def attribute(item: h5py.Group, name: str, path: Path) -> Any:
     """An attribute as text, number or None where it is not there. InputError if it cannot be read."""
     try:
-        if name not in item.attrs:
+        if not h5py.h5a.exists(item.id, name.encode()):
             return None
         value = item.attrs[name]
     except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:

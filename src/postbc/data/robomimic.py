@@ -23,7 +23,7 @@ import numpy as np
 
 from postbc.data.belonging import ROBOSUITE
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
-from postbc.data.hdf5 import attribute, check_dataset, get, json_attribute, open_hdf5, read
+from postbc.data.hdf5 import attribute, check_dataset, get, get_group, json_attribute, open_hdf5, read
 from postbc.data.lazy import LazyArray
 from postbc.data.robomimic_write import write_robomimic
 from postbc.errors import InputError, require
@@ -49,9 +49,16 @@ def _order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() and len(number) < 19 else 1 << 62, name)
 
 
+def _is_group(data: h5py.Group, name: str) -> bool:
+    try:
+        return bool(h5py.h5o.get_info(data.id, name.encode()).type == h5py.h5o.TYPE_GROUP)
+    except (KeyError, RuntimeError):
+        return True  # a broken link: said when it is asked for
+
+
 def find_names(data: h5py.Group, path: Path) -> tuple[str, ...]:
     try:
-        names = sorted((name for name in data if data.get(name, getclass=True, default=h5py.Group) is h5py.Group), key=_order)
+        names = sorted((name for name in data if _is_group(data, name)), key=_order)
     except (KeyError, OSError, RuntimeError) as error:
         raise InputError("The demonstrations cannot be listed.", file=path, key="data", found=str(error)[:300],
                          remedy="copy or download the file again") from None  # fmt: skip
@@ -88,8 +95,9 @@ def list_robomimic(path: str | Path) -> Listing:
 
 def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
     """7 a robot for OSC_POSE with a gripper (x y z, axis-angle, gripper) if `env_args` says so; None when it cannot be told."""
-    kwargs = environment.get("env_kwargs") or {}
-    controller = (kwargs.get("controller_configs") or {}) if isinstance(kwargs, Mapping) else {}
+    kwargs = environment.get("env_kwargs")
+    kwargs = kwargs if isinstance(kwargs, Mapping) else {}
+    controller = kwargs.get("controller_configs")
     if isinstance(controller, list) and len(controller) == 1:
         controller = controller[0]
     if not isinstance(controller, Mapping):
@@ -203,7 +211,7 @@ def _episode(
     masks: Mapping[str, set[str]], actions: tuple[int | None, tuple[float, float] | None, bool],
 ) -> tuple[Episode, tuple[int, ...]]:  # fmt: skip
     """One demonstration and the width of each of its observation keys."""
-    group = get(data, name, h5py.Group, path)
+    group = get_group(data, name, path)
     require("obs" in group or not {"states", "actions"} <= set(group), "The demonstrations hold states, but no observations.",
             file=path, key=f"data/{name}/obs", found=f"{sorted(group)[:12]}", remedy=CONVERT)  # fmt: skip
     played = _actions(group, path, *actions)
@@ -211,7 +219,7 @@ def _episode(
     require(promised is None or promised == len(played), "A demonstration has another length than it says.", file=path,
             key=f"data/{name} attribute num_samples", found=f"{len(played)} actions", expected=f"{promised}",
             remedy="it was cut while it was written or copied: drop it, or copy the file again")  # fmt: skip
-    obs = get(group, "obs", h5py.Group, path)
+    obs = get_group(group, "obs", path)
     columns = [read(obs, key, path, rows=len(played)) for key in keys]
     for key, column in zip(keys, columns):
         require(column.ndim == 2, "An observation does not have one row of numbers a step.", file=path, key=f"data/{name}/obs/{key}",
@@ -258,8 +266,8 @@ def read_robomimic(
         observation_keys: datasets under `obs` that make "state", () for none; default those that the file was written with by us, or
             robomimic's four low-dimensional ones, `LOW_DIM_KEYS`.
         image_keys: frames, as the file calls them ("agentview_image") or as we do ("image.agentview"); they stay in the file.
-        clip_actions: clip delta commands of a robosuite controller to [-1, 1], as it does when it executes them.
-        check_actions: refuse commands outside that range.
+        clip_actions: clip commands to [-1, 1], as robosuite's delta controllers do when they execute them.
+        check_actions: refuse commands outside that range where the controller is known to be robosuite's.
         parts: which of rewards, dones and states to read where they are there.
         environment: stands in for `env_args` in a file without them; default {}: unknown.
 
@@ -286,6 +294,10 @@ def read_robomimic(
         keys = tuple(observation_keys) if observation_keys is not None else _default_keys(data, wanted[0], path)
         require(keys or image_keys, "There is nothing to observe.", file=path, key="observation_keys", remedy=KEYS)
         bounds = action_bounds(args) if check_actions or clip_actions else None
+        if clip_actions and bounds is None:
+            require(args.get("type") != ROBOSUITE, "Absolute commands are not clipped by their controller.", file=path,
+                    key="clip_actions", found="control_delta: false", remedy="leave it out")  # fmt: skip
+            bounds = (-1.0, 1.0)
         sets = {key: set(members) for key, members in masks.items()}
         episodes, dims = [], None
         for name in wanted:
