@@ -151,6 +151,7 @@ def test_no_job_outlives_its_parent(tmp_path, number):
     assert "Traceback" not in out + err
     if number != signal.SIGKILL:
         assert process.returncode == 128 + number
+        assert not (tmp_path / "seed_0/result").exists()
         assert out.strip() == f"interrupted ({number.name}); the same command with --resume goes on"
     run_seeds(work, (tmp_path, {}), [0, 1], 1, tmp_path)
     assert results(tmp_path) == ["seed_0/result", "seed_1/result"]

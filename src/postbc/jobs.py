@@ -171,6 +171,8 @@ def _run_apart(jobs: Mapping[str, Job], at_once: int, logs: Path) -> dict[str, E
                 child.process.join(max(0.0, deadline - time.monotonic()))
                 child.signal(getattr(signal, "SIGKILL", signal.SIGTERM))
                 child.process.join()
+                if child.log.exists() and not child.log.stat().st_size:
+                    _remove(child.log)
     return failed
 
 
