@@ -1,4 +1,4 @@
-"""The finetuners' networks: log-probabilities, twin critics as separate networks, a step's gradients, the optimiser's state, compiling."""
+"""The finetuners' networks: log-probabilities, twin critics as separate networks, a step's gradients, the optimiser's state."""
 
 from __future__ import annotations
 

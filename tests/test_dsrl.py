@@ -1,45 +1,69 @@
-"""DSRL: one SAC update against stable-baselines3, distillation against an identity denoiser, the magnitude, and what seeds share."""
+"""DSRL: one SAC update against stable-baselines3, distillation against an identity denoiser, the magnitude, the saved agent."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import copy
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from postbc.demonstrations.normalization import Normalization
-from postbc.finetuning.dsrl import DSRL, DSRLActor, DSRLConfig, distillation_loss, make_actor
-from postbc.finetuning.networks import Critics, TanhGaussianActor
-from postbc.finetuning.replay import Batch, Replay
-from postbc.nn import StackedLayerNorm, StackedLinear, make_generators, rand, randn
+from mutations import mutate
+from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Batch, PolicyAgent, load_agent
+from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig, distillation_loss, make_actor
+from postbc.agents.networks import means
+from postbc.data.normalization import Normalization
+from postbc.devices import Compute
+from postbc.errors import InputError, NotFiniteError
+from postbc.files import load_tree, save_tree
+from postbc.nn import StackedLayerNorm, StackedLinear
+from postbc.policies.base import About, load_policy, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from postbc.seeding import make_generator
+from postbc.training.replay import Replay
+from test_iql import random_batch as old_batch
 from toy import ToyPolicy
 
-S, D, B = 4, 4, 32
+F, D, B = 4, 4, 32
 
 
-def random_batch(members: int, seed: int = 0, batch: int = B) -> Batch:
-    g = make_generators(range(members), 900 + seed)
-    done = rand(g, batch) < 0.2
-    u = 2 * rand(g, batch, D) - 1
-    return Batch(randn(g, batch, S), u, randn(g, batch, S), -4 * rand(g, batch), torch.where(done, 0.0, 0.97))
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def perturb(module: nn.Module, generators: Sequence[torch.Generator]) -> None:
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+def learner(config: DSRLConfig, policy: Any = None, seed: int = 0, **more: Any) -> DSRL:
+    return DSRL(config, policy or ToyPolicy(), make_generator(seed, "dsrl/initialisation"), **more)
+
+
+def random_batch(seed: int = 0, batch: int = B) -> Batch:
+    g = generator(900 + seed)
+    done = torch.rand(batch, generator=g) < 0.2
+    u = 2 * torch.rand(batch, D, generator=g) - 1
+    s, following, reward = normal(batch, F, seed=seed), normal(batch, F, seed=seed + 1), -4 * torch.rand(batch, generator=g)
+    return Batch(s, u, following, reward, torch.where(done, 0.0, 0.97))
+
+
+def perturb(module: nn.Module, seed: int = 0) -> None:
     """Random gains and biases too, so that an exchanged or forgotten one shows."""
+    g = generator(seed)
     for parameter in module.parameters():
-        share = len(parameter) // len(generators)
-        parameter.data += 0.1 * randn(generators, share, *parameter.shape[1:]).flatten(0, 1)
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=g)
 
 
 # -- stable-baselines3 ---------------------------------------------------------------------------------------------------------
 class SpaceEnv(gymnasium.Env):
-    observation_space = gymnasium.spaces.Box(-1, 1, (S,))
+    observation_space = gymnasium.spaces.Box(-1, 1, (F,))
     action_space = gymnasium.spaces.Box(-1, 1, (D,))
 
 
@@ -54,27 +78,26 @@ def sb3_sac(config: DSRLConfig, target_entropy: float) -> Any:
     kwargs = {"net_arch": [config.hidden] * config.layers, "activation_fn": activation}
     model = SAC(
         "MlpPolicy", SpaceEnv(), policy_kwargs=kwargs, device="cpu", learning_rate=config.lr, gamma=0.97, tau=config.tau,
-        ent_coef=f"auto_{config.first_temperature}", target_entropy=target_entropy,
+        ent_coef=f"auto_{config.init_temperature}", target_entropy=target_entropy,
     )  # fmt: skip
     model.set_logger(configure(None, []))
     return model
 
 
-def stacks(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, (StackedLinear, StackedLayerNorm))]
+def layers(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, (nn.Linear, nn.LayerNorm, StackedLinear, StackedLayerNorm))]
 
 
-def flat_layers(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, (nn.Linear, nn.LayerNorm))]
-
-
-def pairs(ours: nn.Module, row: int, theirs: list[nn.Module]) -> list[tuple[Tensor, Tensor]]:
-    """(our parameter of `row`, theirs) in torch's layout; the actor's mean and log std are one layer here and two there."""
+def pairs(ours: nn.Module, row: int | None, theirs: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """(our parameter, theirs) in torch's layout, of a stack its `row`; the actor's mean and log std are one layer here, two there."""
     mine: list[Tensor] = []
-    for layer in stacks(ours):
-        weight, bias = layer.weight[row], layer.bias[row].squeeze(0)  # type: ignore[index]
-        mine += [weight.T if isinstance(layer, StackedLinear) else weight.squeeze(0), bias]
-    flat = [p for layer in theirs for p in (layer.weight, layer.bias)]
+    for layer in layers(ours):
+        weight, bias = layer.weight, layer.bias
+        if row is not None:
+            weight, bias = weight[row], bias[row].squeeze(0)  # type: ignore[index]
+            weight = weight.T if isinstance(layer, StackedLinear) else weight.squeeze(0)
+        mine += [weight, bias]  # type: ignore[list-item]
+    flat = [p for layer in layers(theirs) for p in (layer.weight, layer.bias)]
     if len(flat) == len(mine) + 2:
         *rest, weight, bias = mine
         half = len(weight) // 2
@@ -83,12 +106,12 @@ def pairs(ours: nn.Module, row: int, theirs: list[nn.Module]) -> list[tuple[Tens
     return list(zip(mine, flat, strict=True))  # type: ignore[arg-type]
 
 
-def all_pairs(agent: DSRL, member: int, model: Any) -> list[tuple[Tensor, Tensor]]:
-    networks, found = agent.networks, pairs(agent.networks.actor, member, flat_layers(model.actor))
+def all_pairs(agent: DSRL, model: Any) -> list[tuple[Tensor, Tensor]]:
+    networks, found = agent.networks, pairs(agent.networks.actor, None, model.actor)
     for mine, theirs in ((networks.critics, model.critic), (networks.target_critics, model.critic_target)):
         for i, q in enumerate(theirs.q_networks):
-            found += pairs(mine, 2 * member + i, flat_layers(q))
-    return [*found, (networks.log_temperature[member : member + 1], model.log_ent_coef)]
+            found += pairs(mine, i, q)
+    return [*found, (networks.log_temperature.view(1), model.log_ent_coef)]
 
 
 @pytest.mark.parametrize(
@@ -101,90 +124,69 @@ def test_sac_updates_equal_stable_baselines3(
     from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
     config = DSRLConfig(
-        variant="sac", hidden=24, layers=2, layer_norm=layer_norm, activation=activation, lr=3e-4, first_temperature=0.3,
+        variant="sac", hidden=24, layers=2, layer_norm=layer_norm, activation=activation, lr=3e-4, init_temperature=0.3,
         target_entropy=target_entropy,
     )  # fmt: skip
-    agent = DSRL(config, ToyPolicy((0, 1)), make_generators([0, 1]))
+    agent = learner(config)
     for module in (agent.networks.actor, agent.networks.critics, agent.networks.target_critics):
-        perturb(module, make_generators([0, 1], 5))
-    models = [sb3_sac(config, -float(D) if target_entropy == "auto" else target_entropy) for _ in range(2)]
-    for m, model in enumerate(models):
-        for mine, theirs in all_pairs(agent, m, model):
-            theirs.data.copy_(mine)
+        perturb(module, 5)
+    model = sb3_sac(config, -float(D) if target_entropy == "auto" else target_entropy)
+    for mine, theirs in all_pairs(agent, model):
+        theirs.data.copy_(mine)
 
     queue: list[Tensor] = []
     monkeypatch.setattr(torch.distributions.normal, "_standard_normal", lambda shape, dtype, device: queue.pop(0))
-    g = make_generators([0, 1], 6)
     for update in range(4):
-        batch, noise, next_noise = random_batch(2, update), randn(g, B, D), randn(g, B, D)
+        batch, noise, next_noise = random_batch(update), normal(B, D, seed=60 + update), normal(B, D, seed=70 + update)
         agent.update(batch, noise, next_noise)
-        for m, model in enumerate(models):
-            queue[:] = [noise[m], next_noise[m]]
-            done = (batch.discount[m] == 0).float()
-            sample = ReplayBufferSamples(
-                batch.observation[m], batch.action[m], batch.next_observation[m], done.unsqueeze(1), batch.reward[m].unsqueeze(1)
-            )  # fmt: skip
-            model.replay_buffer.sample = lambda *_, sample=sample, **__: sample
-            model.train(1, B)
-            assert not queue
-        worst = max(float((a - b).detach().abs().max()) for m in range(2) for a, b in all_pairs(agent, m, models[m]))
+        queue[:] = [noise, next_noise]
+        done = (batch.discount == 0).float()
+        sample = ReplayBufferSamples(*batch[:3], done.unsqueeze(1), batch.reward.unsqueeze(1))
+        model.replay_buffer.sample = lambda *_, sample=sample, **__: sample
+        model.train(1, B)
+        assert not queue
+        worst = max(float((a - b).detach().abs().max()) for a, b in all_pairs(agent, model))
         assert worst < 1e-5, f"update {update}"
-
-
-def test_log_prob_is_that_of_the_tanh_transformed_normal() -> None:
-    actor = TanhGaussianActor(2, S, D, (16,), make_generators([0, 1]))
-    perturb(actor, make_generators([0, 1], 2))
-    observation, noise = randn(make_generators([3, 4]), B, S), randn(make_generators([5, 6]), B, D)
-    u, log_prob = actor.sample(observation, noise)
-    mean, log_std = actor(observation)
-    transformed = torch.distributions.TransformedDistribution(
-        torch.distributions.Normal(mean, log_std.exp()), torch.distributions.TanhTransform(cache_size=1)
-    )
-    expected = transformed.log_prob(u).sum(-1)
-    inside = (u.abs() < 0.99).all(-1)  # nearer to ±1 the 1e-6 of stable-baselines3 shows
-    assert inside.sum() > B // 2
-    torch.testing.assert_close(log_prob[inside], expected[inside], atol=2e-3, rtol=1e-4)
 
 
 # -- DSRL-NA -------------------------------------------------------------------------------------------------------------------
 class IdentityPolicy(ToyPolicy):
     """DP(s, w) = w."""
 
-    def sample(self, observation: Tensor, noise: Tensor | None = None, generators: Any = None) -> Tensor:
+    def sample(self, features: Tensor, noise: Tensor | None = None, generator: Any = None) -> Tensor:
         assert noise is not None
         return noise
 
 
 def test_with_an_identity_denoiser_distillation_gives_q_itself() -> None:
-    config = DSRLConfig(variant="na", hidden=64, layers=2, lr=3e-3, action_magnitude=1.5, batch_size=256)
-    agent = DSRL(config, IdentityPolicy((0, 1)), make_generators([0, 1]))
-    perturb(agent.networks.critics, make_generators([0, 1], 3))
+    config = DSRLConfig(variant="na", hidden=64, layers=2, lr=3e-3, action_magnitude=1.5, batch_size=128)
+    agent = learner(config, IdentityPolicy())
+    perturb(agent.networks.critics, 3)
     assert agent.networks.noise_critics is not None
-    g = make_generators([0, 1], 4)
 
     def error() -> tuple[float, float]:
-        observation, w = randn(make_generators([8, 9]), 2000, S), randn(make_generators([6, 7]), 2000, D)
-        q = agent.networks.critics(observation, w).detach()
-        return float((agent.networks.noise_critics(observation, w / 1.5) - q).detach().square().mean()), float(q.var())  # type: ignore[misc]
+        features, w = normal(2000, F, seed=8), normal(2000, D, seed=6)
+        q = agent.networks.critics(features, w).detach()
+        return float((agent.networks.noise_critics(features, w / 1.5) - q).detach().square().mean()), float(q.var())  # type: ignore[misc]
 
     first, variance = error()
-    for _ in range(15):
-        agent.distill(randn(g, 20 * 256, S), randn(g, 20 * 256, D), 20)
+    for k in range(15):
+        agent.distill(normal(20 * 128, F, seed=100 + k), normal(20 * 128, D, seed=200 + k), 20)
     last, _ = error()
     assert last < 0.03 * variance < first  # explains 97 % of Q's variance, and did not before
 
 
-def test_distillation_is_member_to_member_and_leaves_the_critics_alone() -> None:
-    agent = DSRL(DSRLConfig(variant="na", hidden=16, layers=1), IdentityPolicy((0,)), make_generators([0]))
+def test_distillation_is_critic_to_critic_and_leaves_the_critics_alone() -> None:
+    agent = learner(DSRLConfig(variant="na", hidden=16, layers=1), IdentityPolicy())
     critics = agent.networks.noise_critics
     assert critics is not None
-    observation, w = randn(make_generators([1]), B, S), randn(make_generators([2]), B, D)
-    target = agent.networks.critics(observation, w).detach()
-    expected = sum(0.5 * nn.functional.mse_loss(critics(observation, w / 1.5)[0, i], target[0, i]) for i in range(2))
-    loss, _ = distillation_loss(critics.net.layers, observation, w / 1.5, target)
-    torch.testing.assert_close(loss[0], torch.as_tensor(expected))
+    features, w = normal(B, F, seed=1), normal(B, D, seed=2)
+    target = agent.networks.critics(features, w).detach()
+    expected = sum(0.5 * nn.functional.mse_loss(critics(features, w / 1.5)[i], target[i]) for i in range(2))
+    loss, _ = distillation_loss(agent.networks, features, w / 1.5, target)
+    torch.testing.assert_close(loss, torch.as_tensor(expected))
     before = {k: v.clone() for k, v in agent.networks.state_dict().items()}
-    agent.distill(observation, w)
+    agent.distill(features, w)
     changed = {k for k, v in agent.networks.state_dict().items() if not torch.equal(v, before[k])}
     assert changed
     assert all(k.startswith("noise_critics") for k in changed)
@@ -192,23 +194,23 @@ def test_distillation_is_member_to_member_and_leaves_the_critics_alone() -> None
 
 def test_na_backs_up_the_real_chunk_and_climbs_the_noise_critic() -> None:
     """One NA update written out with autograd and torch's plain Adam."""
-    config = DSRLConfig(variant="na", hidden=16, layers=1, lr=1e-2, backup="mean", first_temperature=0.5)
-    policy = ToyPolicy((0,))
-    agent, by_hand = DSRL(config, policy, make_generators([0])), DSRL(config, policy, make_generators([0]))
-    batch, noise, next_noise = random_batch(1), randn(make_generators([1]), B, D), randn(make_generators([2]), B, D)
+    config = DSRLConfig(variant="na", hidden=16, layers=1, lr=1e-2, backup="mean", init_temperature=0.5)
+    policy = ToyPolicy()
+    agent, by_hand = learner(config, policy), learner(config, policy)
+    batch, noise, next_noise = random_batch(1), normal(B, D, seed=1), normal(B, D, seed=2)
     agent.update(batch, noise, next_noise)
 
     networks = by_hand.networks
-    u, log_prob = networks.actor.sample(batch.observation, noise)
+    u, log_prob = networks.actor.sample(batch.features, noise)
     with torch.no_grad():
-        next_u, next_log_prob = networks.actor.sample(batch.next_observation, next_noise)
-        next_chunk = policy.sample(batch.next_observation, noise=1.5 * next_u.view(1, B, 2, 2)).flatten(2)
-        next_q = networks.target_critics(batch.next_observation, next_chunk).mean(1) - 0.5 * next_log_prob
+        next_u, next_log_prob = networks.actor.sample(batch.next_features, next_noise)
+        next_chunk = policy.sample(batch.next_features, noise=1.5 * next_u.view(B, 2, 2)).flatten(1)
+        next_q = networks.target_critics(batch.next_features, next_chunk).mean(0) - 0.5 * next_log_prob
         y = batch.reward + batch.discount * next_q
-    q = networks.critics(batch.observation, batch.action)
-    plain = {"critics": 0.5 * ((q[:, 0] - y) ** 2).mean() + 0.5 * ((q[:, 1] - y) ** 2).mean()}
+    q = networks.critics(batch.features, batch.action)
+    plain = {"critics": 0.5 * ((q[0] - y) ** 2).mean() + 0.5 * ((q[1] - y) ** 2).mean()}
     assert networks.noise_critics is not None
-    plain["actor"] = (0.5 * log_prob - networks.noise_critics(batch.observation, u).min(1).values).mean()
+    plain["actor"] = (0.5 * log_prob - networks.noise_critics(batch.features, u).min(0).values).mean()
     for name, loss in plain.items():
         optimizer = torch.optim.Adam(getattr(networks, name).parameters(), lr=1e-2)
         optimizer.zero_grad()
@@ -222,97 +224,323 @@ def test_na_backs_up_the_real_chunk_and_climbs_the_noise_critic() -> None:
 # -- magnitude -----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("variant", ["na", "sac"])
 def test_the_magnitude_is_honoured(variant: Any) -> None:
-    """Acting, the backup, the distillation and the saved agent all give the policy magnitude·u."""
-    policy = ToyPolicy((0,))
-    config = DSRLConfig(variant=variant, hidden=16, layers=1, action_magnitude=1.5)
-    agent = DSRL(config, policy, make_generators([0]))
-    agent.networks.actor.net[-1].bias.data[..., :D] = 20.0  # tanh = 1 # type: ignore[union-attr, index]
-    agent.networks.actor.net[-1].bias.data[..., D:] = -20.0  # type: ignore[union-attr, index]
-    observation = randn(make_generators([1]), B, S)
-    chunk, action = agent.act(observation, make_generators([2]))
-    torch.testing.assert_close(policy.seen[-1], torch.full((1, B, 2, 2), 1.5))
-    torch.testing.assert_close(action, torch.ones(1, B, D) if variant == "sac" else chunk.flatten(2))
-    DSRLActor(policy, agent.networks.actor, 1.5, deterministic=True).act(observation, make_generators([2]))
-    torch.testing.assert_close(policy.seen[-1], torch.full((1, B, 2, 2), 1.5))
+    """Acting, the backup, the distillation and the agent all give the policy magnitude·u."""
+    policy = ToyPolicy()
+    agent = learner(DSRLConfig(variant=variant, hidden=16, layers=1, action_magnitude=1.5), policy)
+    agent.networks.actor.net[-1].bias.data[:D] = 20.0  # tanh = 1
+    agent.networks.actor.net[-1].bias.data[D:] = -20.0
+    features, whole = normal(B, F, seed=1), torch.full((B, 2, 2), 1.5)
+    chunk, action = agent.act(features, generator(2))
+    torch.testing.assert_close(policy.seen[-1], whole)
+    torch.testing.assert_close(action, torch.ones(B, D) if variant == "sac" else chunk.flatten(1))
+    agent.agent(deterministic=True).act({"state": features}, generator(2))
+    torch.testing.assert_close(policy.seen[-1], whole)
     if variant == "na":
-        w = 3 * randn(make_generators([3]), B, D)  # beyond the magnitude, and not clipped
-        agent.distill(observation, w)
-        torch.testing.assert_close(policy.seen[-1].flatten(2), w)
-        agent.update(random_batch(1), randn(make_generators([1]), B, D), randn(make_generators([2]), B, D))
-        torch.testing.assert_close(policy.seen[-1], torch.full((1, B, 2, 2), 1.5))
+        w = 3 * normal(B, D, seed=3)  # beyond the magnitude, and not clipped
+        agent.distill(features, w)
+        torch.testing.assert_close(policy.seen[-1].flatten(1), w)
+        agent.update(random_batch(1), normal(B, D, seed=1), normal(B, D, seed=2))
+        torch.testing.assert_close(policy.seen[-1], whole)
 
 
 @pytest.mark.parametrize("variant", ["na", "sac"])
 def test_initial_rollouts_are_the_base_policy_denoised_once(variant: Any) -> None:
-    policy = ToyPolicy((0,))
-    agent = DSRL(DSRLConfig(variant=variant, hidden=16, layers=1, action_magnitude=0.7), policy, make_generators([0]))
-    observation = randn(make_generators([1]), 4000, S)
-    chunk, action = agent.act_pretrained(observation, make_generators([2]))
+    policy = ToyPolicy()
+    agent = learner(DSRLConfig(variant=variant, hidden=16, layers=1, action_magnitude=0.7), policy)
+    features = normal(4000, F, seed=1)
+    chunk, action = agent.act_base(features, generator(2))
     assert len(policy.seen) == 1
-    w = policy.seen[0].flatten(2)
-    normal = randn(make_generators([2]), 4000, D)
-    torch.testing.assert_close(w, normal.clamp(-0.7, 0.7) if variant == "sac" else normal)
-    torch.testing.assert_close(action, w / 0.7 if variant == "sac" else chunk.flatten(2))
+    w = policy.seen[0].flatten(1)
+    drawn = torch.randn(4000, D, generator=generator(2))
+    torch.testing.assert_close(w, drawn.clamp(-0.7, 0.7) if variant == "sac" else drawn)
+    torch.testing.assert_close(action, w / 0.7 if variant == "sac" else chunk.flatten(1))
 
 
-# -- members, state ------------------------------------------------------------------------------------------------------------
-def trained(seeds: tuple[int, ...], variant: Any = "na", steps: int = 3) -> DSRL:
-    config = DSRLConfig(variant=variant, hidden=16, layers=2, utd=3, noise_critic_steps=2, batch_size=16)
-    agent = DSRL(config, ToyPolicy(seeds), make_generators(seeds, 1))
-    replay, g = Replay(len(seeds), 100, S, D), make_generators(seeds, 2)
-    replay.add(randn(g, 60, S), randn(g, 60, D), randn(g, 60, S), randn(g, 60), rand(g, 60))
-    sampling, noise = make_generators(seeds, 3), make_generators(seeds, 4)
+# -- numbers, state --------------------------------------------------------------------------------------------------------------
+def trained(variant: Any = "na", steps: int = 5, seed: int = 3) -> tuple[DSRL, dict[str, float]]:
+    config = DSRLConfig(
+        variant=variant, hidden=16, layers=2, utd=3, noise_critic_grad_steps=2, batch_size=16, init_temperature=0.3
+    )
+    agent, replay = learner(config, seed=seed), Replay(100, F, D)
+    replay.add(old_batch())
+    sampling, noise = make_generator(seed, "dsrl/data"), make_generator(seed, "dsrl/noise")
     for _ in range(steps):
-        info = agent.train(replay, sampling, noise)
-    assert all(value.shape == (len(seeds),) for value in info.values())
-    return agent
+        info = agent.learn(lambda n: replay.sample(sampling, n), noise)
+    return agent, means(info, steps)
+
+
+#: variant -> metrics, sums of the parameters' sizes, first chunk that the actor plays, first initial action: of postbc 0.1, one seed
+GOLDEN: dict[str, Any] = {
+    "na": (
+        {
+            "critic/loss": 3.061544,
+            "critic/q": -0.395364,
+            "critic/target": -1.652696,
+            "actor/loss": -0.326435,
+            "actor/magnitude": 0.514649,
+            "temperature/value": 0.298760,
+            "temperature/loss": -2.669613,
+            "actor/entropy": 2.209737,
+            "noise_critic/loss": 0.200787,
+        },
+        [
+            1.208421,
+            16.191448,
+            4.479385,
+            16.003642,
+            0.044760,
+            29.948835,
+            2.493025,
+            15.962838,
+            0.051640,
+            15.912449,
+            1.031335,
+            43.037953,
+            5.680855,
+            31.994420,
+            0.124366,
+            61.295801,
+            3.567848,
+            32.017211,
+            0.141745,
+            3.740604,
+            0.329717,
+            43.084646,
+            5.629356,
+            31.999759,
+            0.004797,
+            61.280595,
+            3.536893,
+            32.000653,
+            0.005528,
+            3.719788,
+            0.321116,
+            43.736861,
+            6.031741,
+            32.002683,
+            0.071486,
+            63.791461,
+            4.077436,
+            31.968809,
+            0.073810,
+            3.953204,
+            0.203217,
+        ],
+        [-0.417064, 0.983500, -0.330899, -0.319120],
+        [-0.372451, 1.000000, -1.000000, -0.436899],
+    ),
+    "sac": (
+        {
+            "critic/loss": 3.390316,
+            "critic/q": -0.400712,
+            "critic/target": -1.835426,
+            "actor/loss": -0.161829,
+            "actor/magnitude": 0.507604,
+            "temperature/value": 0.298765,
+            "temperature/loss": -3.164874,
+            "actor/entropy": 2.619720,
+        },
+        [
+            1.208403,
+            16.193866,
+            4.477036,
+            16.005326,
+            0.044930,
+            29.954912,
+            2.493928,
+            15.956641,
+            0.057651,
+            15.913400,
+            1.027097,
+            43.042609,
+            5.676075,
+            31.988283,
+            0.120703,
+            61.285816,
+            3.567112,
+            32.017048,
+            0.139241,
+            3.743158,
+            0.329566,
+            43.084648,
+            5.629239,
+            31.999502,
+            0.004693,
+            61.280258,
+            3.536897,
+            32.000679,
+            0.005482,
+            3.719974,
+            0.321113,
+        ],
+        [-0.413802, 0.987031, -0.330068, -0.314760],
+        [0.554867, 0.740643, -0.719025, -1.000000],
+    ),
+}
 
 
 @pytest.mark.parametrize("variant", ["na", "sac"])
-def test_a_seed_alone_equals_the_seed_beside_others(variant: Any) -> None:
-    together, alone = trained((5, 7, 11), variant), trained((7,), variant)
-    for name, value in alone.networks.state_dict().items():
-        share = len(value)
-        torch.testing.assert_close(together.networks.state_dict()[name][share : 2 * share], value, atol=1e-6, rtol=1e-4)
+def test_the_numbers_are_those_of_the_first_house(variant: str) -> None:
+    agent, info = trained(variant)
+    metrics, sums, played, first = GOLDEN[variant]
+    assert info == pytest.approx(metrics, abs=1e-4)
+    found = [float(p.detach().double().abs().sum()) for p in agent.networks.parameters()]
+    assert sorted(found) == pytest.approx(sorted(sums), abs=1e-4)
+    features = old_batch().features[:5]
+    chunk, _ = agent.act(features, make_generator(3, "dsrl/acting"))
+    assert chunk[0].flatten().tolist() == pytest.approx(played, abs=1e-5)
+    _, action = agent.act_base(features, make_generator(3, "dsrl/base"))
+    assert action[0].tolist() == pytest.approx(first, abs=1e-5)
 
 
 def test_state_resumes_bit_for_bit() -> None:
-    reference, resumed = trained((0, 1)), trained((0, 1), steps=1)
-    resumed.load_state_dict(reference.state_dict())
-    batch, noise = random_batch(2), randn(make_generators([1, 2]), B, D)
+    (reference, _), (resumed, _) = trained(), trained(steps=1)
+    resumed.load_state_dict(copy.deepcopy(reference.state_dict()))
+    batch, noise = random_batch(2), normal(B, D, seed=1)
     for agent in (reference, resumed):
         agent.update(batch, noise, noise)
-        agent.distill(batch.observation, noise)
+        agent.distill(batch.features, noise)
     for a, b in zip(reference.networks.state_dict().values(), resumed.networks.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_an_agent_is_loaded_without_demonstrations(tmp_path: Any) -> None:
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_a_gpu_learns_the_same(variant: Any, compiled: bool) -> None:
+    agents = []
+    for device in ("cpu", "cuda"):
+        config = DSRLConfig(variant=variant, hidden=16, layers=2)
+        agent = DSRL(
+            config, IdentityPolicy(), make_generator(0, "dsrl/initialisation", device),
+            Compute(device=device, compile=compiled and device == "cuda"),
+        )  # fmt: skip
+        agent.load_state_dict(learner(config, IdentityPolicy()).state_dict())  # the same weights, on another device
+        for k in range(8):
+            batch = Batch(*(part.to(device) for part in random_batch(k)))
+            agent.update(batch, normal(B, D, seed=1).to(device), normal(B, D, seed=2).to(device))
+            if variant == "na":
+                agent.distill(batch.features, normal(B, D, seed=3).to(device))
+        agents.append(agent)
+    for a, b in zip(*(agent.networks.parameters() for agent in agents), strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+
+
+# -- the saved agent -------------------------------------------------------------------------------------------------------------
+CONFIG = DSRLConfig(hidden=16, layers=2, action_magnitude=1.2)
+
+
+def diffusion_policy(**changes: Any) -> DiffusionPolicy:
     normalization = Normalization(np.zeros(3), np.arange(1.0, 4.0), -2 * np.ones(2), np.ones(2))
-    config = DiffusionConfig(chunk=2, hidden=16, time_dim=8, denoising_steps=10, inference_steps=2)
-    policy = DiffusionPolicy(config, 3, 2, [4, 9], make_generators([4, 9]), [normalization], {"method": "bc"})
-    policy.eval().requires_grad_(False)
-    dsrl = DSRLConfig(hidden=16, layers=2, action_magnitude=1.2)
-    actor = make_actor(dsrl, policy)
-    perturb(actor, make_generators([0, 1]))
-    original = DSRLActor(policy, actor, 1.2)
-    original.save(tmp_path, dsrl)
-    loaded = DSRLActor.load(tmp_path)
-    observation = randn(make_generators([1, 2]), 5, 3)
-    raw = original.act(observation, make_generators([3, 4]))
-    assert torch.equal(raw, loaded.act(observation, make_generators([3, 4])))
-    assert raw.shape == (2, 5, 2, 2)
-    assert loaded.seeds == (4, 9)
-    assert loaded.about == {"method": "bc"}
+    config = DiffusionConfig(**{"hidden": 16, "time_dim": 8, "denoising_steps": 10, "inference_steps": 2, **changes})
+    policy = DiffusionPolicy(config, {"state": (3,)}, 2, 2, normalization, generator(4), about=About(method="bc", seed=4))
+    return policy.eval().requires_grad_(False)
+
+
+def saved(directory: Path, policy: Any = None) -> DSRLAgent:
+    policy = policy or diffusion_policy()
+    actor = make_actor(CONFIG, policy.feature_dim, 4, generator(1)).requires_grad_(False)
+    perturb(actor)
+    agent = DSRLAgent(policy, actor, CONFIG)
+    agent.save(directory)
+    return agent
+
+
+def test_an_agent_is_loaded_without_demonstrations(tmp_path: Path) -> None:
+    original = saved(tmp_path)
+    loaded, about = load_agent(tmp_path)
+    observation = {"state": normal(5, 3)}
+    raw = original.act(observation, generator(3))
+    assert torch.equal(raw, loaded.act(observation, generator(3)))
+    assert raw.shape == (5, 2, 2)
+    assert (about.method, about.seed) == ("bc", 4)
     assert float(raw.min()) >= -2 - 1e-5
     assert float(raw.max()) <= 1 + 1e-5
     assert float(raw.min()) < -1.2
-    greedy = DSRLActor.load(tmp_path, deterministic=True)
-    assert torch.equal(greedy.act(observation, make_generators([3, 4])), greedy.act(observation, make_generators([5, 6])))
+    greedy = DSRLAgent.load(tmp_path, deterministic=True)
+    assert torch.equal(greedy.act(observation, generator(3)), greedy.act(observation, generator(5)))
 
 
-def test_initialisation_is_that_of_torch_linear() -> None:
-    critics = Critics(40, S, D, (64, 64), make_generators(range(40)), critics=2)
-    weight = critics.net[3].weight if isinstance(critics.net[3], StackedLinear) else stacks(critics)[2].weight
-    assert weight.shape == (80, 64, 64)
-    assert abs(float(weight.detach().std()) - 1 / math.sqrt(3 * 64)) < 1e-3
+def test_a_policy_alone_is_an_agent_too(tmp_path: Path) -> None:
+    save_policy(tmp_path / "policy.safetensors", diffusion_policy())
+    agent, about = load_agent(tmp_path, inference_steps=5)
+    assert isinstance(agent, PolicyAgent)
+    assert agent.policy.config.inference_steps == 5
+    assert about.method == "bc"
+    with pytest.raises(InputError, match="no such setting"):
+        load_agent(tmp_path, inference_step=5)
+
+
+def test_agents_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    agent = saved(tmp_path)
+    with pytest.raises(InputError, match=r"no policy and no agent[\s\S]*let it finish"):
+        load_agent(tmp_path / "..")
+    with pytest.raises(InputError, match="fixed by its run"):
+        load_agent(tmp_path, inference_steps=5)
+    for other in (diffusion_policy(inference_steps=3), diffusion_policy(denoised_clip=0.9)):  # only the sampler differs
+        with pytest.raises(InputError, match="another base policy"):
+            DSRLAgent.load(tmp_path, other)
+    save_policy(tmp_path / BASE_POLICY_FILE, diffusion_policy(hidden=24))
+    with pytest.raises(InputError, match="another base policy"):
+        load_agent(tmp_path)
+    (tmp_path / BASE_POLICY_FILE).unlink()
+    with pytest.raises(InputError, match="not beside it"):
+        load_agent(tmp_path)
+    agent.actor.net[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match="not saved"):
+        agent.save(tmp_path / "nan")
+    assert not (tmp_path / "nan").exists()
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    saved(tmp_path)
+    content = bytearray((tmp_path / AGENT_FILE).read_bytes())
+    content[-7] ^= 1
+    (tmp_path / AGENT_FILE).write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        load_agent(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def agent_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DSRLAgent, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("agent")
+    return directory, saved(directory), load_tree(directory / AGENT_FILE)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_changed_file_is_refused_or_plays_the_same(agent_files: Any, data: st.DataObject) -> None:
+    directory, original, tree = agent_files
+    tree = copy.deepcopy(tree)
+    mutate(tree, data)
+    save_tree(directory / AGENT_FILE, tree)
+    refused, agent = "", original
+    try:
+        agent, _ = load_agent(directory)
+    except InputError as error:
+        refused = str(error)
+    assert not refused or AGENT_FILE in refused
+    if agent.config == original.config and not agent.deterministic:
+        weights = zip(agent.actor.parameters(), original.actor.parameters(), strict=True)
+        same = all(torch.equal(a, b) for a, b in weights)
+        observation = {"state": normal(5, 3)}
+        assert same == torch.equal(agent.act(observation, generator(3)), original.act(observation, generator(3)))
+    assert bool(agent.act({"state": normal(5, 3)}, generator(3)).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden": 0}, {"layers": 0}, {"lr": float("inf")}, {"lr": float("nan")}, {"lr": 1e30}, {"lr": 0.0}, {"batch_size": 0}, {"utd": 0},
+     {"discount": 1.1}, {"tau": 0.0}, {"action_magnitude": -1.0}, {"noise_critic_grad_steps": 0}, {"variant": "nb"},
+     {"target_entropy": float("nan")}, {"first_temperature": 1.0}],
+)  # fmt: skip
+def test_refuses_impossible_numbers(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(change))):
+        DSRLConfig(**change)
+    assert dataclasses.replace(CONFIG, variant="sac", noise_critic_grad_steps=0).noise_critic_grad_steps == 0
+
+
+def test_a_policy_loaded_elsewhere_is_the_same_base_policy(tmp_path: Path) -> None:
+    saved(tmp_path)
+    policy = load_policy(tmp_path / BASE_POLICY_FILE)
+    assert DSRLAgent.load(tmp_path, policy).policy is policy
