@@ -21,11 +21,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from postbc.environments import TASKS, make
-from postbc.environments.libmujoco import call
-from postbc.environments.native_control import Controller, Physics, control_substep
-from postbc.environments.robosuite import environment_arguments, import_robosuite
-from postbc.environments.simulation import NativeSimulation
+from postbc.environments.robosuite import TASKS, make
+from postbc.environments.robosuite.building import environment_arguments
+from postbc.environments.robosuite.libmujoco import call
+from postbc.environments.robosuite.loading import import_robosuite
+from postbc.environments.robosuite.native_control import Controller, Physics, control_substep
+from postbc.environments.robosuite.simulation import NativeSimulation
 
 CHUNK, NUM_ENVS, ROUNDS = 4, 8, 5
 UNIT = "control steps/s"
@@ -58,7 +59,7 @@ class RobosuiteChunkEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]])
         return self._vector(observation), total, False, False, {"success": success}
 
 
-def rate(env: gymnasium.vector.VectorEnv[Any, Any, Any], steps: int, seed: int) -> float:
+def rate(env: Any, steps: int, seed: int) -> float:
     """Control steps a second over `steps` vector steps of smooth random actions."""
     random = np.random.default_rng(seed)
     actions = 0.5 * random.uniform(-1, 1, (steps // 5 + 1, env.num_envs, 1, 7)).astype(np.float32)
@@ -84,7 +85,7 @@ def against_robosuite(task: str) -> dict[str, Any]:
     ours = make(task, NUM_ENVS, chunk=CHUNK, terminate_on="never", num_threads=cores)
     theirs = gymnasium.vector.AsyncVectorEnv([lambda: RobosuiteChunkEnv(task)] * cores, context="spawn")
     try:
-        ours.reset(seed=0)
+        ours.reset(np.arange(NUM_ENVS))
         theirs.reset(seed=0)
         rate(ours, 2, 0), rate(theirs, 1, 0)  # compile
         a, b = alternate(lambda k: rate(ours, 25, k), lambda k: rate(theirs, 10, k))
@@ -98,7 +99,7 @@ def against_robosuite(task: str) -> dict[str, Any]:
 
 def thread_scaling(task: str = "Lift") -> dict[str, Any]:
     two, one = (make(task, NUM_ENVS, chunk=CHUNK, terminate_on="never", num_threads=n) for n in (2, 1))
-    two.reset(seed=0), one.reset(seed=0)
+    two.reset(np.arange(NUM_ENVS)), one.reset(np.arange(NUM_ENVS))
     rate(two, 2, 0), rate(one, 2, 0)
     a, b = alternate(lambda k: rate(two, 20, k), lambda k: rate(one, 20, k), rounds=7)
     both, single = alternate(lambda _: spin_rate(2), lambda _: spin_rate(1))
@@ -147,7 +148,7 @@ def _bare(physics: Physics, controls: NDArray[np.float64]) -> None:
 def fraction_of_mj_step(task: str = "Lift", steps: int = 100) -> dict[str, Any]:
     """One thread; the same trajectory, with the controller and without (its torques replayed)."""
     env = make(task, 1, chunk=CHUNK, num_threads=1)
-    env.reset(seed=0)
+    env.reset([0])
     simulation = env.simulations[0]
     assert isinstance(simulation, NativeSimulation)
     random = np.random.default_rng(0)

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from postbc.demonstrations.operators import OPERATORS
-from postbc.demonstrations.scripted import ScriptedOperators
-from postbc.environments import RobosuiteVectorEnv, make
-from postbc.environments.simulation import NativeSimulation, RobosuiteSimulation, Simulation
+from postbc.data.scripted.hands import ScriptedOperators
+from postbc.data.scripted.operators import OPERATORS
+from postbc.environments.robosuite import make
+from postbc.environments.robosuite.simulation import NativeSimulation, RobosuiteSimulation, Simulation
+from postbc.environments.robosuite.vector import RobosuiteChunkEnv
 
 Array = NDArray[Any]
 
@@ -129,7 +130,7 @@ def category(simulation: NativeSimulation) -> str:
 def visit(task: str, seed: int, episodes: int, steps: int = 350) -> Iterator[tuple[dict[str, Any], Array, str]]:
     """States that scripted and random hands come through: (state, next action (7,), category)."""
     env = make(task, episodes, horizon=10**6, terminate_on="never", num_threads=1)
-    observations, _ = env.reset(seed=seed)
+    observations = env.reset([int(np.random.SeedSequence([seed, i, 0]).generate_state(1)[0]) for i in range(episodes)])["state"]
     hands = Operators(task, list(range(seed, seed + episodes)), 1000)
     random = np.random.default_rng(seed)
     jerk = np.zeros((episodes, 7))
@@ -141,7 +142,7 @@ def visit(task: str, seed: int, episodes: int, steps: int = 350) -> Iterator[tup
         for i, simulation in enumerate(env.simulations):
             assert isinstance(simulation, NativeSimulation)
             yield simulation.get_state(), actions[i, 0].astype(np.float64), category(simulation)
-        observations, *_ = env.step(actions)
+        observations = env.step(actions).observation["state"]
     env.close()
 
 
@@ -204,13 +205,13 @@ def episode_successes(task: str, count: int, native: bool, seed: int, moved: flo
     `moved`: put each episode into its first state again, the joint angles moved by normal noise of this size (rad).
     """
     members = min(count, 20 if native else 4)  # robosuite's own environments are large
-    env = make(task, members, horizon=450, autoreset="disabled", native=native, num_threads=1)
+    env = make(task, members, horizon=450, native=native, num_threads=1)
     if not native:
         _start_from_native_states(env)
     successes = np.zeros(count, bool)
     for start in range(0, count, env.num_envs):
         seeds = [seed + min(start + i, count - 1) for i in range(env.num_envs)]
-        observations, _ = env.reset(options={"seeds": seeds})
+        observations = env.reset(seeds)["state"]
         if moved is not None:
             states = np.array(env.sim_states())
             states[:, 1:8] += moved * np.random.default_rng(start).standard_normal((members, 7))  # after the time
@@ -219,15 +220,14 @@ def episode_successes(task: str, count: int, native: bool, seed: int, moved: flo
         done = np.zeros(env.num_envs, bool)
         solved = done.copy()
         while not done.all():
-            observations, _, terminated, truncated, info = env.step(hands.act(observations))
-            solved |= info["success"]
-            done = terminated | truncated
+            step = env.step(hands.act(observations))
+            observations, solved, done = step.observation["state"], solved | step.success, done | step.ended
         successes[start : start + env.num_envs] = solved[: count - start]
     env.close()
     return successes
 
 
-def _start_from_native_states(env: RobosuiteVectorEnv) -> None:
+def _start_from_native_states(env: RobosuiteChunkEnv) -> None:
     """Spare robosuite recompiling its model for every episode, which takes longer than the episode; the states are the same."""
     donor = make(env.task, 1, num_threads=1).simulations[0]
 
@@ -266,14 +266,15 @@ def replay(file: str, native: bool, limit: int | None = None, draws: int = 1) ->
         actions = [np.array(h5["data"][name]["actions"]) for name in names]
         states = [np.array(h5["data"][name]["states"][0]) for name in names]
     horizon = max(map(len, actions))
-    env = make("Lift", len(names), horizon=horizon, autoreset="disabled", native=native)
-    env.reset(seed=0)
+    env = make("Lift", len(names), horizon=horizon, native=native)
+    env.reset(np.zeros(len(names), int))
     env.set_sim_states(np.stack(states))
     solved = np.zeros(len(names), bool)
     for t in range(horizon):
         command = np.stack([a[min(t, len(a) - 1)] for a in actions])
-        *_, info = env.step(command[:, None])
-        solved |= info["success"] & (t < np.array([len(a) for a in actions]) + 10)  # the last command is held for half a second
+        solved |= env.step(command[:, None]).success & (
+            t < np.array([len(a) for a in actions]) + 10
+        )  # the last command is held for half a second
     env.close()
     return {"demonstrations": len(names), "succeeded": int(solved.sum()), "failed": [n for n, s in zip(names, solved) if not s]}
 
@@ -281,16 +282,18 @@ def replay(file: str, native: bool, limit: int | None = None, draws: int = 1) ->
 def soak(task: str, minutes: float, num_envs: int = 8) -> dict[str, Any]:
     """Random actions for a while: control steps, episodes, and the process's memory (MB) at the tenths of the time."""
     env = make(task, num_envs, chunk=4, terminate_on="never")
-    env.reset(seed=0)
+    env.reset(np.arange(num_envs))
     random = np.random.default_rng(0)
     start, steps, episodes, memory = time.monotonic(), 0, 0, []
     while (elapsed := time.monotonic() - start) < 60 * minutes:
         if elapsed >= 6 * minutes * (len(memory) + 1):
             memory.append(_resident())
         actions = random.uniform(-1, 1, (num_envs, 1, 7)) * np.ones((1, 4, 1))
-        *_, terminated, truncated, info = env.step(actions)
-        steps += int(info["num_steps"].sum())
-        episodes += int((terminated | truncated).sum())
+        step = env.step(actions)
+        steps += int(step.num_steps.sum())
+        episodes += int(step.ended.sum())
+        if step.ended.any():
+            env.reset(episodes + np.arange(num_envs), step.ended)
     env.close()
     memory.append(_resident())
     return {"minutes": minutes, "control_steps": steps, "episodes": episodes, "memory_mb": memory}
@@ -337,4 +340,4 @@ if __name__ == "__main__":
     main()
 
 
-__all__ = ["RobosuiteVectorEnv", "compare_episodes", "compare_states", "replay", "sensitivity", "soak"]
+__all__ = ["RobosuiteChunkEnv", "compare_episodes", "compare_states", "replay", "sensitivity", "soak"]

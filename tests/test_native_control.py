@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("robosuite")
 
-from postbc.environments import TASKS, NativeControl, Task, libmujoco, make
-from postbc.environments.native_control import unsupported
-from postbc.environments.operational_space import rotation_of, solve
-from postbc.environments.robosuite import build, environment_arguments, numpy_seeded
+from postbc.environments.robosuite import TASKS, Task, libmujoco, make
+from postbc.environments.robosuite.building import build, environment_arguments, numpy_seeded
+from postbc.environments.robosuite.native_control import NativeControl, unsupported
+from postbc.environments.robosuite.operational_space import rotation_of, solve
 from postbc.errors import InputError
 
 pytestmark = pytest.mark.simulator
@@ -110,18 +110,18 @@ def test_a_step_from_states_free_in_contact_and_grasping_is_robosuites(task: str
 def test_controller_settings(changes: dict[str, Any]) -> None:
     native, reference = (make("Lift", 1, native=flag, env_kwargs=controller(**changes)) for flag in (True, False))
     assert native.fallback is None
-    start, _ = native.reset(seed=2)
-    reference.reset(seed=2)
+    start = native.reset([2])["state"]
+    reference.reset([2])
     random = np.random.default_rng(0)
     for _ in range(8):
         action = random.uniform(-1.2, 1.2, 7)
         if changes.get("control_delta") is False:
             action[:3] = start[0, :3] + 0.05 * action[:3]
             action[3:6] = (np.pi, 0, 0) + 0.2 * action[3:6]
-        ours, theirs = native.step(action[None, None])[0], reference.step(action[None, None])[0]
+        ours, theirs = (env.step(action[None, None]).observation["state"] for env in (native, reference))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     limit = np.inf if changes.get("control_delta") is False else 1.0
-    assert (native.single_action_space.high[:, :6] == limit).all()
+    assert native.action_limit.tolist() == [limit] * 6 + [1.0]
 
 
 def test_it_steps_any_environment_object_of_robosuite() -> None:
@@ -172,18 +172,17 @@ def test_what_it_cannot_step_robosuite_steps() -> None:
     with pytest.warns(RuntimeWarning, match="RethinkGripper"):
         env = make("Lift", 2, chunk=2, env_kwargs={"gripper_types": "RethinkGripper"})
     assert env.fallback is not None
-    observation, _ = env.reset(seed=0)
-    after, reward, *_ = env.step(np.full((2, 2, 7), 0.5))
+    observation = env.reset([0, 1])["state"]
+    after = env.step(np.full((2, 2, 7), 0.5)).observation["state"]
     assert after.shape == (2, 19)
     assert np.abs(after - observation).max() > 1e-3
-    np.testing.assert_array_equal(reward, [-2, -2])
 
 
 def test_a_task_of_ones_own_is_stepped_by_robosuite() -> None:
     with pytest.warns(RuntimeWarning, match="success check"):
         env = make(Task("Stack", "Stack", 32, 23, 100), 1)
-    assert env.reset(seed=0)[0].shape == (1, 32)
-    assert not env.step(np.zeros((1, 1, 7)))[4]["success"].any()
+    assert env.reset([0])["state"].shape == (1, 32)
+    assert not env.step(np.zeros((1, 1, 7))).success.any()
 
 
 # --- when robosuite samples its observables
@@ -227,13 +226,14 @@ def test_human_demonstrations_replay_open_loop() -> None:
 def test_machine_code_comes_from_disk_and_holds_no_address() -> None:
     """Other processes, with libmujoco at other addresses, take the compiled code from the disk and compute the same."""
     program = (
-        "import numpy as np; from postbc.environments import libmujoco, make; from postbc.environments.simulation import run_chunk\n"
-        "env = make('Lift', 1); env.reset(seed=0); o = env.step(np.full((1, 1, 7), 0.3))[0]\n"
+        "import numpy as np; from postbc.environments.robosuite import make; env = make('Lift', 1); env.reset([0])\n"
+        "from postbc.environments.robosuite import libmujoco; from postbc.environments.robosuite.simulation import run_chunk\n"
+        "o = env.step(np.full((1, 1, 7), 0.3)).observation['state']\n"
         "print(sum(run_chunk.stats.cache_hits.values()), libmujoco.addresses('mj_step1')[0], o.tobytes().hex())"
     )
     env = make("Lift", 1)
-    env.reset(seed=0)
-    here = env.step(np.full((1, 1, 7), 0.3))[0].tobytes().hex()
+    env.reset([0])
+    here = env.step(np.full((1, 1, 7), 0.3)).observation["state"].tobytes().hex()
     found_at = {libmujoco.addresses("mj_step1")[0]}
     for _ in range(2):
         done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=300)
