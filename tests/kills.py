@@ -54,9 +54,7 @@ def kill_and_resume(stage: Stage, directory: Path, seed: str, ignore: Sequence[s
     print(json.dumps({"kills": kills, "seconds": typical * KILLS}))
 
 
-def kill_at_every_operation(
-    stage: Stage, directory: Path, ignore: Sequence[str] = (), stride: int = 1, first: int = 1
-) -> None:
+def kill_at_every_operation(stage: Stage, directory: Path, ignore: Sequence[str] = (), stride: int = 1, first: int = 1) -> None:
     """Kill `stage` just before its n-th file operation (open for writing, fsync, rename, remove, link, mkdir …), for every n.
 
     Each time it is resumed from what that left, and must end with the files of an undisturbed run: names, links, bytes.
@@ -171,6 +169,7 @@ def _count_operations(directory: Path, kill_at: int | None) -> Callable[[], list
     seen: list[str] = []
     inside = os.fspath(directory.absolute())
     changing = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
+
     def operation(name: str) -> None:
         seen.append(name)
         if len(seen) == kill_at:

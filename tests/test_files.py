@@ -73,7 +73,9 @@ def test_keys_that_look_alike_are_apart(tmp_path):
 def test_any_reader_of_safetensors_opens_it(tmp_path):
     from safetensors.torch import load_file
 
-    save_tree(tmp_path / "t", {"a": torch.arange(6, dtype=torch.bfloat16).view(2, 3), "flag": torch.tensor([True, False]), "n": 3})
+    save_tree(
+        tmp_path / "t", {"a": torch.arange(6, dtype=torch.bfloat16).view(2, 3), "flag": torch.tensor([True, False]), "n": 3}
+    )
     loaded = load_file(str(tmp_path / "t"))
     assert torch.equal(loaded["/a"], torch.arange(6, dtype=torch.bfloat16).view(2, 3))
     assert loaded["/flag"].tolist() == [True, False]
@@ -177,8 +179,15 @@ def signed(header, data=b""):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 2**70) | st.floats() | st.text(max_size=5) | st.sampled_from(["F32", "/a", "BOOL"]),
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["@tensor", "@array", "@dict", "dtype", "x"]), x, max_size=2),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 2**70)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["F32", "/a", "BOOL"]),
+    lambda x: (
+        st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["@tensor", "@array", "@dict", "dtype", "x"]), x, max_size=2)
+    ),
     max_leaves=8,
 )
 SOUND = {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}

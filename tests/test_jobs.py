@@ -107,7 +107,11 @@ def parent(tmp_path, ends, at_once):
     code = f"import test_jobs; test_jobs.main({str(tmp_path)!r}, {ends!r}, {at_once})"
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
     waiting, begin = [s for s, end in ends.items() if end == "wait"], time.monotonic()
     while not all((tmp_path / f"seed_{s}/pid").exists() for s in waiting):

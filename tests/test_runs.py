@@ -92,7 +92,9 @@ def test_inputs_are_known_by_their_contents(tmp_path):
         Run(tmp_path / "r", {"data": str(data)}, inputs={"data": digest(__file__), "more": "x"}, resume=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\x00", b"a: &a [1]\nb: *a", b"a: " + b"[" * 9999, b"a: 1\nz: {y: 2}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"- 1", b"a: [", b"\xff\x00", b"a: &a [1]\nb: *a", b"a: " + b"[" * 9999, b"a: 1\nz: {y: 2}"]
+)
 def test_a_broken_configuration_is_refused_and_nothing_touched(tmp_path, content):
     begun(tmp_path / "r")
     (tmp_path / "r/config.yaml").write_bytes(content)
@@ -138,18 +140,27 @@ def test_a_kill_while_the_run_is_being_set_up_leaves_something_to_resume(tmp_pat
 
 
 def test_strange_values_come_back_the_same(tmp_path):
-    config = {"path": "a\udcff\x00é\u2028[/red]", "date": "2020-01-01", "no": "no", "small": 1e-5, "big": 10**30, "list": [[1], []]}
+    config = {
+        "path": "a\udcff\x00é\u2028[/red]",
+        "date": "2020-01-01",
+        "no": "no",
+        "small": 1e-5,
+        "big": 10**30,
+        "list": [[1], []],
+    }
     Run(tmp_path / "r", config).close()
     Run(tmp_path / "r", config, resume=True).close()
 
 
 def test_a_run_is_resumed_under_another_locale(tmp_path):
-    code = "import sys\nfrom postbc.runs import Run\nwith Run(sys.argv[1], {'data': sys.argv[1]}, resume=True) as run: run.load()"
-    for extra in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        done = subprocess.run(
-            [sys.executable, "-c", code, tmp_path / "données 成"], env={**os.environ, **extra}, capture_output=True
-        )
-        assert done.returncode == 0, done.stderr
+    place = tmp_path / "données 成"
+    Run(place, {"data": str(place)}).close()
+    code = (
+        "import sys\nfrom postbc.runs import Run\nwith Run(sys.argv[1], {'data': sys.argv[1]}, resume=True) as run: run.load()"
+    )
+    extra = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, place], env={**os.environ, **extra}, capture_output=True)
+    assert done.returncode == 0, done.stderr
     assert "données 成" in (tmp_path / "données 成/config.yaml").read_text("utf-8")
 
 
@@ -193,7 +204,9 @@ def test_a_forked_worker_does_not_hold_the_lock(tmp_path):
     os.waitpid(pid, 0)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "versions.json", "metrics.csv", ".lock", "checkpoints/step_000000030.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "versions.json", "metrics.csv", ".lock", "checkpoints/step_000000030.safetensors"]
+)
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_what_is_not_a_file_is_neither_followed_nor_waited_for(tmp_path, name, kind):
@@ -471,7 +484,10 @@ def test_wandb_where_the_environment_names_a_project(tmp_path, monkeypatch):
         raise RuntimeError("not logged in")
 
     monkeypatch.setattr(Fake, "init", refuse)
-    with Run(tmp_path / "run", {"a": 1}, resume=True) as run, pytest.raises(InputError, match=r"(?s)did not start.*not logged in"):
+    with (
+        Run(tmp_path / "run", {"a": 1}, resume=True) as run,
+        pytest.raises(InputError, match=r"(?s)did not start.*not logged in"),
+    ):
         run.log(3, {"loss": 0.5})
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(InputError, match=r"postbc\[wandb\]"):  # when the run is made, not an hour later
@@ -538,6 +554,8 @@ if __name__ == "__main__":
 
     versions()
     if sys.argv[1] == "kill_and_resume":
-        kills.kill_and_resume(lambda directory: stage(directory, 0.3), Path(sys.argv[2]), "runs", ignore=("policy.json:seconds",))
+        kills.kill_and_resume(
+            lambda directory: stage(directory, 0.2), Path(sys.argv[2]), "runs", ignore=("policy.json:seconds",)
+        )
     else:
         kills.kill_at_every_operation(stage, Path(sys.argv[2]), ignore=("policy.json:seconds",))

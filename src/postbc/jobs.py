@@ -82,7 +82,9 @@ def run_seeds(function: Callable[[C, int], Any], config: C, seeds: Sequence[int]
         InputError: no seeds, a repeated one, or as :func:`run_jobs`.
         JobError: as :func:`run_jobs`.
     """
-    require(seeds and len({*seeds}) == len(seeds), "Seeds must be given, each once.", key="seeds", found=", ".join(map(str, seeds)))
+    require(
+        seeds and len({*seeds}) == len(seeds), "Seeds must be given, each once.", key="seeds", found=", ".join(map(str, seeds))
+    )
     run_jobs({f"seed_{seed}": (function, (config, seed)) for seed in seeds}, at_once, Path(output) / "logs")
 
 

@@ -115,7 +115,10 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, float]]]:
     require_file(path, "a run's metrics.csv")
     with os_errors(path, "read"):
         content = path.read_bytes()
-    what, remedy = "This is not the table of a run's metrics.", "remove it to do without what was logged, or choose another --output"
+    what, remedy = (
+        "This is not the table of a run's metrics.",
+        "remove it to do without what was logged, or choose another --output",
+    )
     try:
         text = content[: content.rfind(b"\n") + 1].decode("utf-8")  # a last line without its end: the machine stopped there
         lines = list(csv.reader(io.StringIO(text, newline=""), strict=True))

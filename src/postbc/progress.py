@@ -68,7 +68,9 @@ class Bar:
     def __init__(self, show: Callable[[Status], None], every: float, description: str, total: float, done: float) -> None:
         self._show, self._every, self._shown = show, every, time.monotonic()
         self._description, self._total, self._done = description, total, done
-        self._samples: deque[tuple[float, float]] = deque()  # (time, done), from the first advance on: what comes before is compiling
+        self._samples: deque[tuple[float, float]] = (
+            deque()
+        )  # (time, done), from the first advance on: what comes before is compiling
 
     def advance(self, by: float = 1, **figures: Any) -> None:
         """Go on by `by`; figures (numbers or tensors, which are averaged) are shown about four times a second."""
