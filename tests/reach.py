@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Reach(gymnasium.Env):  # type: ignore[type-arg]
-    """A point [x, y] and its goal [x, y] in [-1, 1]²; an action moves it by a tenth; success within 0.3."""
+    """A point [x, y] and its goal [x, y] in [-1, 1]²; an action moves it by a tenth; success within 0.8."""
 
     def __init__(self) -> None:
         self.observation_space = gymnasium.spaces.Box(-2, 2, (4,), np.float32)
@@ -22,7 +22,7 @@ class Reach(gymnasium.Env):  # type: ignore[type-arg]
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.at[:2] += 0.1 * np.clip(action, -1, 1)
-        success = bool(np.linalg.norm(self.at[:2] - self.at[2:]) < 0.3)
+        success = bool(np.linalg.norm(self.at[:2] - self.at[2:]) < 0.8)
         return self.at.astype(np.float32), float(success), False, False, {"success": success}
 
 

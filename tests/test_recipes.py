@@ -1,127 +1,335 @@
-"""A whole experiment by name, on the real simulator at a tiny size: demonstrations to report, resumed, reported on."""
+"""Recipes: the paper's numbers, differences between methods, the command line; and a whole tiny experiment, stopped and resumed."""
+
+from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from postbc import cli
+import made
 from postbc.errors import InputError
-from postbc.experiments import recipes
-from postbc.experiments.jobs import run_jobs
-from postbc.experiments.recipes import RECIPES, run_recipe
-from postbc.finetuning.best_of_n import BestOfNConfig
-from postbc.finetuning.dsrl import DSRLConfig
-from postbc.finetuning.dsrl_training import DSRLTraining
-from postbc.finetuning.iql import IQLConfig
-from postbc.policies.diffusion import DiffusionConfig
-from postbc.posterior import EnsembleConfig
-from postbc.pretraining import PretrainingConfig
+from postbc.experiments import sweep
+from postbc.experiments.recipe import Recipe, load_recipe, names, parse_recipe
+from postbc.experiments.sweep import run_recipe
+from postbc.jobs import JobError
+from postbc.policies.flow import FlowConfig
+from postbc.schemas import plain
+from postbc.stages.recipe import parse, table
+
+REACH = {"env_name": "Reach-v0", "type": 2, "env_kwargs": {}}
+TINY: dict[str, Any] = {
+    "environment": "gymnasium:reach:Reach-v0", "data": {"num_trajectories": 3, "chunk": 2, "observation_keys": ["state"]},
+    "seeds": [0, 1], "policy": {"hidden": 16, "denoising_steps": 10, "inference_steps": 2},
+    "ensemble": {"ensemble_size": 3, "hidden": 16, "steps": 10, "batch_size": 16},
+    "pretraining": {"steps": 20, "batch_size": 16, "posterior_weight": 0.5},
+    "dsrl": {"variant": "sac", "hidden": 16, "layers": 1, "utd": 1, "batch_size": 16},
+    "training": {"budget_env_steps": 120, "num_envs": 2, "initial_steps": 48, "eval_every": 10_000},
+    "best_of_n": {"episodes": 6, "samples": 3}, "iql": {"steps": 20, "hidden": [16], "batch_size": 16},
+    "per_method": {"sigma-bc": {"dsrl.utd": 2, "iql.expectile": 0.7}}, "episodes": 4, "num_envs": 2,
+}  # fmt: skip
 
 
-def tiny(output, **values):
-    base = recipes.Recipe(
-        output, collect_num=6, num_trajectories=3, seeds=(0, 1), ensemble=EnsembleConfig(3, 16, steps=10, batch_size=16),
-        policy=DiffusionConfig(hidden=16, denoising_steps=10, inference_steps=2),
-        pretraining=PretrainingConfig(steps=20, batch_size=16, posterior_weight=0.5),
-        dsrl=DSRLConfig("sac", hidden=16, utd=1, batch_size=16),
-        dsrl_training=DSRLTraining(
-            budget_env_steps=240, num_envs=1, initial_steps=80, eval_every=10_000
-        ),
-        best_of_n=BestOfNConfig(episodes=2, samples=3), iql=IQLConfig(steps=20), episodes=2, horizon=40, envs_per_member=2,
-    )  # fmt: skip
-    return replace(base, **values)
+def tiny(folder: Path, **values: Any) -> Recipe[Any]:
+    data = folder / "data.hdf5"
+    if not data.exists():
+        made.write_demonstrations(data, environment=REACH, widths={"state": 4}, action_dim=2)
+    return parse_recipe({**TINY, "demonstrations": str(data), **values})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Contents of all files, by name; what must differ between two runs left out."""
+    return {
+        str(p.relative_to(folder)): b""
+        if p.name in ("report.html", "versions.json") or "tensorboard" in p.parts
+        else p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
+
+
+def test_pretraining_alone_and_then_the_rest_of_the_methods(tmp_path: Path) -> None:
+    recipe = tiny(tmp_path, finetuners=[], methods=["bc"])
+    report = run_recipe(recipe, tmp_path / "x")
+    assert "<html" in (report / "report.html").read_text()
+    stamp = (tmp_path / "x/pretraining/bc/seed_1/policy.safetensors").stat().st_mtime_ns
+    run_recipe(tiny(tmp_path, finetuners=[], methods=["bc", "postbc"], seeds=[1]), tmp_path / "x")
+    assert (tmp_path / "x/pretraining/bc/seed_1/policy.safetensors").stat().st_mtime_ns == stamp
+    assert not (tmp_path / "x/pretraining/postbc/seed_0").exists()
+    text = (report / "report.html").read_text()
+    assert "PostBC (α=0.5)" in text  # its actions are pictured
+    assert "posterior standard deviation of the first action" in text
+    with pytest.raises(InputError, match="another configuration"):
+        run_recipe(tiny(tmp_path, finetuners=[], methods=["bc"], data={**TINY["data"], "num_trajectories": 4}), tmp_path / "x")
+
+
+def test_a_whole_experiment_by_two_processes_and_again_by_one(tmp_path: Path) -> None:
+    both = {"methods": ["postbc"], "seeds": [0], "per_method": {"postbc": {"dsrl.utd": 2}}}
+    report = run_recipe(tiny(tmp_path, jobs=2, **both), tmp_path / "x")
+    entries = json.loads((report / "summary.json").read_text())
+    assert {(e["pretraining"], e["finetuner"]) for e in entries} == {("postbc", "dsrl-sac"), ("postbc", "best-of-n")}
+    for e in entries:
+        assert (e["task"], e["demonstrations"], e["episodes"]) == ("gymnasium:reach:Reach-v0", 3, 4)
+        assert e["curve"][0] == [0, e["success_before"]]
+        assert e["success_before"] == entries[0]["success_before"]  # of the same policy on the same episodes, whoever finetunes
+    recorded = yaml.safe_load((tmp_path / "x/dsrl/postbc/seed_0/config.yaml").read_text())
+    assert recorded["dsrl"]["utd"] == 2
+    assert not (tmp_path / "x/logs").exists()
+    # stopped anywhere and run again, by one process: the same files, and nothing that is done is done again
+    once = files(tmp_path / "x")
+    shutil.rmtree(tmp_path / "x/dsrl/postbc/seed_0")
+    (tmp_path / "x/best-of-n/postbc/seed_0/results.json").unlink()
+    stamp = (tmp_path / "x/pretraining/postbc/seed_0/policy.safetensors").stat().st_mtime_ns
+    run_recipe(tiny(tmp_path, jobs=1, **both), tmp_path / "x")
+    assert (tmp_path / "x/pretraining/postbc/seed_0/policy.safetensors").stat().st_mtime_ns == stamp
+    again = files(tmp_path / "x")
+    assert sorted(again) == sorted(once)
+    differing = [name for name in once if again[name] != once[name]]
+    assert all(Path(name).name in ("results.json", "summary.json", "results.csv") for name in differing), differing  # seconds
+
+
+def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, real = tiny(tmp_path, methods=["bc", "sigma-bc"], seeds=[0], finetuners=["best-of-n"]), sweep.pretrain_policy
+
+    def fails(config: Any, seed: int) -> Any:
+        if config.pretraining.method == "bc":
+            raise RuntimeError("bug")
+        return real(config, seed)
+
+    monkeypatch.setattr(sweep, "pretrain_policy", fails)
+    with pytest.raises(JobError, match="bc-seed_0"):
+        run_recipe(recipe, tmp_path / "x")
+    assert (tmp_path / "x/best-of-n/sigma-bc/seed_0/results.json").exists()
+    assert not (tmp_path / "x/best-of-n/bc").exists()
+    assert "σ-BC (σ=0.1)" in (tmp_path / "x/report/report.html").read_text()
+    monkeypatch.undo()
+    report = run_recipe(recipe, tmp_path / "x")
+    assert len(json.loads((report / "summary.json").read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"demonstrations": "none.hdf5"}, "none.hdf5"),
+        ({"demonstrations": None}, "no scripted operators"),
+        ({"demonstrations": None, "environment": "postbc/Square"}, "no scripted operators"),
+        ({"demonstrations": None, "environment": "postbc/Lift", "collect_num": 2}, "collect_num"),
+        ({"demonstrations": None, "environment": "postbc/Lift", "collect_operators": ["[/red]"]}, "red"),
+        ({"environment": "gymnasium:Nobody-v0"}, "Nobody"),
+        ({"environment": "postbc/Lift"}, "belong|environment"),
+        ({"policy": {"sampler": "ddpm"}}, "sampler"),
+        ({"training": {"budget_env_steps": 10}}, "before learning"),
+        ({"data": {"num_trajectories": 99}}, "99"),
+    ],
+)
+def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, values: dict[str, Any], words: str) -> None:
+    merged = {k: {**TINY.get(k, {}), **v} if isinstance(v, dict) else v for k, v in values.items()}
+    if merged.get("environment") == "postbc/Lift":
+        pytest.importorskip("robosuite")
+    with pytest.raises(InputError, match=words):
+        run_recipe(tiny(tmp_path, **merged), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.simulator
-def test_from_demonstrations_to_report_and_again(tmp_path, capsys):
-    report = run_recipe(tiny(tmp_path / "x", jobs=2))
-    entries = json.loads((report / "summary.json").read_text())
-    assert {(e["pretraining"], e["finetuner"]) for e in entries} == {
-        (m, f) for m in ("bc", "sigma-bc", "postbc") for f in ("dsrl-sac", "best-of-n")
+def test_scripted_demonstrations_of_lift(tmp_path: Path) -> None:
+    pytest.importorskip("robosuite")
+    values = {
+        "environment": "postbc/Lift",
+        "demonstrations": None,
+        "collect_num": 6,
+        "data": {"num_trajectories": 3},
+        "horizon": 40,
     }
-    assert len(entries) == 12
-    required = {
-        "task", "data", "finetuner", "pretraining", "seed", "demonstrations", "posterior_weight", "sigma", "budget_env_steps",
-        "episodes", "success_before", "success_after", "curve", "wall_clock_s", "command", "commit",
+    recipe = parse_recipe({**TINY, **values, "methods": ["bc"], "finetuners": [], "seeds": [0], "episodes": 2})
+    run_recipe(recipe, tmp_path / "x")
+    made_by = tmp_path / "x/demonstrations.hdf5"
+    stamp = made_by.stat().st_mtime_ns
+    run_recipe(replace(recipe, seeds=(1,)), tmp_path / "x")
+    assert made_by.stat().st_mtime_ns == stamp
+    assert (tmp_path / "x/evaluation/bc/seed_1/evaluation.json").exists()
+
+
+# -- recipes as data -----------------------------------------------------------------------------------------------------------
+def table_of(name: str) -> tuple[Any, ...]:
+    """A row of the paper's tables (paper.md section 6)."""
+    r = load_recipe(name)
+    return (
+        r.data.num_trajectories, r.data.chunk, r.policy.hidden, r.ensemble.ensemble_size, r.ensemble_epochs,
+        r.pretraining.posterior_weight, r.pretraining.sigma,
+    )  # fmt: skip
+
+
+def test_the_papers_pretraining() -> None:
+    assert table_of("paper-lift-dsrl") == (5, 4, 512, 100, 10_000, 1.0, 0.1)
+    assert table_of("paper-can-dsrl") == (10, 4, 1024, 100, 6000, 0.5, 0.1)
+    assert table_of("paper-square-dsrl") == (30, 4, 1024, 100, 3000, 1.0, 0.05)
+    assert table_of("paper-lift-best-of-n") == (20, 1, 512, 100, 3000, 1.0, 0.1)
+    assert table_of("paper-lift-best-of-n-2000") == (20, 1, 512, 10, 3000, 2.0, 0.1)
+    assert table_of("paper-can-best-of-n") == (300, 1, 1024, 10, 500, 1.0, 0.025)
+    assert table_of("paper-square-best-of-n") == (300, 1, 1024, 10, 500, 1.0, 0.025)
+    assert table_of("paper-square-best-of-n-2000") == (300, 1, 1024, 10, 500, 2.0, 0.025)
+    for name in (n for n in names() if n.startswith("paper-")):
+        r, dsrl = load_recipe(name), name.endswith("dsrl")
+        assert (r.pretraining_epochs, r.policy.denoising_steps, r.policy.layers, r.ensemble.layers) == (3000, 100, 3, 3)
+        assert (r.policy.sampler, r.policy.inference_steps) == (("ddim", 8) if dsrl else ("ddpm", 8))
+        assert (r.ensemble.bootstrap, r.ensemble.hidden, r.episodes, len(r.seeds)) == ("trajectory", r.policy.hidden, 200, 5)
+        assert r.finetuners == (("dsrl",) if dsrl else ("best-of-n",))
+        assert name.split("-")[1] in r.environment.lower()
+
+
+def test_the_papers_dsrl() -> None:
+    rows = {"lift": (20, 0.99, 24_000), "can": (10, 0.99, 24_000), "square": (10, 0.999, 32_000)}
+    for task, row in rows.items():
+        r = load_recipe(f"paper-{task}-dsrl")
+        d = r.dsrl
+        assert (d.noise_critic_grad_steps, d.discount, r.training.initial_steps) == row
+        assert (d.variant, d.hidden, d.layers, d.activation, d.critics, d.action_magnitude) == ("na", 2048, 3, "tanh", 2, 1.5)
+        assert (d.lr, d.batch_size, d.target_entropy, d.tau, r.training.num_envs) == (3e-4, 256, 0.0, 0.005, 4)
+        assert r.training.reward == "negative"
+        assert {m: r.of_method(m).dsrl.utd for m in r.methods} == {"bc": 20, "sigma-bc": 10, "postbc": 20}
+
+
+def test_the_papers_best_of_n() -> None:
+    expectiles = {
+        "paper-lift-best-of-n": (0.5, 0.7, 0.5), "paper-lift-best-of-n-2000": (0.5, 0.7, 0.7), "paper-can-best-of-n": (0.7,) * 3,
+        "paper-square-best-of-n": (0.7,) * 3, "paper-square-best-of-n-2000": (0.7,) * 3,
     }  # fmt: skip
-    for entry in entries:
-        assert required <= set(entry)
-        assert entry["task"] == "Lift"
-        assert entry["demonstrations"] == 3
-        assert entry["curve"][0] == [0, entry["success_before"]]
-        assert (entry["posterior_weight"] is not None) == (entry["pretraining"] == "postbc")
-    # the same pretrained policy on the same episodes is the same score, whoever finetunes it
-    before = {(e["pretraining"], e["seed"]): e["success_before"] for e in entries}
-    assert all(before[e["pretraining"], e["seed"]] == e["success_before"] for e in entries)
-    assert "<html" in (report / "report.html").read_text()
-    stamp = (tmp_path / "x/dsrl/postbc/results.json").stat().st_mtime_ns
-    run_recipe(tiny(tmp_path / "x", jobs=1))  # all is done: nothing is run again
-    assert (tmp_path / "x/dsrl/postbc/results.json").stat().st_mtime_ns == stamp
-    with pytest.raises(InputError, match="another configuration"):
-        run_recipe(tiny(tmp_path / "x", num_trajectories=4))
+    for name, expected in expectiles.items():
+        r = load_recipe(name)
+        assert tuple(r.of_method(m).iql.expectile for m in ("bc", "sigma-bc", "postbc")) == expected
+        assert (r.iql.steps, r.iql.discount, r.iql.layer_norm) == (2_000_000, 0.999, "lift" in name)
+        assert r.best_of_n.episodes == (2000 if name.endswith("2000") else 1000)
+        assert r.transitions.reward == "sparse"
 
 
-def test_square_needs_a_file(tmp_path):
-    with pytest.raises(InputError, match="no scripted operators"):
-        run_recipe(tiny(tmp_path / "x", task="Square"))
+def test_a_method_may_differ_in_any_field() -> None:
+    differences = {"postbc": {"training.budget_env_steps": 9000, "pretraining.posterior_weight": 0.25, "pretraining_epochs": 7},
+                   "bc": {"iql.hidden": [8, 8], "policy.inference_steps": 4, "transitions.reward": "negative"}}  # fmt: skip
+    recipe = parse_recipe({"training": {"initial_steps": 100}, "per_method": differences})
+    ours, theirs, other = (recipe.of_method(m) for m in ("postbc", "bc", "sigma-bc"))
+    assert (ours.training.budget_env_steps, ours.pretraining.posterior_weight, ours.pretraining_epochs) == (9000, 0.25, 7)
+    assert (theirs.iql.hidden, theirs.policy.inference_steps, theirs.transitions.reward) == ((8, 8), 4, "negative")
+    assert replace(other, pretraining=recipe.pretraining) == replace(recipe, per_method={})
+    assert [r.pretraining.method for r in (ours, theirs, other)] == ["postbc", "bc", "sigma-bc"]
 
 
-def test_the_papers_numbers():
-    lift = RECIPES["paper-lift-dsrl"]
-    assert (lift.num_trajectories, lift.ensemble.ensemble_size, lift.ensemble_epochs, lift.pretraining_epochs) == (
-        5,
-        100,
-        10_000,
-        3000,
-    )
-    assert (lift.policy.hidden, lift.policy.chunk, lift.policy.inference_steps, lift.policy.sampler) == (512, 4, 8, "ddim")
-    assert (lift.dsrl.hidden, lift.dsrl.utd, lift.sigma_bc_utd, lift.dsrl.noise_critic_steps) == (2048, 20, 10, 20)
-    assert (lift.dsrl.discount, lift.dsrl.action_magnitude, lift.dsrl_training.initial_steps) == (0.99, 1.5, 24_000)
-    square = RECIPES["paper-square-dsrl"]
-    assert (square.num_trajectories, square.policy.hidden, square.dsrl.discount) == (30, 1024, 0.999)
-    assert (square.pretraining.sigma, square.dsrl.noise_critic_steps, square.dsrl_training.initial_steps) == (0.05, 10, 32_000)
-    can = RECIPES["paper-can-dsrl"]
-    assert (can.num_trajectories, can.pretraining.posterior_weight, can.ensemble_epochs) == (10, 0.5, 6000)
-    best = RECIPES["paper-lift-best-of-n"]
-    assert (best.num_trajectories, best.policy.chunk, best.policy.sampler, best.iql.steps) == (20, 1, "ddpm", 2_000_000)
-    assert (best.iql.discount, best.iql.expectile, best.sigma_bc_expectile, best.iql.layer_norm) == (0.999, 0.5, 0.7, True)
-    assert RECIPES["paper-lift-best-of-n-2000"].pretraining.posterior_weight == 2
-    assert RECIPES["paper-can-best-of-n"].pretraining.sigma == 0.025
-    assert not RECIPES["paper-square-best-of-n"].iql.layer_norm
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"seeds": [0, 0]}, "seeds"),
+        ({"seeds": []}, "seeds"),
+        ({"episodes": 0}, "episodes"),
+        ({"methods": ["bc", "dagger"]}, "methods"),
+        ({"per_method": {"dagger": {}}}, "per_method"),
+        ({"per_method": {"bc": {"dsrl.utdd": 1}}}, "per_method: bc.dsrl.utdd"),
+        ({"per_method": {"bc": {"dsrl.utd": 0}}}, "utd"),
+        ({"per_method": {"bc": {"seeds": [1]}}}, "per_method: bc.seeds"),
+        ({"per_method": {"bc": {"pretraining.method": "postbc"}}}, "pretraining.method"),
+        ({"training": {"eval_episodes": 7}}, "give episodes"),
+        ({"policy": {"kind": "evil"}}, "evil"),
+        ({"policy": {"kind": ["x"]}}, "policy.kind"),
+        ({"policy": 3}, "policy"),
+        ({"seed": 1}, "seed"),
+        ({"data": {"chunk": 0}}, "chunk"),
+    ],
+)
+def test_recipes_that_cannot_be_used(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        parse_recipe(values)
 
 
-def test_recipes_are_overridden_on_the_command_line():
-    recipe = cli.parse("run", ["lift-laptop", "--output", "o", "--seeds", "3", "4", "--dsrl.utd", "2"])
-    assert (str(recipe.output), recipe.seeds, recipe.dsrl.utd) == ("o", (3, 4), 2)
-    assert recipe.iql == RECIPES["lift-laptop"].iql
+def test_recipes_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: lift-laptop\nabout: mine\ndsrl: {utd: 3}\nmethods: [bc]\n")
+    mine, laptop = load_recipe(tmp_path / "mine.yaml"), load_recipe("lift-laptop")
+    assert (mine.dsrl.utd, mine.dsrl.hidden, mine.methods) == (3, laptop.dsrl.hidden, ("bc",))
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\nseeds: [7]\n")
+    assert load_recipe(tmp_path / "other.yaml") == replace(mine, seeds=(7,))
+    (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
+    for name in (tmp_path / "loop.yaml", tmp_path / "none.yaml", "none", "../recipes/demo", "_robomimic/../demo", "", "demo\0"):
+        with pytest.raises(InputError):
+            load_recipe(name)
+    (tmp_path / "mine.yaml").write_text("episodes: -1")
+    with pytest.raises(InputError, match=r"mine\.yaml"):
+        load_recipe(tmp_path / "mine.yaml")
 
 
-def fine(path):
-    path.write_text("done")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_recipes_are_input_errors_or_recipes(tmp_path: Path, data: st.DataObject) -> None:
+    values = {k: v for k, v in plain(load_recipe("demo")).items() if k not in ("data", "compute")}
+    key = data.draw(st.sampled_from(sorted(values)))
+    scalar = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
+    drawn = data.draw(scalar | st.lists(scalar, max_size=3) | st.dictionaries(st.text(max_size=4), scalar, max_size=2))
+    inner = values[key]
+    if isinstance(inner, dict) and inner and data.draw(st.booleans()):
+        values[key] = {**inner, data.draw(st.sampled_from(sorted(inner))): drawn}
+    else:
+        values[key] = drawn
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(values))
+    try:
+        recipe = load_recipe(tmp_path / "x.yaml")
+    except InputError as error:
+        assert str(error)  # noqa: PT017
+    else:
+        assert parse_recipe(plain(recipe)) == recipe
 
 
-def wrong(path):
-    raise InputError("This is wrong.", file=path)
+def test_every_recipe_is_written_and_read_again() -> None:
+    for name in names():
+        recipe = load_recipe(name)
+        assert parse_recipe(plain(recipe)) == recipe
+        assert recipe.about
+        assert recipe.source
+        assert recipe.size
+    assert {"demo", "lift-laptop", "pusht-laptop"} <= set(names())
+    assert len(table().rows) == len(names())
 
 
-def broken(path):
-    raise RuntimeError("bug")
+# -- the command line ----------------------------------------------------------------------------------------------------------
+def test_recipes_are_overridden_on_the_command_line() -> None:
+    chosen = parse("lift-laptop", ["--output", "o", "--seeds", "3", "4", "--dsrl.utd", "2", "--jobs", "1", "--device", "cpu"])
+    recipe, laptop = chosen.recipe, load_recipe("lift-laptop")
+    assert (str(chosen.output), recipe.seeds, recipe.dsrl.utd, recipe.jobs, recipe.compute.device) == ("o", (3, 4), 2, 1, "cpu")
+    assert recipe.iql == laptop.iql
+    assert str(parse("demo", []).output) == "runs/demo"
+    assert parse("paper-lift-dsrl", ["--demonstrations", "x.hdf5"]).recipe.per_method == {"sigma-bc": {"dsrl.utd": 10}}
+    differing = parse("paper-lift-dsrl", ["--per-method", "sigma-bc.dsrl.utd=5", "postbc.iql.layer-norm=true"]).recipe
+    assert differing.per_method == {"sigma-bc": {"dsrl.utd": 5}, "postbc": {"iql.layer_norm": True}}
+    assert parse("paper-lift-dsrl", ["--per-method"]).recipe.per_method == {}
 
 
-def test_jobs_run_apart_and_their_errors_come_back(tmp_path):
-    run_jobs({"a": (fine, (tmp_path / "a",)), "b": (fine, (tmp_path / "b",))}, 2, tmp_path / "logs")
-    assert (tmp_path / "b").read_text() == "done"
-    with pytest.raises(InputError, match="This is wrong"):
-        run_jobs({"a": (fine, (tmp_path / "c",)), "b": (wrong, (tmp_path / "b",))}, 2, tmp_path / "logs")
-    assert (tmp_path / "c").exists()
-    with pytest.raises(RuntimeError, match=r"exit status 1.*b\.log"):
-        run_jobs({"a": (fine, (tmp_path / "c",)), "b": (broken, (tmp_path / "b",))}, 2, tmp_path / "logs")
-    assert "RuntimeError: bug" in (tmp_path / "logs/b.log").read_text()
+def test_another_kind_of_policy_keeps_what_it_shares() -> None:
+    for args in (["--policy.kind", "flow", "--policy.layers", "5"], ["--policy.kind=flow", "--policy.layers=5"]):
+        policy = parse("lift-laptop", args).recipe.policy
+        assert isinstance(policy, FlowConfig)
+        assert (policy.hidden, policy.layers, policy.inference_steps) == (256, 5, 8)
 
 
-def test_the_recorded_recipe_is_readable(tmp_path):
-    with pytest.raises(InputError):
-        run_recipe(tiny(tmp_path / "x", demonstrations=tmp_path / "none.hdf5"))
-    assert yaml.safe_load((tmp_path / "x/config.yaml").read_text())["num_trajectories"] == 3
+@pytest.mark.parametrize(
+    "args",
+    [["--seeds", "0", "0"], ["--episodes", "0"], ["--policy.kind", "evil"], ["--policy.kind"], ["--jobs", "0"], ["--methods"],
+     ["--per-method", "bc"], ["--per-method", "bc.dsrl.utd=["], ["--dsrl.lr", "nan"], ["--data.demonstrations", "x"],
+     ["--num-envs", "1000000000"], ["--nothing"]],
+)  # fmt: skip
+def test_bad_options(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises((InputError, SystemExit)) as error:
+        parse("demo", args)
+    assert not isinstance(error.value, SystemExit) or error.value.code == 2
+
+
+def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse("demo", ["--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for option in ("--data.chunk", "--ensemble.hidden", "--policy.hidden", "--pretraining.steps", "--dsrl.utd", "--training.num-envs",
+                   "--best-of-n.samples", "--iql.expectile", "--transitions.reward", "--device", "--per-method"):  # fmt: skip
+        assert option in said, option
+    assert "--data.demonstrations" not in said

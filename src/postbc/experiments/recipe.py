@@ -31,6 +31,13 @@ Finetuner = Literal["dsrl", "best-of-n"]
 #: What a method may have of its own.
 DIFFERING = ("policy", "pretraining", "pretraining_epochs", "dsrl", "training", "best_of_n", "iql", "transitions")
 
+#: Fields of the recipe that stand for fields of its stages.
+ONCE = {
+    "episodes": (("training", "eval_episodes"), ("best_of_n", "eval_episodes")),
+    "horizon": (("training", "horizon"), ("best_of_n", "horizon")),
+    "num_envs": (("training", "eval_envs"), ("best_of_n", "num_envs")),
+}
+
 
 def _differences(words: Iterable[str]) -> dict[str, dict[str, Any]]:
     """["sigma-bc.dsrl.utd=10"] -> {"sigma-bc": {"dsrl.utd": 10}}."""
@@ -127,6 +134,13 @@ class Recipe(Generic[P]):
         for name in ("methods", "finetuners", "seeds"):
             values = getattr(self, name)
             require(len(set(values)) == len(values), "Each may be given once.", key=name, found=", ".join(map(str, values)))
+        for name, own in ONCE.items():
+            for stage, key in own:
+                value, default = getattr(getattr(self, stage), key), getattr(type(getattr(self, stage))(), key)
+                require(
+                    value in (default, getattr(self, name)), "This is said once for all stages.", key=f"{stage}.{key}", found=value,
+                    remedy=f"give {name} instead",
+                )  # fmt: skip
         for method, fields in self.per_method.items():
             for name in fields:
                 require(

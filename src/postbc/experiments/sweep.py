@@ -18,6 +18,7 @@ from postbc.data.belonging import Facts, check_belongs
 from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.environments.registry import Environment, find_environment
 from postbc.errors import InputError, require
+from postbc.evaluation import Evaluation
 from postbc.experiments.recipe import Finetuner, Recipe
 from postbc.jobs import JobError, run_jobs
 from postbc.policies.base import POLICY_FILE
@@ -25,9 +26,12 @@ from postbc.pretraining import Method
 from postbc.progress import say
 from postbc.runs import Run
 from postbc.stages.demos import Collect
-from postbc.stages.evaluate import SUMMARY, Evaluate, evaluate_stage
+from postbc.stages.dsrl import load_base
+from postbc.stages.evaluate import EPISODES, SUMMARY, Evaluate, evaluate_stage
 from postbc.stages.posterior import PosteriorFit, fit_posterior
 from postbc.stages.pretrain import Pretrain, pretrain_policy
+from postbc.training.best_of_n import finetune_best_of_n
+from postbc.training.dsrl import finetune_dsrl
 
 DEMONSTRATIONS = "demonstrations.hdf5"
 #: Fields that do not belong to the experiment, and those that may change between two runs into one directory: their stages
@@ -96,7 +100,7 @@ def check(recipe: Recipe[Any], output: Path) -> None:
 
     Raises:
         InputError: the environment cannot run here, demonstrations that are missing, cannot be used or are of another task, a policy
-            that a finetuner cannot use, or an output that is not this experiment's.
+            or budget that a finetuner cannot use.
     """
     environment = find_environment(recipe.environment)
     environment.check()
@@ -104,6 +108,8 @@ def check(recipe: Recipe[Any], output: Path) -> None:
         "dsrl" not in recipe.finetuners or getattr(recipe.policy, "sampler", None) != "ddpm",
         "DSRL needs a policy that is deterministic given its noise.", key="policy.sampler", found="ddpm", expected="ddim",
     )  # fmt: skip
+    for method in recipe.methods if "dsrl" in recipe.finetuners else ():
+        recipe.of_method(method).training.require_learning(recipe.data.chunk)
     require(
         not recipe.data.image_keys or "postbc" not in recipe.methods or "bc" in recipe.methods,
         "PostBC from images takes the encoder of the BC policy of the same seed.", key="methods", found=", ".join(recipe.methods),
@@ -213,7 +219,27 @@ def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> No
 
 def finetune(recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Method, seed: int) -> None:
     """Finetune the policy of one seed and method, starting from the evaluation that it already has."""
-    raise NotImplementedError
+    own, policies, where = recipe.of_method(method), output / "pretraining" / method, output / finetuner / method
+    policy = load_base(_seed(output, f"pretraining/{method}", seed), deterministic=finetuner == "dsrl")
+    before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES)
+    common: dict[str, Any] = {
+        "seed": seed, "compute": own.compute, "resume": True, "before": before, "source": policies / f"seed_{seed}",
+        "allow_version_mismatch": own.data.allow_version_mismatch,
+    }  # fmt: skip
+    if finetuner == "dsrl":
+        training = replace(own.training, eval_episodes=own.episodes, horizon=own.horizon, eval_envs=own.num_envs)
+        finetune_dsrl(policy, own.environment, where / f"seed_{seed}", own.dsrl, training, **common)
+    else:
+        config = replace(own.best_of_n, eval_episodes=own.episodes, horizon=own.horizon, num_envs=own.num_envs)
+        finetune_best_of_n(policy, own.environment, where / f"seed_{seed}", config, own.iql, own.transitions, **common)
+    if recipe.videos:
+        films = replace(
+            _evaluation(own, where, output / "evaluation" / f"{method}-{finetuner}", seed), videos=recipe.videos, episodes=10
+        )
+        try:
+            evaluate_stage(films, seed)
+        except InputError as error:  # no OpenGL here: the numbers stand without pictures
+            say(f"no videos of {finetuner} from {method}, seed {seed}: {error}", stderr=True)
 
 
 def _evaluation(recipe: Recipe[Any], policy: Path, output: Path, seed: int) -> Evaluate:
