@@ -135,9 +135,12 @@ def gymnasium_environment(
         if ":" in identity:
             importlib.import_module(identity.split(":")[0])
         spec = gymnasium.spec(identity.split(":")[-1])
-    except (gymnasium.error.Error, ImportError) as error:
+        creator: Any = spec.entry_point
+        if isinstance(creator, str):
+            creator = gymnasium.envs.registration.load_env_creator(creator)
+    except (gymnasium.error.Error, ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            "gymnasium does not know this environment.", key="environment", found=name, expected=str(error).splitlines()[0],
+            "gymnasium does not know this environment.", key="environment", found=name, expected=str(error).split("\n")[0],
             remedy="install its package, and name the module that registers it: gymnasium:its_package:Its/Task-v0",
         ) from error  # fmt: skip
     limit = horizon if horizon is not None else spec.max_episode_steps
@@ -156,7 +159,10 @@ def gymnasium_environment(
         )
 
     facts = {"env_name": spec.id, "env_version": None, "type": 2, "env_kwargs": options}
-    return from_vector_env(factory, name=name, horizon=int(limit or 0), success=success, chunk=1, facts=facts, scene=scene)
+    fps = int((getattr(creator, "metadata", None) or {}).get("render_fps") or 20)
+    return from_vector_env(
+        factory, name=name, horizon=int(limit or 0), success=success, chunk=1, fps=fps, facts=facts, scene=scene
+    )
 
 
 def _pusht(**options: Any) -> Environment:
