@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import postbc
 from postbc import cli
+from postbc.jobs import Interrupted
 
 
 def test_every_command_has_complete_help(capsys):
@@ -75,7 +77,7 @@ def test_whatever_the_operating_system_refuses_is_one_clear_error(monkeypatch, c
 
 
 def test_an_interruption_is_one_line(monkeypatch, capsys):
-    assert outcome(monkeypatch, KeyboardInterrupt()) == 130
+    assert outcome(monkeypatch, Interrupted(signal.SIGINT)) == 130
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -89,7 +91,7 @@ def test_sigterm_is_an_interruption(tmp_path):
         "sys.exit(cli.main(['doctor']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 130
+    assert done.returncode == 143
     assert "interrupted" in done.stderr
     assert "Traceback" not in done.stderr
 

@@ -15,6 +15,7 @@ import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import dataclass_transform
 
+from postbc.disk import require_file
 from postbc.errors import InputError
 
 T = TypeVar("T")
@@ -100,7 +101,7 @@ def read_json(path: str | Path, kind: type[T], limit: int = 2**28) -> T:
     Raises:
         InputError: missing, unreadable, too large, not JSON, or not of that kind.
     """
-    path = Path(path)
+    path = require_file(path, "a JSON file")
     try:
         size = path.stat().st_size
         if size > limit:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
-from types import FrameType
 from typing import Any
 
 from postbc.errors import InputError
@@ -65,12 +63,8 @@ def given(args: list[str], option: str, default: str) -> str:
     return default
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; the exit status: 0 done, 2 the input cannot be used (:class:`InputError`), 130 interrupted."""
+    """Run one subcommand; the exit status: 0 done, 1 a job failed, 2 the input cannot be used, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows a substitute
@@ -83,25 +77,23 @@ def main(argv: list[str] | None = None) -> int:
         if not asked:
             print(f"\npostbc: there is no command {' '.join(args)!r}", file=sys.stderr)
         return 0 if asked else 2
-    before = signal.getsignal(signal.SIGTERM)
+    from postbc.jobs import Interrupted, JobError, interruptible
+
     try:
-        signal.signal(signal.SIGTERM, _terminate)
-    except ValueError:  # not the main thread
-        before = None
-    try:
-        module = command(words)
-        module.run(module.parse(args[len(words.split()) :]))
+        with interruptible():
+            module = command(words)
+            module.run(module.parse(args[len(words.split()) :]))
     except InputError as error:
         print(f"postbc {words}: {error}", file=sys.stderr)
         return 2
+    except JobError as error:
+        print(f"postbc {words}: {error}", file=sys.stderr)
+        return 1
     except OSError as error:
         named = f"\n  file: {error.filename}" if error.filename else ""
         print(f"postbc {words}: The operating system refuses: {error.strerror or error}{named}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"postbc {words}: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+    except Interrupted as error:
+        print(f"postbc {words}: {error}", file=sys.stderr)
+        return error.status
     return 0
