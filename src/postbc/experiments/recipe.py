@@ -178,7 +178,9 @@ def parse_recipe(values: Mapping[str, Any], file: str | Path | None = None) -> R
     policy = values.get("policy")
     kind = policy.get("kind", "diffusion") if isinstance(policy, dict) else "diffusion"
     require(isinstance(kind, str), "A kind of policy is a name.", file=file, key="policy.kind", found=kind)
-    return parse(Recipe[policy_class(kind).Config], {"policy": {}, **values}, file)
+    generic: Any = Recipe
+    parsed: Recipe[Any] = parse(generic[policy_class(kind).Config], {"policy": {}, **values}, file)
+    return parsed
 
 
 def names() -> list[str]:
@@ -202,7 +204,7 @@ def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         values = read_yaml(Path(name))
     else:
-        packaged = importlib.resources.files("postbc.experiments").joinpath("recipes", f"{name}.yaml")
+        packaged = importlib.resources.files("postbc.experiments").joinpath("recipes").joinpath(f"{name}.yaml")
         known = name.replace("-", "").replace("_", "").isalnum() and packaged.is_file()
         require(known, "There is no such recipe.", key="recipe", found=name, expected=", ".join(names()) + ", or a .yaml file")
         with importlib.resources.as_file(packaged) as path:

@@ -49,9 +49,11 @@ def parse(name: str, args: Sequence[str]) -> RunRecipe[Any]:
     """
     recipe = load_recipe(name)
     recipe = with_policy(recipe, _given(args, "--policy.kind", recipe.policy.kind))
-    kind: Any = RunRecipe[policy_class(recipe.policy.kind).Config]  # type: ignore[name-defined]
+    generic: Any = RunRecipe
     default = RunRecipe(recipe, Path("runs") / Path(name).stem)
-    chosen: RunRecipe[Any] = tyro.cli(kind, prog=f"postbc run {name}", args=list(args), default=default)
+    chosen: RunRecipe[Any] = tyro.cli(
+        generic[policy_class(recipe.policy.kind).Config], prog=f"postbc run {name}", args=list(args), default=default
+    )
     return chosen
 
 
