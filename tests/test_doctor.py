@@ -22,7 +22,7 @@ def named(checks: list[Check]) -> dict[str, Check]:
 
 def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", {"robosuite": "1.4.0", "mujoco": "3.3.0"}.get)
-    for name in ("check_native_control", "check_rendering", "check_video"):
+    for name in ("check_native_control", "check_rendering", "check_video", "check_pusht", "check_import"):
         monkeypatch.setattr(doctor, name, lambda name=name: Check(name, "ok", ""))
 
 
@@ -44,6 +44,7 @@ def test_all_is_well(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 )
 def test_simulator_versions(monkeypatch: pytest.MonkeyPatch, robosuite: str | None, mujoco: str | None, status: str) -> None:
     monkeypatch.setattr(doctor, "_version", {"robosuite": robosuite, "mujoco": mujoco}.get)
+    monkeypatch.setattr(doctor, "check_import", lambda: None)
     check = doctor.check_simulator()
     assert check.status == status
     assert bool(check.remedy) == (status != "ok")
@@ -68,6 +69,22 @@ def test_a_check_that_raises_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
     check = named(doctor.diagnose())["native control"]
     assert check.status == "fail"
     assert check.found == "OSError: libsomething.so: no such file"
+
+
+def test_what_is_wrong_with_data_is_said_with_its_own_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    healthy(monkeypatch)
+    (tmp_path / "[bad].hdf5").write_text("no data")
+    check = named(doctor.diagnose(demonstrations=tmp_path / "[bad].hdf5"))["demonstrations"]
+    assert check.status == "fail"
+    assert "[bad].hdf5" in check.found
+    assert "pip" not in check.remedy
+    with pytest.raises(InputError, match="checks failed"):
+        Doctor(tmp_path / "[bad].hdf5").run()
+
+
+def test_push_t_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: None)
+    assert doctor.check_pusht().status == "ok"
 
 
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -102,7 +119,7 @@ def test_python_and_torch() -> None:
 @pytest.mark.simulator
 def test_native_control_agrees_and_a_disagreement_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("robosuite")
-    import postbc.environments as environments
+    from postbc.environments import robosuite as environments
 
     assert doctor.check_native_control().status == "ok"
     make = environments.make

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from postbc.errors import InputError
+from postbc.progress import console
+from postbc.schemas import schema
 
 Status = Literal["ok", "warn", "fail"]
 ROBOSUITE, MUJOCO = "1.4.0", "3.3.0"
@@ -72,30 +73,49 @@ def check_torch() -> Check:
 
 
 def check_simulator() -> Check:
-    """robosuite 1.4.0 and mujoco 3.3.0: other versions step differently without saying so."""
+    """robosuite 1.4.0 and mujoco 3.3.0 (others step differently without saying so), and they can be imported here."""
     robosuite, mujoco = _version("robosuite"), _version("mujoco")
     found = f"robosuite {robosuite or 'missing'}, mujoco {mujoco or 'missing'}"
     if robosuite != ROBOSUITE or mujoco is None:
         return Check("simulator", "fail", found, f"{INSTALL} (robosuite {ROBOSUITE}, mujoco {MUJOCO})")
     if mujoco != MUJOCO:
         return Check("simulator", "warn", found, f"pip install mujoco=={MUJOCO}: others are not tested, 3.17 does not work")
+    check_import()
     return Check("simulator", "ok", found)
+
+
+def check_import() -> None:
+    """InputError where the simulator cannot be imported."""
+    from postbc.environments import robosuite
+
+    robosuite.check()
+
+
+def check_pusht() -> Check:
+    """Push-T, an extra of its own."""
+    from postbc.environments.pusht import import_gym_pusht
+
+    version = _version("gym-pusht")
+    if version is None:
+        return Check("Push-T", "ok", "not installed (only Push-T needs it: pip install 'postbc[pusht]')")
+    import_gym_pusht()
+    return Check("Push-T", "ok", f"gym-pusht {version}")
 
 
 def check_native_control() -> Check:
     """The compiled control loop is in use and agrees with robosuite's own Python for a few random steps from one initial state."""
-    from postbc.environments import make
+    from postbc.environments import robosuite
 
     observations = []
     for native in (True, False):
-        env = make("Lift", num_envs=1, chunk=1, terminate_on="never", autoreset="disabled", native=native)
+        env = robosuite.make("Lift", num_envs=1, chunk=1, terminate_on="never", native=native)
         try:
             if native and env.fallback:
                 return Check("native control", "warn", f"not compiled: {env.fallback}", "simulation is slow; " + INSTALL)
             rng = np.random.default_rng(0)
-            env.reset(options={"reset_mask": np.ones(1, bool), "seeds": np.zeros(1, np.int64)})
+            env.reset([0])
             for _ in range(8):
-                observation = env.step(rng.uniform(-0.5, 0.5, (1, 1, 7)).astype(np.float32))[0]
+                observation = env.step(rng.uniform(-0.5, 0.5, (1, 1, 7)).astype(np.float32)).observation["state"]
             observations.append(observation)
         finally:
             env.close()
@@ -107,10 +127,9 @@ def check_native_control() -> Check:
 
 
 _RENDER = """
-import numpy as np
-from postbc.environments import make
+from postbc.environments.robosuite import make
 env = make("Lift", num_envs=1)
-env.reset(options={"reset_mask": np.ones(1, bool), "seeds": np.zeros(1, np.int64)})
+env.reset([0])
 frame = env.render_frame(0, 64, 64)
 print("spread", int(frame.max()) - int(frame.min()))
 """
@@ -118,7 +137,7 @@ print("spread", int(frame.max()) - int(frame.min()))
 
 def check_rendering() -> Check:
     """A frame can be drawn without a display. In a process of its own, because a broken OpenGL may end the process."""
-    # postbc.environments chooses MUJOCO_GL itself where it is unset
+    # the simulator's import chooses MUJOCO_GL itself where it is unset
     try:
         done = subprocess.run([sys.executable, "-c", _RENDER], capture_output=True, text=True, timeout=180)
         text = (
@@ -159,8 +178,8 @@ def check_disk(path: Path) -> Check:
 
 def check_demonstrations(path: Path, number: int = 3) -> Check:
     """Play a few demonstrations open-loop: data of another simulator or controller succeed near 0 %, without any error."""
-    from postbc.demonstrations import read_robomimic
-    from postbc.demonstrations.replay import replay
+    from postbc.data.robomimic import read_robomimic
+    from postbc.environments.robosuite.playback import replay
 
     data = read_robomimic(path)
     result = replay(data.subset(min(number, len(data)), 0), allow_version_mismatch=True)
@@ -182,6 +201,9 @@ def diagnose(output: Path = Path(), demonstrations: Path | None = None) -> list[
     def attempt(name: str, check: Callable[[], Check]) -> Check:
         try:
             results.append(check())
+        except InputError as error:
+            what, _, remedy = str(error).partition("\n  what to do: ")
+            results.append(Check(name, "fail", " ".join(what.split())[:300], remedy))
         except Exception as error:  # a diagnosis goes on
             head = str(error).splitlines()[0] if str(error) else ""
             results.append(Check(name, "fail", f"{type(error).__name__}: {head}"[:200], INSTALL))
@@ -193,13 +215,14 @@ def diagnose(output: Path = Path(), demonstrations: Path | None = None) -> list[
     if attempt("simulator", check_simulator).status != "fail":
         attempt("native control", check_native_control)
         attempt("rendering", check_rendering)
-        attempt("ffmpeg", check_video)
         if demonstrations is not None:
             attempt("demonstrations", lambda: check_demonstrations(demonstrations))
+    attempt("Push-T", check_pusht)
+    attempt("ffmpeg", check_video)
     return results
 
 
-@dataclass(frozen=True)
+@schema
 class Doctor:
     """Check this machine: Python, torch, simulator versions, compiled control loop, rendering, disk; and data by replaying them."""
 
@@ -214,10 +237,11 @@ class Doctor:
         table = Table(title="postbc doctor", show_lines=False)
         for column in ("", "check", "found", "what to do"):
             table.add_column(column, overflow="fold")
-        marks = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+        colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         for check in results:
-            table.add_row(marks[check.status], check.name, escape(check.found), escape(check.remedy))
-        Console().print(table)
+            mark = Text(check.status, colours[check.status])
+            table.add_row(mark, *(Text(text) for text in (check.name, check.found, check.remedy)))
+        console().print(table)
         failed = [check for check in results if check.status == "fail"]
         if failed:
             raise InputError(
