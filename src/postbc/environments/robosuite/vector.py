@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from postbc.environments.robosuite import building
 from postbc.environments.robosuite.episodes import Models, unsupported_reset
 from postbc.environments.robosuite.native_control import unsupported
 from postbc.environments.robosuite.rendering import Renderer
-from postbc.environments.robosuite.simulation import NativeSimulation, RobosuiteSimulation, Simulation
+from postbc.environments.robosuite.simulation import NativeSimulation, RobosuiteSimulation, Simulation, run_chunk
 from postbc.environments.robosuite.tasks import CONTROL_FREQ, VERSION, Task, find_task
 from postbc.errors import require
+from postbc.progress import say
 
 
 class RobosuiteChunkEnv:
@@ -226,11 +228,19 @@ def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[st
     unknown = None if task.robosuite_name in building.SENSORS else "its success check is not compiled"
     reason = unknown or unsupported(env) or unsupported_reset(env)
     if reason is None:
+        _say_if_it_compiles()
         models = Models(env)
         return [NativeSimulation(task, env, models) for _ in range(num_envs)], None
     message = f"{task.name} is stepped by robosuite's own Python, not by the compiled loop: {reason}"
     warnings.warn(message, RuntimeWarning, stacklevel=4)
     return [RobosuiteSimulation(task, building.build(task, env_kwargs)) for _ in range(num_envs)], reason
+
+
+def _say_if_it_compiles() -> None:
+    """Before the first step of this process: whether the loop's machine code is on the disk."""
+    if run_chunk.signatures or any(Path(run_chunk.stats.cache_path).glob("simulation.run_chunk-*.nbc")):
+        return
+    say("Compiling the simulator's control loop: about 20 seconds, once on this machine.", stderr=True)
 
 
 def _processors() -> int:
