@@ -206,7 +206,7 @@ class PushTChunkEnv:
         return {"seeds": self.seeds.copy(), "waiting": self._waiting.copy(), "played": played}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from :meth:`get_state`, bit for bit; takes a third of a millisecond an action that was played."""
+        """Continue from :meth:`get_state`, bit for bit; takes a sixth of a millisecond an action that was played."""
         count = len(state["seeds"])
         require(count == self.num_envs, "The state is of another number of environments.", found=count, expected=self.num_envs)
         self.reset(state["seeds"])
