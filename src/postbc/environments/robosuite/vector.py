@@ -238,7 +238,7 @@ def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[st
 
 def _say_if_it_compiles() -> None:
     """Before the first step of this process: whether the loop's machine code is on the disk."""
-    if run_chunk.signatures or any(Path(run_chunk.stats.cache_path).glob("simulation.run_chunk-*.nbc")):
+    if run_chunk.signatures or any(Path(run_chunk.stats.cache_path or "").glob("simulation.run_chunk-*.nbc")):
         return
     say("Compiling the simulator's control loop: about 20 seconds, once on this machine.", stderr=True)
 
