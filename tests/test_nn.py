@@ -53,7 +53,10 @@ def test_gradients_of_members_stay_apart():
 def test_a_stack_of_one_and_a_plain_network_begin_alike_and_agree():
     x = torch.randn(6, 5)
     for norm in (False, True):
-        stacked, plain = StackedMLP(1, 5, (8,), 2, generator(3), layer_norm=norm), MLP(5, (8,), 2, generator(3), layer_norm=norm)
+        stacked, plain = (
+            StackedMLP(1, 5, (8,), 2, generator(3), layer_norm=norm),
+            MLP(5, (8,), 2, generator(3), layer_norm=norm),
+        )
         torch.testing.assert_close(stacked(x[None])[0], plain(x))
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutations import mutate
 
+from mutations import mutate
 from postbc.data.normalization import Normalization
 from postbc.errors import InputError, NotFiniteError
 from postbc.files import load_tree, save_tree
@@ -249,7 +249,7 @@ def test_a_directory_of_seeds_is_said_to_be_one(tmp_path):
         load_policy(tmp_path)
     (tmp_path / "seed_3").mkdir()
     save_policy(tmp_path / "seed_3/policy.safetensors", make_policy())
-    with pytest.raises(InputError, match="give one of its seeds: .*seed_3"):
+    with pytest.raises(InputError, match=r"give one of its seeds: .*seed_3"):
         load_policy(tmp_path)
 
 
@@ -266,7 +266,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_used(tmp_path):
     tree = load_tree(path)
     with torch.no_grad():
         policy.network.output.bias[0] = math.nan
-    with pytest.raises(NotFiniteError, match="output.bias"):
+    with pytest.raises(NotFiniteError, match=r"output\.bias"):
         save_policy(tmp_path / "nan.safetensors", policy)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["policy.json", "policy.safetensors"]
     tree["parameters"]["network.output.bias"][0] = math.inf

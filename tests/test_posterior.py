@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kills import in_a_process, kill_at_every_operation, kill_and_resume
-from made import write_demonstrations
-from mutations import mutate
 
 import postbc.posterior.ensemble as ensemble_module
 import postbc.stages.posterior as posterior_stage
+from kills import in_a_process, kill_and_resume, kill_at_every_operation
+from made import write_demonstrations
+from mutations import mutate
 from postbc.data.normalization import Normalization
 from postbc.data.training_set import TrainingSetConfig
 from postbc.errors import InputError, NotFiniteError
@@ -114,7 +114,9 @@ def test_noised_targets_reproduce_the_gaussian_posterior():
     with torch.no_grad():
         ensemble.network[0].bias.copy_(prior * torch.randn(members, 1, 1, generator=torch.Generator().manual_seed(1)))
         ensemble.network[0].weight.zero_()
-    training = EnsembleTraining(ensemble, torch.zeros(count, 1), torch.as_tensor(x).view(count, 1, 1), torch.arange(count), seed=0)
+    training = EnsembleTraining(
+        ensemble, torch.zeros(count, 1), torch.as_tensor(x).view(count, 1, 1), torch.arange(count), seed=0
+    )
     every = torch.arange(count).expand(members, -1)
     training.sampler.draw = lambda batch, generator: every  # full batches: the argmin itself, not SGD around it
     for step in range(config.steps):
@@ -365,8 +367,10 @@ def test_kills_leave_nothing_but_the_same_files(tmp_path, how):
 
 
 if __name__ == "__main__":
+    import torch._dynamo
+
     versions()  # the commit may change while the test runs
     if sys.argv[1] == "operations":
-        kill_at_every_operation(killed_stage, Path(sys.argv[2]), ["*/versions.json"], stride=7)
+        kill_at_every_operation(killed_stage, Path(sys.argv[2]), ["*/versions.json"], stride=13)
     else:
         kill_and_resume(killed_stage, Path(sys.argv[2]), "posterior", ["*/versions.json"])

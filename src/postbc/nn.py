@@ -29,12 +29,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "mi
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer with torch's own initialisation (uniform ±1/√inputs for weight and bias), drawn from `generator`."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=torch.get_default_device())
-    _fill(layer.weight.T, 1 / math.sqrt(inputs), generator)
-    _fill(layer.bias, 1 / math.sqrt(inputs), generator)
+    fill_uniform(layer.weight.T, 1 / math.sqrt(inputs), generator)
+    fill_uniform(layer.bias, 1 / math.sqrt(inputs), generator)
     return layer
 
 
-def _fill(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+def fill_uniform(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
+    """Uniform on [−bound, bound), in place; nothing on "meta"."""
     if not parameter.is_meta:
         drawn = torch.rand(parameter.shape, generator=generator, device=generator.device)
         parameter.copy_((2 * drawn - 1) * bound)
@@ -72,8 +73,8 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(members, inputs, outputs))
         self.bias = nn.Parameter(torch.empty(members, 1, outputs))
         with torch.no_grad():
-            _fill(self.weight, 1 / math.sqrt(inputs), generator)
-            _fill(self.bias, 1 / math.sqrt(inputs), generator)
+            fill_uniform(self.weight, 1 / math.sqrt(inputs), generator)
+            fill_uniform(self.bias, 1 / math.sqrt(inputs), generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from postbc.data.normalization import Normalization
 from postbc.errors import require
-from postbc.nn import linear
+from postbc.nn import fill_uniform
 from postbc.schemas import Width, schema
 
 
@@ -19,39 +19,44 @@ from postbc.schemas import Width, schema
 class EncoderConfig:
     """How images become features (states need nothing: their features are the normalised vector)."""
 
-    image_features: Width = 64
-    """Features of each camera's image."""
-    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = (32, 32, 64)
-    """Of the convolutions (3×3, stride 2) that an image goes through."""
+    keypoints: Annotated[int, Field(ge=1, le=4096)] = 32
+    """K points that each camera's image is reduced to; its features are their 2·K coordinates."""
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=8)] = (16, 32, 32)
+    """Of the 3×3 convolutions that an image goes through."""
 
 
 class ImageEncoder(nn.Module):
-    """(N, C, H, W) uint8 -> (N, E) in [−1, 1]: strided convolutions, one linear layer, LayerNorm, tanh (as DrQ's encoder ends)."""
+    """(N, C, H, W) uint8 -> (N, 2·K) in [−1, 1]: convolutions, then where each of K maps is large (spatial softmax, as robomimic has it).
+
+    A convolution halves what is larger than 16 pixels, so that the maps of small images stay fine enough to point.
+    """
 
     def __init__(self, config: EncoderConfig, shape: tuple[int, ...], generator: torch.Generator) -> None:
         super().__init__()
         channels, height, width = shape
         layers: list[nn.Module] = []
         for outputs in config.channels:
-            layers += [_convolution(channels, outputs, generator), nn.GroupNorm(1, outputs), nn.ReLU()]
-            channels, height, width = outputs, (height + 1) // 2, (width + 1) // 2
-        self.convolutions = nn.Sequential(*layers)
-        self.output = linear(channels * height * width, config.image_features, generator)
-        self.norm = nn.LayerNorm(config.image_features)
+            stride = 2 if max(height, width) > 16 else 1
+            layers += [_convolution(channels, outputs, 3, stride, generator), nn.GroupNorm(1, outputs), nn.ReLU()]
+            channels, height, width = outputs, -(-height // stride), -(-width // stride)
+        self.convolutions = nn.Sequential(*layers, _convolution(channels, config.keypoints, 1, 1, generator))
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.places: Tensor
+        self.register_buffer("places", torch.stack((x.flatten(), y.flatten()), -1), persistent=False)  # (h·w, 2)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = image.to(torch.float32) / 127.5 - 1
-        return torch.tanh(self.norm(self.output(self.convolutions(x).flatten(1)).float()))
+        maps = self.convolutions(image.to(torch.float32) / 127.5 - 1)
+        return (maps.flatten(2).float().softmax(-1) @ self.places).flatten(1)
 
 
 @torch.no_grad()
-def _convolution(inputs: int, outputs: int, generator: torch.Generator) -> nn.Conv2d:
-    layer = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
-    if not layer.weight.is_meta:
-        for parameter in (layer.weight, layer.bias):
-            assert parameter is not None
-            drawn = torch.rand(parameter.shape, generator=generator, device=generator.device)
-            parameter.copy_((2 * drawn - 1) / (9 * inputs) ** 0.5)
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
+    """With torch's own initialisation, drawn from `generator`."""
+    layer = nn.utils.skip_init(
+        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2, device=torch.get_default_device()
+    )
+    fill_uniform(layer.weight, (kernel**2 * inputs) ** -0.5, generator)
+    fill_uniform(layer.bias, (kernel**2 * inputs) ** -0.5, generator)
     return layer
 
 
@@ -82,7 +87,7 @@ class Encoder(nn.Module):
                 if len(shape) == 3
             }
         )
-        widths = (config.image_features if len(shape) == 3 else shape[0] for shape in self.shapes.values())
+        widths = (2 * config.keypoints if len(shape) == 3 else shape[0] for shape in self.shapes.values())
         self.feature_dim = observation_steps * sum(widths)
 
     def forward(self, observation: Mapping[str, Tensor], normalization: Normalization) -> Tensor:
