@@ -19,7 +19,7 @@ from postbc.policies.base import About, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.schemas import read_json
 from postbc.seeding import make_generator
-from postbc.stages.evaluate import Evaluate, evaluate_stage, seeds_of, table
+from postbc.stages.evaluate import Evaluate, environment_of, evaluate_stage, seeds_of, table
 from postbc.videos import choose, name_of, play, record, write_video
 
 simulator = pytest.mark.simulator
@@ -212,6 +212,22 @@ def _renamed(path: Path) -> Path:
     """The same directory, its policy under another seed's name."""
     policy(path, seed=3, width=5, control_freq=10)
     return path
+
+
+@pytest.mark.parametrize(
+    ("task", "facts", "name"),
+    [
+        ("PushT", {}, "postbc/PushT"),
+        ("PushT", {"state_keys": ("state",)}, "postbc/PushT-state"),
+        ("PushT", {"state_keys": ("agent_pos",)}, "postbc/PushT-pixels"),
+        ("PushT", {"state_keys": (), "images": {"image.top": (3, 96, 96)}}, "postbc/PushT-pixels"),
+        ("PickPlaceCan", {"state_keys": ("robot0_eef_pos",)}, "postbc/Can"),
+        (None, {"environment": "Lift"}, "postbc/Lift"),
+    ],
+)
+def test_the_policys_own_environment(task: str | None, facts: dict[str, Any], name: str) -> None:
+    assert environment_of(None, About(task=task, facts=facts), Path()).name == name
+    assert environment_of("Square", About(task=task, facts=facts), Path()).name == "postbc/Square"
 
 
 @simulator

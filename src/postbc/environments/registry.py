@@ -6,11 +6,12 @@ import difflib
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from gymnasium.vector import VectorEnv
 
+from postbc.data.belonging import Facts
 from postbc.environments.adapter import ChunkAdapter, Success
 from postbc.environments.chunk import ChunkEnv, Termination
 from postbc.environments.robosuite.tasks import CONTROL_FREQ, TASKS
@@ -49,6 +50,11 @@ class Environment:
     check: Callable[[], None] = field(default=lambda: None)
     scene: Callable[[], ChunkEnv] | None = None
     state_keys: tuple[str, ...] | None = None
+
+    def belonging(self, shapes: Mapping[str, Any] | None = None) -> Facts:
+        """What is known of it, to compare a policy's or data's own facts with; `shapes`: what is observed, default everything."""
+        keys = self.state_keys if shapes is None or "state" in shapes else None
+        return replace(Facts.of_env_args(self.facts()), state_keys=keys)
 
 
 #: A film is as long as its episode.

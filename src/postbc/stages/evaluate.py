@@ -15,11 +15,11 @@ from rich.text import Text
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
 from postbc.data.belonging import Facts, check_belongs
 from postbc.devices import Compute
-from postbc.environments.registry import Environment, find_environment
+from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
 from postbc.errors import InputError, require
 from postbc.evaluation import Evaluation, Summary, check_sizes, evaluate
 from postbc.files import write_json
-from postbc.policies.base import POLICY_FILE, About
+from postbc.policies.base import POLICY_FILE, About, Shapes
 from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, plain, read_json, schema
@@ -115,7 +115,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     agent, about = load_agent(path, device, **overrides)
     environment = environment_of(config.environment, about, path)
     environment.check()
-    check_facts(about, environment, path, config.allow_version_mismatch)
+    check_facts(about, environment, agent.shapes, path, config.allow_version_mismatch)
     horizon = environment.horizon if config.horizon is None else config.horizon
     _check_plays(agent, environment, horizon, path)
     if config.videos:
@@ -155,14 +155,23 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
 
 def environment_of(name: str | None, about: About, file: Path) -> Environment:
     """The environment asked for, or the policy's own. InputError if it is not known."""
-    known = name or about.task or (about.facts or {}).get("environment")
+    if name:
+        return find_environment(name)
+    facts = about.facts or {}
+    known = about.task or facts.get("environment")
     require(known, "The policy does not say what environment it was trained for.", file=file, key="environment",
             remedy="give --environment, for example postbc/Lift")  # fmt: skip
-    return find_environment(str(known))
+    found, keys = find_environment(str(known)), tuple(facts.get("state_keys") or ())
+    for other in (other for other in ENVIRONMENTS if other.startswith(f"{found.name}-")):  # with other observations
+        if (keys and find_environment(other).state_keys == keys) or (facts.get("images") and other.endswith("-pixels")):
+            return find_environment(other)
+    return found
 
 
-def check_facts(about: About, environment: Environment, file: Path, allow_version_mismatch: bool = False) -> None:
-    """Whether a policy belongs to an environment: what is known of its data against what the environment says of itself.
+def check_facts(
+    about: About, environment: Environment, shapes: Shapes, file: Path, allow_version_mismatch: bool = False
+) -> None:
+    """Whether a policy that reads `shapes` belongs to an environment: its data's facts against the environment's.
 
     Raises:
         InputError: a difference. What is not known on one of the sides is said, and passes.
@@ -171,7 +180,7 @@ def check_facts(about: About, environment: Environment, file: Path, allow_versio
         say(f"note: {file} does not say what data it comes from, so whether it belongs to {environment.name} is not known")
         return
     found = Facts.from_dict(about.facts, str(file))
-    expected = dataclasses.replace(Facts.of_env_args(environment.facts()), state_keys=environment.state_keys)
+    expected = environment.belonging(shapes)
     for warning in check_belongs(found, expected, file=str(file), allow_version_mismatch=allow_version_mismatch):
         say(f"note: {warning}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -103,7 +102,7 @@ def check_policy(
     environment.check()
     about = about_of(policy)
     if about.facts is not None:
-        expected = dataclasses.replace(Facts.of_env_args(environment.facts()), state_keys=environment.state_keys)
+        expected = environment.belonging(policy.shapes)
         named = str(file or "the policy")
         for warning in check_belongs(
             Facts.from_dict(about.facts, named), expected, file=named, allow_version_mismatch=allow_version_mismatch
