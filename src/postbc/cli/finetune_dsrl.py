@@ -14,6 +14,6 @@ def parse(args: list[str]) -> Dsrl:
 
 
 def run(config: Dsrl) -> None:
-    seeds = seeds_of(config.policy, config.seeds)
+    seeds = seeds_of(config)
     run_seeds(run_seed, config, seeds, config.jobs, config.output)
     console().print(table(config.output, seeds))
