@@ -68,13 +68,16 @@ def save_policy(
     **config: Any,
 ) -> Path:
     """A small policy with random weights, as `postbc pretrain` would have left it in `directory`."""
+    from postbc.data.belonging import Facts
     from postbc.data.normalization import Normalization
     from postbc.policies.base import About, policy_class, save_policy
+    from postbc.schemas import plain
     from postbc.seeding import make_generator
 
     made = policy_class(kind)
     small = {"diffusion": {"hidden": 8, "denoising_steps": 4, "inference_steps": 2}, "flow": {"hidden": 8}}[kind]
-    about = About(method="bc", seed=seed, task=task, demonstrations=1)
+    facts = None if task is None else plain(Facts.of_env_args({**LIFT, "env_name": task}))
+    about = About(method="bc", seed=seed, task=task, demonstrations=1, facts=facts)
     policy = made(
         made.Config(**{**small, **config}), {"state": (state_dim,)}, action_dim, chunk, Normalization.identity(state_dim, action_dim),
         make_generator(seed, "policy/initialisation"), about=about,

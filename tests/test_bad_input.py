@@ -1,51 +1,37 @@
 """Bad input across the stages: each row ends with status 2 and its reason, and nothing is written. (Files of demonstrations have
-their own table in test_demonstrations_bad_input.py.)"""
+their own table in test_data_bad_input.py.)"""
+
+from __future__ import annotations
 
 import json
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+from made import LIFT, save_policy, write_demonstrations
 from postbc.cli import main
-from postbc.demonstrations import Demonstrations, Normalization, read_robomimic, write_robomimic
-from postbc.errors import InputError
-from postbc.finetuning.dsrl_training import finetune_dsrl
-from postbc.nn import make_generators
-from postbc.policies import DiffusionConfig, DiffusionPolicy
-from test_pretraining import write_demonstrations
-
-SMALL = DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2)
-
-
-def save_policy(directory, observation_dim=19, action_dim=7, task="Lift", **config):
-    identity = Normalization(-np.ones(observation_dim), np.ones(observation_dim), -np.ones(action_dim), np.ones(action_dim))
-    about = {"task": task, "method": "bc", "demonstrations": 1}
-    settings = DiffusionConfig(**{**SMALL.__dict__, **config})
-    policy = DiffusionPolicy(settings, observation_dim, action_dim, [0], make_generators([0]), [identity], about)
-    policy.save(directory / "policy.safetensors")
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("files")
     save_policy(root / "lift")
-    save_policy(root / "wide", observation_dim=23)
-    save_policy(root / "can", observation_dim=23, task="PickPlaceCan")
+    save_policy(root / "wide", 23)
+    save_policy(root / "can", 23, task="PickPlaceCan")
     save_policy(root / "short_action", action_dim=4)
-    save_policy(root / "ddpm", sampler="ddpm")
     save_policy(root / "unknown", task=None)
     write_demonstrations(root / "demos.hdf5")
-    data = read_robomimic(root / "demos.hdf5")
-    newer = Demonstrations(
-        data.trajectories, data.observation_keys, data.observation_dims, {**data.environment, "env_version": "1.5.1"}
-    )
-    write_robomimic(root / "newer.hdf5", newer)
+    write_demonstrations(root / "newer.hdf5", environment={**LIFT, "env_version": "1.5.1"})
     (root / "pickle").mkdir()
     torch.save({"weights": torch.ones(3)}, root / "pickle/policy.safetensors")
     (root / "truncated").mkdir()
     whole = (root / "lift/policy.safetensors").read_bytes()
     (root / "truncated/policy.safetensors").write_bytes(whole[: len(whole) // 2])
+    (root / "flipped").mkdir()
+    flipped = bytearray(whole)
+    flipped[-9] ^= 4
+    (root / "flipped/policy.safetensors").write_bytes(flipped)
     (root / "taken").mkdir()
     (root / "taken/thesis.tex").write_text("mine")
     return root
@@ -57,19 +43,20 @@ STAGES = {
     "best-of-n": ["finetune", "best-of-n"],
 }
 POLICIES = {
-    "wide": "observation size",
+    "wide": "23",
     "short_action": "action",
     "pickle": "pickle",
-    "truncated": "not a readable checkpoint",
-    "missing": "There is no such",
-    "unknown": "does not say what task",
+    "truncated": "truncated",
+    "flipped": "checksum",
+    "missing": "There is no",
+    "unknown": "does not say what environment",
 }
 
 
 @pytest.mark.simulator
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_policies_that_do_not_fit(files, tmp_path, capsys, stage, policy):
+def test_policies_that_do_not_fit(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, policy: str) -> None:
     output = tmp_path / "out"
     assert main([*STAGES[stage], "--policy", str(files / policy), "--output", str(output)]) == 2
     said = capsys.readouterr().err
@@ -80,32 +67,32 @@ def test_policies_that_do_not_fit(files, tmp_path, capsys, stage, policy):
 
 @pytest.mark.simulator
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_policy_of_another_task_and_a_taken_directory(files, tmp_path, capsys, stage):
+def test_a_policy_of_another_task_and_a_taken_directory(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
     output = tmp_path / "out"
-    assert main([*STAGES[stage], "--policy", str(files / "can"), "--task", "Lift", "--output", str(output)]) == 2
+    arguments = [*STAGES[stage], "--policy", str(files / "can"), "--environment", "postbc/Lift", "--output", str(output)]
+    assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "another task" in said
     assert "Can" in said
+    assert "Lift" in said
     assert not output.exists()
-    assert main([*STAGES[stage], "--policy", str(files / "lift"), "--output", str(files / "taken")]) == 2
+    (tmp_path / "taken/seed_0").mkdir(parents=True)
+    (tmp_path / "taken/seed_0/thesis.tex").write_text("mine")
+    assert main([*STAGES[stage], "--policy", str(files / "lift"), "--output", str(tmp_path / "taken")]) == 2
     assert "not empty" in capsys.readouterr().err
-    assert [p.name for p in (files / "taken").iterdir()] == ["thesis.tex"]
-
-
-def test_dsrl_refuses_a_sampler_with_noise_of_its_own(files, tmp_path):
-    """The command samples by DDIM whatever the file says; somebody's own policy object may not."""
-    with pytest.raises(InputError, match="deterministic"):
-        finetune_dsrl(DiffusionPolicy.load(files / "ddpm"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "taken/seed_0").iterdir() if not p.name.startswith(".")] == ["thesis.tex"]
 
 
 @pytest.mark.simulator
 @pytest.mark.parametrize("stage", [["posterior", "fit"], ["pretrain", "--pretraining.method", "bc"]])
-def test_data_of_another_simulator_version(files, tmp_path, capsys, stage):
+def test_data_of_another_simulator_version(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: list[str]
+) -> None:
     arguments = [*stage, "--data.demonstrations", str(files / "newer.hdf5"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert "another version of the simulator" in said
+    assert "version" in said
     assert "1.5.1" in said
     assert "newer.hdf5" in said
     assert not (tmp_path / "out").exists()
@@ -118,41 +105,74 @@ def test_data_of_another_simulator_version(files, tmp_path, capsys, stage):
         (["--data.demonstrations", "{root}/lift/policy.json"], "policy.json"),
         (["--data.demonstrations", "{root}/demos.hdf5", "--data.num-trajectories", "99"], "99"),
         (["--data.demonstrations", "{root}/demos.hdf5", "--data.filter-key", "nobody"], "nobody"),
-        (
-            ["--data.demonstrations", "{root}/demos.hdf5", "--data.chunk", "50", "--policy.chunk", "50"],
-            "shorter than the action chunk",
-        ),
+        (["--data.demonstrations", "{root}/demos.hdf5", "--data.chunk", "50"], "shorter than the action chunk"),
     ],
 )
-def test_demonstrations_that_cannot_be_used(files, tmp_path, capsys, option, reason):
+def test_demonstrations_that_cannot_be_used(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: list[str], reason: str
+) -> None:
     option = [word.format(root=files) for word in option]
     assert main(["pretrain", "--pretraining.method", "bc", *option, "--output", str(tmp_path / "out")]) == 2
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_rollouts_of_another_size(files, tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    data = Demonstrations.from_arrays([rng.random((9, 4))], [rng.uniform(-1, 1, (9, 7))], observation_keys=["state"])
-    write_robomimic(tmp_path / "rollouts.hdf5", data)
-    arguments = [
-        "--policy",
-        str(files / "lift"),
-        "--rollouts",
-        str(tmp_path / "rollouts.hdf5"),
-        "--best-of-n.observation-keys",
-        "state",
-    ]
-    assert main(["finetune", "best-of-n", *arguments, "--best-of-n.eval-episodes", "0", "--output", str(tmp_path / "out")]) == 2
+OPTIONS = {
+    "pretrain": [
+        "--policy.hidden", "--policy.layers", "--policy.time-dim", "--policy.inference-steps", "--policy.denoising-steps",
+        "--policy.denoised-clip", "--pretraining.steps", "--pretraining.batch-size", "--pretraining.learning-rate",
+        "--pretraining.posterior-weight", "--pretraining.ema-decay", "--pretraining.weight-decay", "--data.chunk", "--epochs",
+        "--threads", "--jobs", "--seeds",
+    ],
+    "posterior fit": ["--ensemble.ensemble-size", "--ensemble.hidden", "--ensemble.learning-rate", "--ensemble.prior-weight"],
+    "finetune dsrl": [
+        "--dsrl.lr", "--dsrl.discount", "--dsrl.tau", "--dsrl.utd", "--dsrl.action-magnitude", "--training.budget-env-steps",
+        "--training.initial-steps", "--training.num-envs", "--training.eval-episodes", "--inference-steps",
+    ],
+    "finetune best-of-n": ["--best-of-n.samples", "--best-of-n.episodes", "--iql.lr", "--iql.expectile", "--iql.steps"],
+    "evaluate": ["--episodes", "--videos", "--horizon", "--num-envs"],
+}  # fmt: skip
+#: What is no mistake: a number that the option can have.
+FINE = {
+    ("--pretraining.posterior-weight", "0"), ("--pretraining.ema-decay", "0"), ("--pretraining.weight-decay", "0"),
+    ("--seeds", "0"), ("--ensemble.prior-weight", "0"),
+    ("--dsrl.discount", "0"), ("--videos", "0"), ("--training.initial-steps", "0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_options_out_of_range_are_refused_before_anything_is_written(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    inputs = {
+        "pretrain": ["--data.demonstrations", str(files / "demos.hdf5"), "--pretraining.method", "bc"],
+        "posterior fit": ["--data.demonstrations", str(files / "demos.hdf5")],
+    }.get(command, ["--policy", str(files / "lift")])
+    for option in OPTIONS[command]:
+        for value in ("-1", "nan", "inf", *(["0"] if (option, "0") not in FINE else [])):
+            output = tmp_path / "out"
+            try:
+                status = main([*command.split(), *inputs, "--output", str(output), option, value])
+            except SystemExit as error:  # tyro's own refusal
+                status = int(error.code or 0)
+            assert status == 2, f"{option} {value}"
+            assert "Traceback" not in capsys.readouterr().err
+            assert not output.exists(), f"{option} {value}"
+
+
+def test_an_unknown_observation_is_named(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_demonstrations(tmp_path / "lab.hdf5", environment={"env_name": "", "type": 2}, widths={"eef": 3, "cube": 7})
+    arguments = ["pretrain", "--data.demonstrations", str(tmp_path / "lab.hdf5"), "--pretraining.method", "bc"]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "19" in said
-    assert "4" in said
+    assert "observation-keys" in said
+    assert "cube" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_results_file_is_not_reported_on(tmp_path, capsys):
+def test_a_damaged_results_file_is_not_reported_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/results.json").write_text(json.dumps([{"task": "Lift"}])[:-5])
+    (tmp_path / "run/results.json").write_text(json.dumps({"task": "Lift"})[:-5])
     assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "report")]) == 2
     assert "results.json" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
