@@ -46,7 +46,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         yield file
     except InputError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, UnicodeDecodeError) as error:  # h5py's words for what cannot be read
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py's words for what cannot be read
         raise InputError(
             "The demonstration file is damaged.", file=path, found=str(error)[:300], remedy="copy or download it again"
         ) from None
@@ -88,6 +88,11 @@ def _name(group: h5py.Group, key: str) -> str:
     return f"{group.name}/{key}".replace("//", "/").lstrip("/")
 
 
+def members(group: h5py.Group) -> list[str]:
+    """Names in a group, sorted; one that is not text is shown with substitutes."""
+    return sorted(name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in group)
+
+
 def get(group: h5py.Group, key: str, kind: type, path: Path, remedy: str | None = None) -> Any:
     """`group[key]` of the given kind (group or dataset), or an InputError that lists what is there."""
     word = "group" if kind is h5py.Group else "dataset"
@@ -107,7 +112,7 @@ def get(group: h5py.Group, key: str, kind: type, path: Path, remedy: str | None 
     if not isinstance(item, kind):
         raise InputError(
             f"The file lacks a {word}." if item is None else f"The file has something else in place of a {word}.",
-            file=path, key=_name(group, key), found=f"{group.name} holds {sorted(group)[:12]}",
+            file=path, key=_name(group, key), found=f"{group.name} holds {members(group)[:12]}",
             expected="robomimic's layout: data/demo_i/{obs/<key>, actions, rewards, dones, states}, mask/<filter>", remedy=remedy,
         )  # fmt: skip
     return item
@@ -154,9 +159,8 @@ def _check_virtual(dataset: h5py.Dataset, path: Path, key: str) -> None:
                 with contextlib.nullcontext(dataset.file) if same else h5py.File(place, "r") as file:
                     item = file.get(source.dset_name)
                     if isinstance(item, h5py.Dataset) and not item.is_virtual and not item.external:
-                        extent = source.src_space.get_simple_extent_dims()
                         found = f"shape {item.shape}"
-                        if item.shape == tuple(extent) and item.dtype.kind in "biuf":
+                        if _fits(source, item) and item.dtype.kind in "biuf":
                             covered += source.vspace.get_select_npoints()
                             continue
         raise InputError("The source of a virtual dataset is missing: its numbers would read as 0.", file=path, key=key,
@@ -164,6 +168,14 @@ def _check_virtual(dataset: h5py.Dataset, path: Path, key: str) -> None:
                          remedy="put the source file beside it, or copy the data into one file")  # fmt: skip
     require(covered >= int(np.prod(dataset.shape)), "Parts of a virtual dataset have no source: they would read as 0.", file=path,
             key=key, found=f"{covered} of {int(np.prod(dataset.shape))} values")  # fmt: skip
+
+
+def _fits(source: Any, item: h5py.Dataset) -> bool:
+    """Whether a virtual dataset's source is as large as the part of it that is asked for."""
+    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
+        return bool(item.size == source.vspace.get_select_npoints())
+    _, high = source.src_space.get_select_bounds()
+    return len(high) == item.ndim and all(last < n for last, n in zip(high, item.shape))
 
 
 def get_group(group: h5py.Group, key: str, path: Path) -> h5py.Group:

@@ -18,7 +18,7 @@ import numpy as np
 
 from postbc.data.belonging import ROBOSUITE
 from postbc.data.episodes import check_filters
-from postbc.data.hdf5 import attribute, get, json_attribute, open_hdf5, read
+from postbc.data.hdf5 import attribute, get, json_attribute, members, open_hdf5, read
 from postbc.data.robomimic import find_masks, find_names
 from postbc.errors import require
 
@@ -60,12 +60,12 @@ def open_recording(path: str | Path) -> Recording:
         for name in names:
             group = get(data, name, h5py.Group, path)
             require("states" in group, "A recording without simulator states cannot be played back.", file=path,
-                    key=f"data/{name}/states", found=f"data/{name} holds {sorted(group)[:12]}")  # fmt: skip
+                    key=f"data/{name}/states", found=f"data/{name} holds {members(group)[:12]}")  # fmt: skip
         environment = json_attribute(data, "env_args", path)
         if environment is None:
             info = json_attribute(data, "env_info", path)
             require(info is not None, "The recording does not say which environment it is of.", file=path,
-                    key="data attribute env_info", found=f"attributes {sorted(data.attrs)}",
+                    key="data attribute env_info", found=f"attributes {sorted(map(str, data.attrs))}",
                     expected="robosuite's env_info, or robomimic's env_args")  # fmt: skip
             kwargs = {key: value for key, value in (info or {}).items() if key != "env_name"}
             environment = {

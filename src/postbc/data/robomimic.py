@@ -23,7 +23,7 @@ import numpy as np
 
 from postbc.data.belonging import ROBOSUITE
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
-from postbc.data.hdf5 import attribute, check_dataset, get, get_group, json_attribute, open_hdf5, read
+from postbc.data.hdf5 import attribute, check_dataset, get, get_group, json_attribute, members, open_hdf5, read
 from postbc.data.lazy import LazyArray
 from postbc.data.robomimic_write import write_robomimic
 from postbc.errors import InputError, require
@@ -58,7 +58,7 @@ def _is_group(data: h5py.Group, name: str) -> bool:
 
 def find_names(data: h5py.Group, path: Path) -> tuple[str, ...]:
     try:
-        names = sorted((name for name in data if _is_group(data, name)), key=_order)
+        names = sorted((name for name in data if isinstance(name, str) and _is_group(data, name)), key=_order)
     except (KeyError, OSError, RuntimeError) as error:
         raise InputError("The demonstrations cannot be listed.", file=path, key="data", found=str(error)[:300],
                          remedy="copy or download the file again") from None  # fmt: skip
@@ -183,7 +183,7 @@ def _default_keys(data: h5py.Group, name: str, path: Path) -> tuple[str, ...]:
     obs = group.get("obs") if "obs" in group else None
     if not isinstance(obs, h5py.Group):
         return LOW_DIM_KEYS
-    there = sorted(obs)
+    there = members(obs)
     if not set(LOW_DIM_KEYS) & set(there):
         for key in ("state", "observation"):
             if key in there:
@@ -213,10 +213,11 @@ def _episode(
     """One demonstration and the width of each of its observation keys."""
     group = get_group(data, name, path)
     require("obs" in group or not {"states", "actions"} <= set(group), "The demonstrations hold states, but no observations.",
-            file=path, key=f"data/{name}/obs", found=f"{sorted(group)[:12]}", remedy=CONVERT)  # fmt: skip
+            file=path, key=f"data/{name}/obs", found=f"{members(group)[:12]}", remedy=CONVERT)  # fmt: skip
     played = _actions(group, path, *actions)
     promised = attribute(group, "num_samples", path)
-    require(promised is None or promised == len(played), "A demonstration has another length than it says.", file=path,
+    require(promised is None or (isinstance(promised, (int, float)) and promised == len(played)),
+            "A demonstration has another length than it says.", file=path,
             key=f"data/{name} attribute num_samples", found=f"{len(played)} actions", expected=f"{promised}",
             remedy="it was cut while it was written or copied: drop it, or copy the file again")  # fmt: skip
     obs = get_group(group, "obs", path)
@@ -289,7 +290,7 @@ def read_robomimic(
         require(wanted, "There are no episodes.", file=path, found=0, expected="at least 1")
         first = get(data, wanted[0], h5py.Group, path)
         require(not is_recording(data) or "obs" in first, "This is a raw robosuite recording: states and actions, no observations.",
-                file=path, key=f"data/{wanted[0]}/obs", found=f"attributes {sorted(data.attrs)}", remedy=CONVERT)  # fmt: skip
+                file=path, key=f"data/{wanted[0]}/obs", found=f"attributes {sorted(map(str, data.attrs))}", remedy=CONVERT)  # fmt: skip
         args = _environment(data, path, environment)
         keys = tuple(observation_keys) if observation_keys is not None else _default_keys(data, wanted[0], path)
         require(keys or image_keys, "There is nothing to observe.", file=path, key="observation_keys", remedy=KEYS)
