@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from kills import in_a_process, kill_at_every_operation
 from postbc.data.normalization import Normalization
 from postbc.environments import registry
 from postbc.errors import InputError
@@ -281,3 +283,19 @@ def test_without_rendering_nothing_is_written(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match="cannot be drawn"):
         _all(config(tmp_path / "bc", tmp_path / "out", videos=1))
     assert not (tmp_path / "out").exists()
+
+
+def test_killed_at_every_file_operation(tmp_path: Path) -> None:
+    pytest.importorskip("gym_pusht")
+    pytest.importorskip("imageio_ffmpeg")
+    policy(tmp_path / "bc")
+    in_a_process(__file__, tmp_path)
+
+
+if __name__ == "__main__":
+    here = Path(sys.argv[1])
+    small = {"episodes": 2, "horizon": 4, "videos": 1, "resume": True}
+    evaluate_stage(config(here / "bc", here / "first", **small), 3)  # imports everything
+    kill_at_every_operation(
+        lambda d: evaluate_stage(config(here / "bc", d, **small), 3), here / "killed", ("*/versions.json",), stride=7
+    )

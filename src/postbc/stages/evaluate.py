@@ -135,6 +135,8 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
             actions = {str(e.episode_seed): np.asarray(evaluation.actions[e.episode_seed]) for e in chosen}
             saved = 1, {"actions": actions, "chooses_episodes": evaluation.chooses_episodes}
             run.save(*saved)  # what the rest is made of, if this process dies
+            if not evaluation.chooses_episodes:
+                say(f"note: {environment.name} begins episodes of its own, so other policies are not measured on the same ones")
             evaluation.save(folder / EPISODES)
         if saved is not None:
             state: Any = saved[1]
