@@ -1,8 +1,9 @@
-"""DSRL's loop on the toy: it learns, counts, evaluates at milestones, does not mix seeds, and survives SIGKILL bit for bit."""
+"""DSRL's loop on the toy: it learns, counts, evaluates, stores the right next states, resumes bit for bit, refuses what cannot work."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from dataclasses import replace
@@ -12,224 +13,438 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from kills import in_a_process, kill_and_resume
-from postbc.errors import InputError
-from postbc.finetuning.dsrl import DSRLActor, DSRLConfig
-from postbc.finetuning.dsrl_training import DSRLTrainer, DSRLTraining, chunk_returns, finetune_dsrl, true_next
-from postbc.nn import make_generators, randn
-from postbc.runs import load_tree
-from toy import PointReach, ToyPolicy
+from kills import in_a_process, kill_and_resume, kill_at_every_operation
+from postbc.agents.base import PolicyAgent
+from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig
+from postbc.agents.networks import adam, descend
+from postbc.environments.chunk import ChunkStep
+from postbc.errors import InputError, NotFiniteError
+from postbc.evaluation import evaluate
+from postbc.files import load_tree
+from postbc.policies.base import About
+from postbc.runs import Checkpoints
+from postbc.schemas import parse
+from postbc.seeding import EVALUATION_SEED, make_generator
+from postbc.training import online as module
+from postbc.training.dsrl import finetune_dsrl
+from postbc.training.online import Online, OnlineConfig, chunk_returns
+from postbc.training.results import Result, read_result
+from toy import PointReach, ToyPolicy, environment
 
 CONFIG = DSRLConfig(
-    variant="sac",
-    hidden=32,
-    layers=2,
-    lr=1e-3,
-    batch_size=64,
-    utd=4,
-    first_temperature=0.02,
-    noise_critic_steps=4,
-    discount=0.97,
+    variant="sac", hidden=16, layers=2, lr=1e-3, batch_size=32, utd=2, init_temperature=0.02, noise_critic_grad_steps=2, discount=0.97
+)  # fmt: skip
+TRAINING = OnlineConfig(
+    budget_env_steps=600, initial_steps=200, eval_every=250, eval_episodes=20, num_envs=3, log_every=20, checkpoint_seconds=1e9
 )
-TRAINING = DSRLTraining(
-    budget_env_steps=1200, initial_steps=200, eval_every=500, eval_episodes=20, num_envs=3, log_every=20, checkpoint_seconds=1e9
-)
-
-
-def make_evaluation_env(n: int) -> PointReach:
-    return PointReach(n, terminate_on="chunk_success", autoreset="disabled")
 
 
 def finetune(
-    directory: Path, seeds: tuple[int, ...] = (0, 3), config: DSRLConfig = CONFIG, **changes: Any
-) -> list[dict[str, Any]]:
-    training = replace(TRAINING, **changes)
+    directory: Path, policy: Any = None, config: DSRLConfig = CONFIG, where: Any = None, seed: int = 3, **changes: Any
+) -> Result:
     finetune_dsrl(
-        ToyPolicy(seeds), directory, config, training, task="PointReach", resume=True, make_env=PointReach,
-        make_evaluation_env=make_evaluation_env,
-    )  # fmt: skip
-    return json.loads((directory / "results.json").read_text())  # type: ignore[no-any-return]
+        policy or ToyPolicy(seed),
+        where or environment(),
+        directory,
+        config,
+        replace(TRAINING, **changes),
+        seed=seed,
+        resume=True,
+    )
+    return read_result(directory)
+
+
+def online(policy: Any = None, env: Any = None, config: DSRLConfig = CONFIG, seed: int = 0, **changes: Any) -> Online:
+    training = replace(TRAINING, **changes)
+    learner = DSRL(config, policy or ToyPolicy(), make_generator(seed, "dsrl/initialisation"))
+    return Online(learner, env or PointReach(training.num_envs), training, seed)
 
 
 # -- pieces --------------------------------------------------------------------------------------------------------------------
 def test_chunk_rewards_and_discounts_by_hand() -> None:
-    info = {"num_steps": np.array([4, 2]), "step_rewards": np.array([[-1, -1, -1, -1], [-1, 0, 0, 0]])}
-    reward = np.array([-4.0, -1.0])
+    successes = np.array([[False] * 4, [False, True, False, False]])
+    none = np.zeros(2, bool)
+    step = ChunkStep({}, np.array([[1.0, 2, 3, 4], [5, 6, 0, 0]]), successes, np.array([4, 2]), none, none, none)
 
     def returns(**rules: Any) -> list[list[float]]:
-        return [np.asarray(x).tolist() for x in chunk_returns(reward, info, 4, 0.5, replace(TRAINING, **rules))]
+        return [x.tolist() for x in chunk_returns(step, 0.5, replace(TRAINING, **rules))]
 
-    assert returns() == [[-4, -1], [0.5, 0.5], [4, 2]]
-    assert returns(chunk_reward="discounted") == [[-1.875, -1], [0.5, 0.5], [4, 2]]
-    assert returns(chunk_discount="per_step") == [[-4, -1], [0.5**4, 0.25], [4, 2]]
-
-
-def test_the_next_observation_of_an_ended_episode_is_its_own_last() -> None:
-    final = np.array([None, np.array([7.0, 7.0])], object)
-    following = true_next(np.zeros((2, 2), np.float32), {"final_obs": final, "_final_obs": np.array([False, True])})
-    assert following.tolist() == [[0, 0], [7, 7]]
+    assert returns() == [[-4, -1], [0.5, 0.5]]
+    assert returns(chunk_reward="discounted") == [[-1.875, -1], [0.5, 0.5]]
+    assert returns(chunk_discount="per_step") == [[-4, -1], [0.5**4, 0.25]]
+    assert returns(reward="sparse") == [[0, 1], [0.5, 0.5]]
+    assert returns(reward="environment") == [[10, 11], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize("time_limit", ["bootstrap", "terminal"])
 def test_truncation_is_not_termination(time_limit: Any) -> None:
     """Every transition of the replay is checked against what the environment must have done."""
-    training = replace(TRAINING, time_limit=time_limit, num_envs=5, initial_steps=10**6)
     env = PointReach(10, horizon=12)
-    trainer = DSRLTrainer(ToyPolicy((0, 1), drift=1.0), env, replace(CONFIG, variant="na"), training, (0, 1))
-    goals_kept, stopped, truncated = 0, 0, 0
+    trainer = online(
+        ToyPolicy(drift=1.0), env, replace(CONFIG, variant="na"), num_envs=10, time_limit=time_limit, initial_steps=10**6,
+        budget_env_steps=10**7,
+    )  # fmt: skip
+    kept, stopped, truncated = 0, 0, 0
     for _ in range(60):
         age = env.steps.copy()
         trainer.step()
-        rows = trainer.replay.batch(torch.arange(len(trainer.replay) - 5, len(trainer.replay)).expand(2, -1))
+        rows = trainer.replay.batch(torch.arange(len(trainer.replay) - 10, len(trainer.replay)))
         for i in range(10):
-            m, j = divmod(i, 5)
-            s, chunk, after = rows.observation[m, j], rows.action[m, j].view(2, 2), rows.next_observation[m, j]
+            s, chunk, after = rows.features[i], rows.action[i].view(2, 2), rows.next_features[i]
             torch.testing.assert_close(s[2:], after[2:])  # the goal is the same: never the next episode's observation
-            goals_kept += 1
+            kept += 1
             path = s[:2] + 0.1 * chunk.cumsum(0)
             reached = (path - s[2:]).norm(dim=1) < 0.12
             at_limit = age[i] + 2 >= 12 and not reached.any()
             expected = path[int(reached.int().argmax())] if reached.any() else path[-1]
             torch.testing.assert_close(after[:2], expected, atol=1e-5, rtol=0)
             over = bool(reached.any()) or (at_limit and time_limit == "terminal")
-            assert (float(rows.discount[m, j]) == 0.0) == over
-            assert float(rows.reward[m, j]) == (-2.0 if not reached.any() else -float(reached.int().argmax()))
+            assert (float(rows.discount[i]) == 0.0) == over
+            assert float(rows.reward[i]) == (-2.0 if not reached.any() else -float(reached.int().argmax()))
             stopped, truncated = stopped + int(reached.any()), truncated + int(at_limit)
-    assert goals_kept == 600
+        torch.testing.assert_close(trainer.features, torch.as_tensor(env.observation()["state"]), atol=1e-5, rtol=0)
+    assert kept == 600
     assert stopped > 5
     assert truncated > 20
 
 
 class CountingEnv(PointReach):
-    """Counts sub-steps by itself."""
+    """Counts executed actions by itself, and keeps the seeds of its episodes."""
 
-    executed = 0
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.executed, self.asked = 0, []  # type: ignore[var-annotated]
 
-    def step(self, actions: np.ndarray) -> Any:
+    def reset(self, seeds: Any, mask: np.ndarray | None = None) -> Any:
+        self.asked += [int(s) for s, on in zip(seeds, np.ones(self.num_envs, bool) if mask is None else mask) if on]
+        return super().reset(seeds, mask)
+
+    def step(self, chunks: np.ndarray) -> Any:
         before = self.steps.copy()
-        result = super().step(actions)
-        ended = result[2] | result[3]
-        CountingEnv.executed += int(np.where(ended, 0, self.steps - before).sum() + result[4]["num_steps"][ended].sum())
+        result = super().step(chunks)
+        self.executed += int((self.steps - before).sum())
         return result
 
 
-def test_environment_steps_are_counted_from_the_first_rollout_on() -> None:
-    CountingEnv.executed = 0
-    trainer = DSRLTrainer(ToyPolicy((0, 1), drift=2.0), CountingEnv(6), CONFIG, TRAINING, (0, 1))
+def test_environment_steps_are_counted_as_they_are_executed() -> None:
+    env = CountingEnv(6)
+    trainer = online(ToyPolicy(drift=2.0), env, num_envs=6, budget_env_steps=10**6, initial_steps=10**5)
     for _ in range(50):
         trainer.step()
-    assert trainer.counts["env_steps"].sum() == CountingEnv.executed
-    assert CountingEnv.executed < 50 * 6 * 2  # successes cut chunks short
-    assert trainer.initial_vector_steps == 34  # 200 / (3·2), rounded up
+    assert trainer.env_steps == env.executed
+    assert env.executed < 50 * 6 * 2  # successes cut chunks short
+    assert online().initial_vector_steps == 34  # 200 / (3·2), rounded up
+    assert len(set(env.asked)) == len(env.asked) > 20  # no episode twice
+    assert max(env.asked) < EVALUATION_SEED  # and none that an evaluation could have
 
 
-def test_updates_begin_after_the_initial_rollouts() -> None:
-    trainer = DSRLTrainer(ToyPolicy((0,)), PointReach(3), CONFIG, TRAINING, (0,))
-    first = {k: v.clone() for k, v in trainer.agent.networks.state_dict().items()}
-    for _ in range(trainer.initial_vector_steps):
+def test_updates_begin_after_the_initial_rollouts_and_until_then_the_agent_is_the_base_policy() -> None:
+    trainer = online()
+    first = {k: v.clone() for k, v in trainer.learner.networks.state_dict().items()}
+    while not trainer.learning:
+        assert isinstance(trainer.agent(), PolicyAgent)
+        assert not isinstance(trainer.agent(), DSRLAgent)
         assert trainer.step() == {}
-    assert all(torch.equal(v, first[k]) for k, v in trainer.agent.networks.state_dict().items())
+    assert all(torch.equal(v, first[k]) for k, v in trainer.learner.networks.state_dict().items())
+    assert not isinstance(trainer.agent(), DSRLAgent)  # the initial rollouts are over, but nothing has been learnt
     info = trainer.step()
     assert {"critic/loss", "actor/loss", "temperature/value"} <= set(info)
+    assert isinstance(trainer.agent(), DSRLAgent)
+
+
+class EncodingPolicy(ToyPolicy):
+    """Features are a third number each; counts the frames that it encodes."""
+
+    feature_dim = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = 0
+
+    def encode(self, observation: Any) -> Tensor:
+        self.frames += len(observation["state"])
+        return torch.cat((observation["state"], torch.zeros(len(observation["state"]), 2)), 1)
+
+    def sample(self, features: Tensor, noise: Tensor | None = None, generator: Any = None) -> Tensor:
+        return super().sample(features[:, :4], noise, generator)
+
+
+def test_a_frame_is_encoded_once_and_the_replay_holds_features() -> None:
+    policy, env = EncodingPolicy(), CountingEnv(3, horizon=10)
+    trainer = online(policy, env, budget_env_steps=10**6)
+    for _ in range(60):
+        trainer.step()
+    assert policy.frames == 60 * 3 + len(env.asked)  # after each chunk, and at each episode's beginning
+    assert trainer.replay.rows.shape[1] == 6 + 4 + 6 + 2
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("variant", ["sac", "na"])
+@pytest.mark.parametrize("variant", ["sac", pytest.param("na", marks=pytest.mark.slow)])
 def test_dsrl_learns_the_toy(tmp_path: Path, variant: Any) -> None:
-    config = replace(CONFIG, variant=variant, hidden=64, batch_size=128)
-    budget = {"sac": 6000, "na": 9000}[
-        variant
-    ]  # na must distil before its actor sees anything: it starts later, then is as quick
-    results = finetune(
-        tmp_path, (0,), config, budget_env_steps=budget, initial_steps=600, eval_every=3000, eval_episodes=60, num_envs=4
-    )
-    (result,) = results
-    assert result["finetuner"] == f"dsrl-{variant}"
-    assert result["success_before"] < 0.3
-    assert result["success_after"] > result["success_before"] + 0.3
-    assert [round(step, -3) for step, _ in result["curve"]] == list(range(0, budget + 1, 3000))
-    assert result["curve"][0][1] == result["success_before"]
-    assert result["curve"][-1][1] == result["success_after"]
-    actor = DSRLActor.load(tmp_path, ToyPolicy((0,)))
-    assert actor.act(randn(make_generators([0]), 3, 4), make_generators([1])).shape == (1, 3, 2, 2)
+    settings = {
+        "sac": dict(lr=3e-3, tau=0.02, discount=0.9), "na": dict(lr=2e-3, tau=0.01, discount=0.95, noise_critic_grad_steps=8)
+    }[variant]  # fmt: skip
+    config = replace(CONFIG, variant=variant, hidden=32, batch_size=64, utd=8, **settings)
+    policy = ToyPolicy(drift=0.2, noise=1.0) if variant == "sac" else ToyPolicy()
+    budget = {"sac": 2000, "na": 4000}[variant]
+    result = finetune(
+        tmp_path, policy, config, seed=0, budget_env_steps=budget, initial_steps=budget // 5, eval_every=1000, eval_episodes=60,
+        num_envs=4, curve_episodes=10,
+    )  # fmt: skip
+    assert result.finetuner == f"dsrl-{variant}"
+    assert result.success_before is not None
+    assert result.success_after is not None
+    assert result.success_before < 0.3
+    assert result.success_after > result.success_before + 0.3
+    assert [round(step, -3) for step, _ in result.curve] == list(range(0, budget + 1, 1000))
+    assert result.curve[0][1] == result.success_before
+    assert result.curve[-1][1] == result.success_after
+    agent = DSRLAgent.load(tmp_path, policy)
+    assert agent.act({"state": torch.zeros(3, 4)}, make_generator(0, "dsrl/acting")).shape == (3, 2, 2)
 
 
-def test_a_seed_alone_equals_the_seed_beside_others(tmp_path: Path) -> None:
-    """Parameters equal up to rounding (matrix products of another shape), which a short run does not amplify; episodes the same."""
-    together = finetune(tmp_path / "a", (0, 3), budget_env_steps=400, eval_every=300)
-    alone = finetune(tmp_path / "b", (3,), budget_env_steps=400, eval_every=300)
-    assert [r["seed"] for r in together] == [0, 3]
-    assert together[1]["curve"] == alone[0]["curve"]
-    a, b = (load_tree(tmp_path / d / "agent.safetensors")["actor"] for d in "ab")
-    for name, value in b.items():
-        torch.testing.assert_close(a[name][1:], value, atol=1e-4, rtol=1e-3)
+#: variant -> curve, success of whole chunks, sizes of the actor's parameters: of postbc 0.1 with this seed
+GOLDEN: dict[str, Any] = {
+    "sac": (
+        [[0, 0.2], [251, 0.2], [502, 0.2], [603, 0.2]],
+        [0.15, 0.15],
+        [15.526747, 4.825172, 15.943994, 0.826340, 28.840210, 2.614737, 16.049880, 0.769046, 16.541756, 0.890208],
+    ),
+    "na": (
+        [[0, 0.2], [251, 0.15], [502, 0.25], [604, 0.25]],
+        [0.15, 0.15],
+        [15.705914, 4.653419, 15.871414, 0.471849, 28.896142, 2.693028, 15.898462, 0.529273, 15.705234, 0.923304],
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", ["sac", "na"])
+def test_a_runs_numbers_are_those_of_the_first_house(tmp_path: Path, variant: Any) -> None:
+    result = finetune(tmp_path, config=replace(CONFIG, variant=variant))
+    curve, chunks, sizes = GOLDEN[variant]
+    assert [list(point) for point in result.curve] == curve
+    assert [result.chunk_success_before, result.chunk_success_after] == chunks
+    actor = load_tree(tmp_path / "agent.safetensors")["parameters"]
+    assert [float(p.double().abs().sum()) for p in actor.values()] == pytest.approx(sizes, abs=1e-4)
+    assert {p.name for p in tmp_path.iterdir()} >= {
+        "config.yaml",
+        "versions.json",
+        "metrics.csv",
+        "results.json",
+        "agent.safetensors",
+    }
+    assert not list(tmp_path.glob("**/*.tmp"))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_is_evaluated_before_learning_is_the_base_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose evaluations fall into the initial rollouts repeats the base policy's score, and does not play it again."""
+    played: list[type] = []
+
+    def counting(agent: Any, *args: Any, **options: Any) -> Any:
+        played.append(type(agent))
+        return evaluate(agent, *args, **options)
+
+    monkeypatch.setattr(module, "evaluate", counting)
+    result = finetune(tmp_path, initial_steps=540, eval_every=100)
+    assert len(result.curve) == 7
+    assert {rate for _, rate in result.curve[:-1]} == {result.success_before}
+    assert played == [PolicyAgent, DSRLAgent]
+
+
+@pytest.mark.parametrize("initial", [594, 595, 600, 10**6])
+def test_a_budget_that_leaves_no_learning_is_refused(tmp_path: Path, initial: int) -> None:
+    if initial == 594:  # 99 vector steps of 6; one is left
+        OnlineConfig(budget_env_steps=600, initial_steps=594, num_envs=3).require_learning(2)
+        return
+    with pytest.raises(InputError, match=r"before learning begins[\s\S]*initial"):
+        finetune(tmp_path / "run", initial_steps=initial)
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_environments_than_evaluation_episodes(tmp_path: Path) -> None:
+    result = finetune(tmp_path, eval_episodes=2, eval_envs=10)
+    assert result.episodes == 2
+    assert result.success_after in (0.0, 0.5, 1.0)
 
 
 def test_a_finished_run_is_only_loaded_and_another_is_refused(tmp_path: Path) -> None:
-    finetune(tmp_path, (0,), budget_env_steps=300, eval_episodes=3)
-    stamp = (tmp_path / "agent.safetensors").stat().st_mtime_ns
-    finetune(tmp_path, (0,), budget_env_steps=300, eval_episodes=3)
-    assert (tmp_path / "agent.safetensors").stat().st_mtime_ns == stamp
+    finetune(tmp_path, budget_env_steps=300, eval_episodes=3)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    finetune(tmp_path, budget_env_steps=300, eval_episodes=3)
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="another configuration"):
-        finetune(tmp_path, (0,), budget_env_steps=301, eval_episodes=3)
+        finetune(tmp_path, budget_env_steps=301, eval_episodes=3)
+    with pytest.raises(InputError, match="already holds a run"):
+        finetune_dsrl(ToyPolicy(3), environment(), tmp_path, CONFIG, TRAINING, seed=3)
+    for other in (ToyPolicy(3, drift=0.31), ToyPolicy(3, noise=0.5)):
+        with pytest.raises(InputError, match=r"input of this run[\s\S]*policy"):
+            finetune(tmp_path, other, budget_env_steps=300, eval_episodes=3)
 
 
 class OtherEnv(PointReach):
-    def __init__(self, n: int) -> None:
-        super().__init__(n)
-        self.single_observation_space = type(self.single_observation_space)(-1, 1, (9,))
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.shapes = {"state": (9,)}
 
 
 class OfCan(ToyPolicy):
-    def __init__(self) -> None:
-        super().__init__()
-        self.about = {"task": "PickPlaceCan"}
+    about = About(task="PickPlaceCan", facts={"environment": "PickPlaceCan"})
 
 
 class Stochastic(ToyPolicy):
-    class config:
-        sampler = "ddpm"
+    def sample(self, features: Tensor, noise: Tensor | None = None, generator: Any = None) -> Tensor:
+        return super().sample(features, noise) + 1e-4 * torch.randn(len(features), 2, 2)
 
 
-def refusals() -> list[Any]:
-    return [
-        (
-            lambda d: finetune_dsrl(ToyPolicy(), d, make_env=OtherEnv, make_evaluation_env=OtherEnv),
-            ("observation_dim", "found: 4", "9"),
-        ),
-        (lambda d: finetune_dsrl(ToyPolicy((0, 1)), d, seeds=[7], make_env=PointReach), ("seeds", "found: 7", "0, 1")),
-        (lambda d: finetune_dsrl(Stochastic(), d, make_env=PointReach), ("sampler", "found: ddpm", "ddim")),
-        (lambda d: finetune_dsrl(OfCan(), d, task="Lift", source="p.safetensors"), ("p.safetensors", "Can", "Lift")),
-    ]
+class NeedsGenerator(ToyPolicy):
+    def sample(self, features: Tensor, noise: Tensor | None = None, generator: Any = None) -> Tensor:
+        if generator is None:
+            raise ValueError("DDPM needs a generator")
+        return super().sample(features, noise)
 
 
-@pytest.mark.parametrize("case", range(4))
-def test_what_cannot_be_finetuned_is_refused_and_nothing_is_written(tmp_path: Path, case: int) -> None:
-    call, words = refusals()[case]
-    if case == 3:
-        pytest.importorskip("robosuite")
+def other_environment() -> Any:
+    return replace(environment(), make=lambda n, **options: OtherEnv(n, **options))
+
+
+@pytest.mark.parametrize(
+    ("policy", "where", "words"),
+    [
+        (ToyPolicy(), other_environment(), ("state", "policy (4,)", "environment (9,)")),
+        (Stochastic(), None, ("deterministic", "differ", "ddim")),
+        (NeedsGenerator(), None, ("deterministic", "DDPM needs a generator")),
+        (OfCan(), None, ("does not belong", "environment", "PickPlaceCan", "PointReach")),
+    ],
+)
+def test_what_cannot_be_finetuned_is_refused_and_nothing_is_written(
+    tmp_path: Path, policy: Any, where: Any, words: tuple[str, ...]
+) -> None:
     with pytest.raises(InputError) as error:
-        call(tmp_path / "run")
+        finetune(tmp_path / "run", policy, where=where)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "run").exists()
 
 
-# -- SIGKILL -------------------------------------------------------------------------------------------------------------------
-def stage(directory: Path, variant: str) -> None:
-    config = replace(CONFIG, variant=variant, utd=2, noise_critic_steps=2, hidden=16)  # type: ignore[arg-type]
-    finetune(directory, (0, 3), config, checkpoint_seconds=0.0, eval_episodes=10, budget_env_steps=900)
+# -- numbers that are not finite -------------------------------------------------------------------------------------------------
+def test_a_diverging_critic_ends_the_run_with_step_and_cause_and_saves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NotFiniteError, match=r"not finite[\s\S]*step \d+"):
+        finetune(tmp_path, config=replace(CONFIG, lr=1e11, layer_norm=False, activation="relu"), log_every=1)
+    assert not (tmp_path / "agent.safetensors").exists()
+    assert not (tmp_path / "results.json").exists()
+    for row in (tmp_path / "metrics.csv").read_text().splitlines()[1:]:
+        assert "nan" not in row
+        assert "inf" not in row
+
+
+def test_an_agent_of_nan_is_not_played_on_and_not_evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between rows of metrics too: the next action, checkpoint or evaluation says it."""
+    trainer = online(log_every=10**6)
+    while not trainer.has_learnt:
+        trainer.step()
+    trainer.learner.networks.actor.net[0].weight.data.fill_(math.nan)
+    with pytest.raises(NotFiniteError, match=r"actions are not finite[\s\S]*environment step"):
+        trainer.step()
+
+    def poisoned(self: DSRL, *args: Any) -> Any:
+        self.networks.critics.net[0].weight.data.fill_(math.inf)
+        return {}
+
+    monkeypatch.setattr(DSRL, "learn", poisoned)
+    with pytest.raises(NotFiniteError, match="diverged by environment step"):
+        finetune(tmp_path)
+    assert not (tmp_path / "agent.safetensors").exists()
+
+
+# -- resuming --------------------------------------------------------------------------------------------------------------------
+class Interrupted(RuntimeError):
+    pass
+
+
+def interrupted_after(steps: int, directory: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    original, left = Online.step, [steps]
+
+    def step(self: Online) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Interrupted
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Online, "step", step)
+        with pytest.raises(Interrupted):
+            finetune(directory, checkpoint_seconds=0.0, **options)
+
+
+def test_resuming_with_another_policy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted_after(70, tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=r"input of this run[\s\S]*policy"):
+        finetune(tmp_path, ToyPolicy(3, drift=0.31), checkpoint_seconds=0.0)
+
+
+def test_an_environment_without_states_goes_on_with_fresh_episodes_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    envs: list[CountingEnv] = []
+
+    def make(n: int, **options: Any) -> CountingEnv:
+        envs.append(CountingEnv(n, saves_state=False, **options))
+        return envs[-1]
+
+    where = replace(environment(), make=make)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "due", property(lambda self: True))
+        interrupted_after(70, tmp_path, monkeypatch, where=where)
+    seen = {s for env in envs for s in env.asked if s < EVALUATION_SEED}
+    envs.clear()
+    with pytest.warns(UserWarning, match="fresh episodes"):
+        result = finetune(tmp_path, where=where, checkpoint_seconds=0.0)
+    assert result.success_after is not None
+    fresh = [s for env in envs for s in env.asked if s < EVALUATION_SEED]
+    assert len(seen) > 3
+    assert not seen & set(fresh[3:])  # the first three were begun before the checkpoint was read, and abandoned
+
+
+def stage(directory: Path) -> None:
+    config = replace(CONFIG, variant="na", utd=1, noise_critic_grad_steps=1, batch_size=8, hidden=8)
+    finetune(
+        directory, config=config, checkpoint_seconds=0.0, eval_episodes=3, budget_env_steps=240, initial_steps=100, eval_every=120,
+        log_every=5,
+    )  # fmt: skip
+
+
+IGNORED = ("results.json:wall_clock_s", "results.json:commit", "results.json:command")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("variant", ["sac", "na"])
-def test_twenty_kills_change_nothing(tmp_path: Path, variant: str) -> None:
-    in_a_process(__file__, tmp_path, variant)
-    for name in ("agent.safetensors", "metrics.csv"):
-        assert (tmp_path / "reference" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
-    curves = [[r["curve"] for r in json.loads((tmp_path / d / "results.json").read_text())] for d in ("reference", "killed")]
-    assert curves[0] == curves[1]
+@pytest.mark.parametrize("when", ["at random", "at every operation"])
+def test_kills_change_nothing(tmp_path: Path, when: str) -> None:
+    in_a_process(__file__, tmp_path, when)
+
+
+# -- results.json ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "change",
+    [{"success_after": 1.5}, {"success_after": "0.5"}, {"seed": -1}, {"curve": [[0]]}, {"format": 1}, {"extra": 1},
+     {"wall_clock_s": None}],
+)  # fmt: skip
+def test_results_are_checked_where_they_enter(tmp_path: Path, change: dict[str, Any]) -> None:
+    good = dict(
+        task="t", finetuner="dsrl-na", pretraining="bc", seed=0, budget_env_steps=1, episodes=1, success_before=0.0, success_after=1.0,
+        chunk_success_before=0.0, chunk_success_after=1.0, curve=[[0, 0.0], [1, 1.0]], wall_clock_s=1.0, format=2,
+    )  # fmt: skip
+    assert parse(Result, good).curve == ((0, 0.0), (1, 1.0))
+    (tmp_path / "results.json").write_text(json.dumps({**good, **change}))
+    with pytest.raises(InputError, match=next(iter(change))):
+        read_result(tmp_path)
 
 
 if __name__ == "__main__":
-    kill_and_resume(lambda directory: stage(directory, sys.argv[2]), Path(sys.argv[1]), sys.argv[2])
+    weight = torch.zeros(1, requires_grad=True)
+    descend(adam([weight], 1e-3), weight.sum())  # imports much at its first step, which the forks then have already
+    if sys.argv[2] == "at random":
+        kill_and_resume(stage, Path(sys.argv[1]), sys.argv[2], IGNORED)
+    else:
+        kill_at_every_operation(stage, Path(sys.argv[1]), IGNORED, stride=7)
