@@ -27,7 +27,9 @@ from postbc.experiments import plots
 from postbc.experiments.material import Found, look, shared_and_differing, within
 from postbc.experiments.report import Content, Picture, build
 from postbc.experiments.summary import FIELDS, collect, compare_groups, group, verdict
+from postbc.schemas import plain
 from postbc.stages.report import Report
+from postbc.training.results import Result
 
 RATES = {"bc": [0.6, 0.62, 0.58, 0.64, 0.6], "sigma-bc": [0.7, 0.5, 0.66, 0.6, 0.62], "postbc": [0.8, 0.84, 0.79, 0.83, 0.82]}
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
@@ -36,7 +38,7 @@ EVALUATION = {
     "method": "bc", "agent_seed": 3, "episodes": 50, "success": 0.5, "success_interval": [0.4, 0.6], "chunk_success": 0.4,
     "chunk_success_interval": [0.3, 0.5],
 }  # fmt: skip
-VERSIONS = {"torch": "2", "commit": "abc+changes", "command": "postbc finetune dsrl --policy '<bc>'", "robosuite": None}
+VERSIONS = {"torch": "2", "commit": "abc+changes", "command": "postbc finetune dsrl --policy '<bc>'", "robosuite": None, "cpus": 2}
 
 
 def result(pretraining: str, seed: int, **changes: Any) -> dict[str, Any]:
@@ -143,6 +145,14 @@ def test_repeated_seeds_are_averaged(tmp_path: Path) -> None:
     assert "averaged" in more[0]
 
 
+def test_what_a_finetuner_writes_is_what_is_read(tmp_path: Path) -> None:
+    one = Result(**result("postbc", 2, finetuner="best-of-n", rollout_episodes=300, rollout_success=0.25))
+    (tmp_path / "results.json").write_text(json.dumps(plain(one)))
+    (entry,), notes = collect([tmp_path])
+    assert notes == []
+    assert {k: v for k, v in plain(entry).items() if k != "run"} == {k: v for k, v in plain(one).items() if k != "format"}
+
+
 def test_results_without_an_evaluation_are_noted(tmp_path: Path) -> None:
     write(tmp_path / "a", result("bc", 0), result("bc", 1, success_before=None, success_after=None, episodes=0))
     entries, notes = collect([tmp_path])
@@ -240,6 +250,7 @@ def test_page_is_whole_self_contained_and_follows_light_and_dark(tmp_path: Path)
     (runs / "evaluation/videos/failure_seed0_1000000007.mp4").write_bytes(MP4)
     text, checker = check(build_at(runs, tmp_path / "report", title="A <b>bold</b> title"))
     assert "<b>bold</b>" not in text
+    assert "<h2>Notes" not in text
     assert "&lt;bc&gt;" in text  # commands are shown, not interpreted
     assert checker.seen.count("svg") == 2
     assert sum(v.startswith("data:video/mp4") for v in checker.fetched) == 1

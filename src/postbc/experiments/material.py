@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,11 +98,11 @@ class Material:
     def versions(self, found: Found) -> dict[str, str]:
         """versions.json: name -> text."""
         try:
-            values = read_json(found.path, dict[str, str | None], LARGEST)
+            values = read_json(found.path, dict[str, str | int | float | bool | None], LARGEST)
         except InputError as error:
             self.note(found, error)
             return {}
-        return {k: v for k, v in values.items() if v is not None}
+        return {k: str(v) for k, v in values.items() if v is not None}
 
     def config(self, found: Found) -> dict[str, Any]:
         """config.yaml."""
@@ -222,11 +222,3 @@ def within(found: Sequence[Found], megabytes: float, number: int) -> tuple[list[
             chosen.append(f)
             room -= f.size
     return chosen, len(found) - len(chosen)
-
-
-def by_kind(stages: Sequence[Stage], name: Callable[[Stage], str]) -> dict[str, list[Stage]]:
-    """Stages by what `name` says of them, in order."""
-    kinds: dict[str, list[Stage]] = {}
-    for stage in stages:
-        kinds.setdefault(name(stage), []).append(stage)
-    return kinds

@@ -7,51 +7,28 @@ from __future__ import annotations
 
 import base64
 import importlib.resources
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from postbc import statistics
 from postbc.errors import require
 from postbc.experiments import material as found_in
-from postbc.experiments import plots, summary
+from postbc.experiments import plots, summary, tables
 from postbc.experiments.material import Found, Material, Stage, within
-from postbc.experiments.summary import FINETUNERS, PRETRAINING, Entry, Group, Pair, Setting
+from postbc.experiments.summary import Entry, Group, Pair, Setting
+from postbc.experiments.tables import MEASURES, Cell, Table, signed
 from postbc.files import write_bytes
 from postbc.progress import progress
 
-MEASURES = {
-    "success_after": "after finetuning", "area": "mean success over the budget", "success_before": "before finetuning"
-}  # fmt: skip
-#: Fields of a run's configuration that are meant to differ between methods and seeds
-EXPECTED = ("output", "seed", "seeds", "policy", "policy_fingerprint", "fingerprint", "posterior", "resume", "jobs")
 DRAWN = 16
 """Most groups in one figure."""
-
-
-class Cell(NamedTuple):
-    """A value, and small lines under it."""
-
-    value: str
-    small: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """Turns into cards on a phone. Columns in `text` are left-aligned."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    caption: str = ""
-    text: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -112,13 +89,9 @@ def gather(directories: Sequence[Path]) -> Content:
 
 
 def _one_subset(stages: Sequence[Stage]) -> bool:
-    lots = found_in.by_kind(stages, lambda s: str(s.path.parent))
-    known = [[s.config for s in lot if s.config] for lot in lots.values() if len(lot) > 1]
-    return any(
-        all(c.get("data.subset_seed") is not None or c.get("data.num_trajectories", 0) is None for c in configs)
-        for configs in known
-        if configs
-    )
+    configs = [s.config for s in stages if s.config]
+    several = len({s.path.name for s in stages}) > 1
+    return several and all(c.get("data.subset_seed") is not None or c.get("data.num_trajectories", 0) is None for c in configs)
 
 
 def build(directories: Sequence[Path], output: Path, title: str = "Posterior behavioral cloning") -> Content:
@@ -137,11 +110,14 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
         for number, of in enumerate(content.settings):
             context["settings"].append(setting(content, of, number))
             bar.advance()
-        context |= {"answer": answer(content), "comparisons": comparisons(content), "evaluations": evaluations(content)}
+        context |= {"answer": answer(content), "comparisons": tables.comparisons(content.pairs)}
         context["actions"] = actions(content)
         bar.advance()
-        context |= {"posterior": posterior(content), "videos": videos(content), "configurations": configurations(content)}
-        context |= {"runs": runs(content), **commands(content)}
+        context |= {"posterior": posterior(content), "videos": videos(content), "runs": tables.runs(content.groups)}
+        context |= {
+            "evaluations": tables.evaluations(content.material), "commands": tables.commands(content.stages, content.entries),
+            "configurations": tables.configurations(content.stages, content.entries), "versions": tables.versions(content.stages),
+        }  # fmt: skip
         content.notes += content.material.notes
         page = _template().render(**context, palette=plots.PALETTE, groups=bool(content.groups), notes=content.notes)
         bar.advance()
@@ -164,13 +140,6 @@ def _template() -> jinja2.Template:
 
 
 # -- results -------------------------------------------------------------------------------------------------------------------
-def signed(pair: Pair) -> tuple[str, ...]:
-    """("+0.07", "[−0.02, +0.16]")."""
-    r = pair.result
-    interval = (f"[{r.low:+.2f}, {r.high:+.2f}]",) if math.isfinite(r.low) else ()
-    return tuple(part.replace("-", "−") for part in (f"{r.difference:+.2f}", *interval))
-
-
 def answer(content: Content) -> dict[str, Any]:
     """What the comparisons say, in sentences: settings, each with (before the verdict, verdict, after it); and the start."""
     final, start = content.pairs["success_after"], content.pairs["success_before"]
@@ -194,32 +163,9 @@ def answer(content: Content) -> dict[str, Any]:
     return {"settings": [(of.title, lines) for of, lines in said.items()], "before": before}
 
 
-def _rate(g: Group, field_name: str) -> Cell:
-    values = g.values(field_name)
-    mean, low, high = statistics.mean_interval(values)
-    wilson = g.pooled_interval(field_name)
-    seeds = f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]" if len(values) > 1 else "one seed"
-    return Cell(f"{mean:.3f}", (f"episodes [{wilson[0]:.2f}, {wilson[1]:.2f}]", seeds))
-
-
 def setting(content: Content, of: Setting, number: int) -> dict[str, Any]:
     """Table and figures of one setting."""
     groups = content.of(of)
-    curves = any(len(curve) > 2 for g in groups for curve in g.curves)  # two points are the table's own
-    rows = [
-        [
-            Cell(g.label), Cell(str(len(g.runs))), _rate(g, "success_before"), _rate(g, "success_after"),
-            Cell(f"{(g.values('success_after') - g.values('success_before')).mean():+.3f}".replace("-", "−")),
-            *([Cell(f"{g.values('area').mean():.3f}")] if curves else []),
-        ]
-        for g in groups
-    ]  # fmt: skip
-    episodes = " or ".join(map(str, sorted({run.episodes for g in groups for run in g.runs})[:5]))
-    caption = (
-        f"{of.budget or 'budget not recorded'}; {episodes} evaluation episodes a run; "
-        "95 % intervals over episodes (Wilson) and over seeds (Student)"
-    )
-    header = ["pretraining", "seeds", "before", "after", "gain", *(["mean over budget"] if curves else [])]
     slug = "-".join(filter(None, "".join(c if c.isascii() and c.isalnum() else " " for c in of.title.lower()).split()))[:80]
     if any(name.startswith(f"plots/{slug}-") for name in content.files):  # the same title with another budget or data
         slug = f"{slug}-{number}"
@@ -228,51 +174,10 @@ def setting(content: Content, of: Setting, number: int) -> dict[str, Any]:
         content.notes.append(f"{of.title}: {DRAWN} of {len(groups)} methods are drawn, all are in the table")
     text = "Success before and after finetuning: marks are means, ticks the seeds, bars 95 % intervals over seeds."
     pictures = [content.draw(f"{slug}-before-after", plots.before_after(drawn), text)]
-    if curves:
+    if any(len(curve) > 2 for g in groups for curve in g.curves):
         text = "Learning curves from the pretrained score on: mean, thin lines for the seeds, 95 % bootstrap band over seeds."
         pictures.append(content.draw(f"{slug}-curves", plots.learning_curves(drawn), text))
-    return {"title": of.title, "table": Table(header, rows, caption), "pictures": pictures}
-
-
-def comparisons(content: Content) -> list[Table]:
-    """Every difference with its interval, p-values and verdict."""
-    tables = []
-    for measure, name in MEASURES.items():
-        pairs = content.pairs[measure]
-        if measure == "area":
-            pairs = [p for p in pairs if any(len(curve) > 2 for g in (p.ours, p.baseline) for curve in g.curves)]
-        rows = [
-            [
-                Cell(f"{p.ours.label} − {p.baseline.label}", (p.setting.title,)), Cell(signed(p)[0], signed(p)[1:]),
-                Cell(f"{p.p_holm:.2g}" if p.result.seeds > 1 else "–", (f"unadjusted {p.result.p:.2g}",)),
-                Cell(f"{p.result.p_sign_flip:.2g}", (f"least possible {p.result.p_sign_flip_minimum:.2g}",)),
-                Cell(str(p.result.seeds), (f"ahead in {p.result.wins}, behind in {p.result.losses}",)), Cell(p.verdict),
-            ]
-            for p in pairs
-        ]  # fmt: skip
-        header = ["difference of", "difference", "p (t, Holm)", "p (sign flip)", "seeds", "verdict"]
-        if rows:
-            tables.append(Table(header, rows, f"Success {name}" if measure != "area" else name.capitalize(), text=(5,)))
-    return tables
-
-
-def evaluations(content: Content) -> Table | None:
-    """Rates of `postbc evaluate` runs."""
-    rows = []
-    for found in content.material.named("evaluation.json"):
-        e = content.material.json(found, found_in.Evaluated)
-        if e is not None:
-            where, method = str(Path(found.name).parent), PRETRAINING.get(e.method or "", "–")
-            seed = "–" if e.agent_seed is None else str(e.agent_seed)
-            rates = [
-                Cell(f"{rate:.3f}", ("[{:.2f}, {:.2f}]".format(*interval),))
-                for rate, interval in ((e.success, e.success_interval), (e.chunk_success, e.chunk_success_interval))
-            ]
-            rows.append([Cell(where, (method,)), Cell(seed), Cell(str(e.episodes)), *rates])
-    caption = (
-        "95 % Wilson intervals. Any step: some environment step was successful; whole chunk: every step of some chunk was."
-    )
-    return Table(["evaluation", "seed", "episodes", "any step", "whole chunk"], rows, caption) if rows else None
+    return {"title": of.title, "table": tables.before_after(groups), "pictures": pictures}
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------------------
@@ -326,70 +231,3 @@ def videos(content: Content) -> dict[str, Any]:
         caption = f"{outcome}: {Path(f.name).parent.parent} {' '.join(rest)}"
         shown.append(Picture(caption, video=_embedded(f, "video/mp4", content)))
     return {"pictures": shown, "left": left}
-
-
-# -- setting -------------------------------------------------------------------------------------------------------------------
-def configurations(content: Content) -> list[dict[str, Any]]:
-    """Configurations by stage: what differs between runs, and what does not."""
-    finetuner = {e.run: FINETUNERS.get(e.finetuner, e.finetuner) for e in content.entries}
-    kinds = found_in.by_kind(content.stages, lambda s: f"{s.kind} {finetuner.get(s.name, '')}".strip())
-    parts = []
-    for kind, members in kinds.items():
-        if kind == "run":
-            continue
-        same, differing = found_in.shared_and_differing([s.config for s in members])
-        shown = [k for k in differing if k not in EXPECTED][:8]
-        rows = [[Cell(s.name), *(_value(s.config[k]) if k in s.config else Cell("–") for k in shown)] for s in members]
-        parts.append(
-            {
-                "title": f"{kind[0].upper() + kind[1:]}: {len(members)} run{'s' if len(members) > 1 else ''}",
-                "several": len(members) > 1,
-                "differing": Table(["run", *shown], rows, "Fields in which these runs differ", text=range(1, 9))
-                if shown and len(members) > 1
-                else None,
-                "same": Table(["field", "value"], [[Cell(k), _value(v)] for k, v in same.items()], text=(1,)),
-            }
-        )
-    return parts
-
-
-def _value(value: Any) -> Cell:
-    text = "none" if value is None else str(value)
-    return Cell(text if len(text) <= 500 else f"{text[:500]}…")
-
-
-def runs(content: Content) -> Table | None:
-    """One row a run."""
-    rows = []
-    for g in content.groups:
-        for run in g.runs:
-            cells = []
-            for rate, chunk in ((run.success_before, run.chunk_success_before), (run.success_after, run.chunk_success_after)):
-                low, high = statistics.wilson_interval(round(rate * run.episodes), run.episodes)
-                also = (f"chunk {chunk:.3f}",) if chunk is not None else ()
-                cells.append(Cell(f"{rate:.3f}", (f"[{low:.2f}, {high:.2f}]", *also)))
-            minutes = f"{run.wall_clock_s / 60:.1f} min" if run.wall_clock_s else "–"
-            rows.append(
-                [Cell(g.label, (g.setting.title,)), Cell(str(run.seed)), *cells, Cell(str(run.episodes)), Cell(minutes)]
-            )
-    caption = "Success at any step, with Wilson's 95 % interval over the run's episodes; chunk: whole-chunk success"
-    return Table(["run", "seed", "before", "after", "episodes", "time"], rows, caption) if rows else None
-
-
-def commands(content: Content) -> dict[str, Any]:
-    """The commands, and the versions that they ran with."""
-    known = [*(s.versions.get("command") for s in content.stages), *(e.command for e in content.entries)]
-    rows = []
-    for key in dict.fromkeys(k for s in content.stages for k in s.versions if k != "command"):
-        values = list(dict.fromkeys(s.versions[key] for s in content.stages if key in s.versions))
-        if key == "commit":
-            values = list(
-                dict.fromkeys(
-                    v.removesuffix("+changes")[:12] + (" with changes" if v.endswith("+changes") else "") for v in values
-                )
-            )
-        rows.append([Cell(key), _value(("differs: " if len(values) > 1 else "") + ", ".join(values))])
-    return {
-        "commands": "\n".join(dict.fromkeys(c for c in known if c)),
-        "versions": Table(["version of", ""], rows, text=(1,)) if rows else None,
-    }

@@ -22,6 +22,7 @@ from postbc.evaluation import Evaluation
 from postbc.experiments.recipe import Finetuner, Recipe
 from postbc.jobs import JobError, run_jobs
 from postbc.policies.base import POLICY_FILE
+from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
 from postbc.progress import say
 from postbc.runs import Run
@@ -32,6 +33,7 @@ from postbc.stages.posterior import PosteriorFit, fit_posterior
 from postbc.stages.pretrain import Pretrain, pretrain_policy
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.dsrl import finetune_dsrl
+from postbc.training.results import RESULTS_FILE
 
 DEMONSTRATIONS = "demonstrations.hdf5"
 #: Fields that do not belong to the experiment, and those that may change between two runs into one directory: their stages
@@ -48,10 +50,12 @@ class Job(NamedTuple):
     arguments: tuple[Any, ...]
     needs: tuple[Path, ...]
     """Files of former stages without which it cannot begin."""
+    makes: Path
+    """Its last file but for pictures."""
 
 
-def run_recipe(recipe: Recipe[Any], output: Path) -> Path:
-    """Run `recipe` to its report, going on where a former run was stopped; the report's directory.
+def run_recipe(recipe: Recipe[Any], output: Path, resume: bool = True) -> Path:
+    """Run `recipe` to its report, going on where a former run was stopped (unless `resume` is off); the report's directory.
 
     A job that fails is one line; those that do not need what it should have made go on, and the report shows what is there.
 
@@ -63,7 +67,7 @@ def run_recipe(recipe: Recipe[Any], output: Path) -> Path:
 
     check(recipe, output)
     failed: list[Exception] = []
-    with Run(output, recipe, resume=True, volatile=VOLATILE, revisable=REVISABLE) as run:
+    with Run(output, recipe, resume=resume, volatile=VOLATILE, revisable=REVISABLE) as run:
         collect(recipe, output)
         for phase in phases(recipe, output):
             failed += _run(phase, recipe.jobs, output)
@@ -79,19 +83,22 @@ def run_recipe(recipe: Recipe[Any], output: Path) -> Path:
 
 
 def _run(jobs: Iterable[Job], at_once: int, output: Path) -> list[Exception]:
-    ready = {}
+    ready: list[Job] = []
     for job in jobs:
         missing = [path for path in job.needs if not path.exists()]
         if missing:
             say(f"{job.name} is left out: there is no {missing[0].relative_to(output)}", stderr=True)
         else:
-            ready[job.name] = (job.function, job.arguments)
-    if ready:
+            ready.append(job)
+    failed: list[Exception] = []
+    # those that are done check their records, here: a process of its own would take longer to start
+    for some, number in (([j for j in ready if j.makes.exists()], 1), ([j for j in ready if not j.makes.exists()], at_once)):
         try:
-            run_jobs(ready, at_once, output / "logs")
+            if some:
+                run_jobs({job.name: (job.function, job.arguments) for job in some}, number, output / "logs")
         except (InputError, JobError) as error:
-            return [error]
-    return []
+            failed.append(error)
+    return failed
 
 
 # -- before anything is written ------------------------------------------------------------------------------------------------
@@ -165,31 +172,34 @@ def collect(recipe: Recipe[Any], output: Path) -> None:
 
 def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
     """Jobs by phase: none needs what one of the same phase makes. PostBC from images waits for the encoder of BC."""
-    seeds, methods = recipe.seeds, recipe.methods
     images = bool(recipe.data.image_keys)
-    plain = [m for m in methods if m != "postbc"]
-    posteriors, found = [], []
-    if "postbc" in methods:
-        needs = [[_seed(output, "pretraining/bc", s) / POLICY_FILE] if images else [] for s in seeds]
-        posteriors = [Job(f"posterior-seed_{s}", fit, (recipe, output, s), tuple(n)) for s, n in zip(seeds, needs)]
-    first = [_pretrain_job(recipe, output, m, s) for m in plain for s in seeds]
-    second = [_pretrain_job(recipe, output, "postbc", s) for s in seeds] if "postbc" in methods else []
-    found += [first, posteriors, second] if images else [posteriors, first + second]
-    order = sorted(recipe.finetuners, key=lambda f: f != "dsrl")  # the longest first
-    pairs = [(f, m, s) for f in order for m in methods for s in seeds]
-    found.append(
-        [Job(f"{f}-{m}-seed_{s}", finetune, (recipe, output, f, m, s), _pretrained(output, m, s)) for f, m, s in pairs]
-    )
-    return [phase for phase in found if phase]
 
+    def posterior_job(seed: int) -> Job:
+        needs = (_seed(output, "pretraining/bc", seed) / POLICY_FILE,) if images else ()
+        return Job(
+            f"posterior-seed_{seed}", fit, (recipe, output, seed), needs, _seed(output, "posterior", seed) / POSTERIOR_FILE
+        )
 
-def _pretrain_job(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> Job:
-    needs = (_seed(output, "posterior", seed) / "posterior.safetensors",) if method == "postbc" else ()
-    return Job(f"{method}-seed_{seed}", pretrain, (recipe, output, method, seed), needs)
+    def pretrain_job(method: Method, seed: int) -> Job:
+        needs = (_seed(output, "posterior", seed) / POSTERIOR_FILE,) if method == "postbc" else ()
+        makes = _seed(output, f"evaluation/{method}", seed) / SUMMARY
+        return Job(f"{method}-seed_{seed}", pretrain, (recipe, output, method, seed), needs, makes)
 
+    def finetune_job(finetuner: Finetuner, method: Method, seed: int) -> Job:
+        needs = (
+            _seed(output, f"pretraining/{method}", seed) / POLICY_FILE,
+            _seed(output, f"evaluation/{method}", seed) / SUMMARY,
+        )
+        makes = _seed(output, f"{finetuner}/{method}", seed) / RESULTS_FILE
+        return Job(f"{finetuner}-{method}-seed_{seed}", finetune, (recipe, output, finetuner, method, seed), needs, makes)
 
-def _pretrained(output: Path, method: Method, seed: int) -> tuple[Path, ...]:
-    return _seed(output, f"pretraining/{method}", seed) / POLICY_FILE, _seed(output, f"evaluation/{method}", seed) / SUMMARY
+    postbc = [m for m in recipe.methods if m == "postbc"]
+    posteriors = [posterior_job(s) for _ in postbc for s in recipe.seeds]
+    first = [pretrain_job(m, s) for m in recipe.methods if m != "postbc" for s in recipe.seeds]
+    second = [pretrain_job(m, s) for m in postbc for s in recipe.seeds]
+    finetuners = sorted(recipe.finetuners, key=lambda f: f != "dsrl")  # the longest first
+    last = [finetune_job(f, m, s) for f in finetuners for m in recipe.methods for s in recipe.seeds]
+    return [first, posteriors, second, last] if images else [posteriors, first + second, last]
 
 
 def _seed(output: Path, stage: str, seed: int) -> Path:

@@ -30,12 +30,14 @@ class RunRecipe(Generic[P]):
     recipe: Annotated[Recipe[P], tyro.conf.arg(name="")]
     output: Path = field(default_factory=Path)
     """Directory of the experiment."""
+    resume: bool = True
+    """Go on with the experiment that is there; --no-resume refuses one."""
 
     def run(self) -> None:
         """Run what has not been run yet, then report."""
         from postbc.experiments.sweep import run_recipe
 
-        report = run_recipe(self.recipe, self.output)
+        report = run_recipe(self.recipe, self.output, self.resume)
         say(f"report: {report / 'report.html'}")
 
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc.errors import require
-from postbc.experiments.report import Content, build, signed
+from postbc.experiments.report import Content, build
 from postbc.experiments.summary import Setting
+from postbc.experiments.tables import signed
 from postbc.progress import console
 from postbc.schemas import schema
 
