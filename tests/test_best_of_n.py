@@ -1,10 +1,12 @@
-"""Best-of-N: rollouts (order, files, resuming), chunk transitions by hand, the choice among samples, the whole stage on the toy."""
+"""Best-of-N: rollouts (order, files, resuming), their transitions in normalised units, the choice among samples, the whole stage."""
 
 from __future__ import annotations
 
-import json
+import copy
 import os
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,310 +14,407 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from kills import in_a_process, kill_and_resume
-from postbc.demonstrations import Demonstrations, Trajectory, write_robomimic
-from postbc.errors import InputError
-from postbc.evaluation import PolicyActor
-from postbc.finetuning.best_of_n import BestOfNActor, BestOfNConfig, finetune_best_of_n
-from postbc.finetuning.iql import IQLConfig
-from postbc.finetuning.networks import Critics
-from postbc.finetuning.rollouts import TransitionConfig, collect_rollouts, member_batch, read_rollouts, transitions
-from postbc.nn import make_generators, randn
-from toy import PointReach, ToyPolicy
+from kills import in_a_process, kill_and_resume, kill_at_every_operation
+from mutations import mutate
+from postbc.agents.base import AGENT_FILE, PolicyAgent, load_agent
+from postbc.agents.best_of_n import BestOfNAgent, BestOfNConfig
+from postbc.agents.iql import IQL, IQLConfig
+from postbc.agents.networks import Critics, adam, descend
+from postbc.data.episodes import Dataset
+from postbc.data.normalization import Normalization
+from postbc.data.readers import read_dataset
+from postbc.data.robomimic import write_robomimic
+from postbc.data.transitions import TransitionConfig
+from postbc.errors import InputError, NotFiniteError
+from postbc.files import load_tree, save_tree
+from postbc.policies.base import About
+from postbc.runs import Checkpoints
+from postbc.training.best_of_n import finetune_best_of_n
+from postbc.training.results import read_result
+from postbc.training.rollouts import collect_rollouts, encode_all, read_rollouts, transition_batch
+from test_dsrl import diffusion_policy
+from test_dsrl_training import IGNORED, CountingEnv, EncodingPolicy
+from toy import PointReach, ToyPolicy, environment
 
 
-def make_env(n: int) -> PointReach:
-    return PointReach(n, chunk=1, reward="sparse", terminate_on="never", autoreset="disabled")
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-def make_evaluation_env(n: int) -> PointReach:
-    return PointReach(n, terminate_on="chunk_success", autoreset="disabled")
-
-
-def trajectory(rewards: list[float], last_done: bool = False) -> Trajectory:
-    """Step t observes t, t and plays 10 t."""
-    n = len(rewards)
-    t = np.arange(n, dtype=np.float32)
-    dones = np.zeros(n, bool)
-    dones[-1] = last_done
-    return Trajectory(np.stack([t, t], 1), 10 * t[:, None], np.array(rewards), dones)
-
-
-# -- transitions ---------------------------------------------------------------------------------------------------------------
-def test_transitions_of_a_success() -> None:
-    rows = transitions(trajectory([0, 0, 0, 0, 0, 1, 1, 1]), 4, 0.9, TransitionConfig())
-    assert rows["observation"][:, 0].tolist() == [0, 4]
-    assert rows["action"][:, :, 0].tolist() == [[0, 10, 20, 30], [40, 50, 60, 70]]
-    assert rows["reward"].tolist() == [0, 1]  # the steps after the first success do not count
-    np.testing.assert_allclose(rows["discount"], [0.9, 0])
-    assert rows["next_observation"][0, 0] == 4
-
-
-def test_transitions_with_negative_rewards_and_discounts_within_the_chunk() -> None:
-    episode = trajectory([0, 0, 0, 0, 0, 0, 1, 1])
-    rows = transitions(episode, 4, 0.5, TransitionConfig(reward="negative"))
-    assert rows["reward"].tolist() == [-4, -2]
-    config = TransitionConfig(reward="negative", chunk_reward="discounted", chunk_discount="per_step")
-    rows = transitions(episode, 4, 0.5, config)
-    assert rows["reward"].tolist() == [-1.875, -1.5]
-    assert rows["discount"].tolist() == [0.5**4, 0]
-
-
-def test_a_time_limit_is_not_an_end() -> None:
-    rows = transitions(trajectory([0] * 9, last_done=True), 4, 0.9, TransitionConfig())
-    assert rows["observation"][:, 0].tolist() == [0, 4]
-    np.testing.assert_allclose(rows["discount"], [0.9, 0.9])
-    rows = transitions(
-        trajectory([0] * 8), 4, 0.9, TransitionConfig()
-    )  # the last chunk would need an observation after the end
-    assert rows["observation"][:, 0].tolist() == [0]
-    rows = transitions(trajectory([0] * 8, last_done=True), 4, 0.9, TransitionConfig(termination="dones"))
-    np.testing.assert_allclose(rows["discount"], [0.9, 0])
-
-
-@pytest.mark.parametrize(("tail", "start", "last"), [("align", [0, 2], [20, 30, 40, 50]), ("pad", [0, 4], [40, 50, 50, 50])])
-def test_a_last_chunk_that_does_not_fit(tail: Any, start: list[int], last: list[int]) -> None:
-    rows = transitions(trajectory([0, 0, 0, 0, 0, 1]), 4, 0.9, TransitionConfig(tail=tail))
-    assert rows["observation"][:, 0].tolist() == start
-    assert rows["action"][-1, :, 0].tolist() == last
-    assert rows["reward"].tolist() == [0, 1]
-    assert rows["discount"][-1] == 0
-
-
-def test_every_window_with_stride_one() -> None:
-    rows = transitions(trajectory([0, 0, 0, 0, 0, 1, 0, 0, 0]), 3, 0.9, TransitionConfig(stride=1))
-    assert rows["observation"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]  # none begins after the success
-    assert rows["reward"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert (rows["discount"] == 0).tolist() == [False, False, False, True, True, True]
-    assert len(transitions(trajectory([0, 0]), 4, 0.9, TransitionConfig())["reward"]) == 0
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed))
 
 
 # -- rollouts ------------------------------------------------------------------------------------------------------------------
+class WithStates(PointReach):
+    """Says its simulator states, as robosuite does."""
+
+    def sim_states(self) -> np.ndarray:
+        return np.concatenate([self.steps[:, None], self.at], 1).astype(float)
+
+
+def with_states() -> Any:
+    return replace(environment(), make=lambda n, **options: WithStates(n, **options))
+
+
 def test_rollouts_are_written_as_robomimic_files(tmp_path: Path) -> None:
-    policy = ToyPolicy((2, 5))
-    paths = collect_rollouts(policy, make_env, 23, tmp_path, envs_per_member=6)
-    assert [p.name for p in paths] == ["rollouts_seed_2.hdf5", "rollouts_seed_5.hdf5"]
-    for path in paths:
-        data = read_rollouts(path)
-        assert data.names == tuple(f"demo_{i}" for i in range(23))
-        assert set(data.filters) == {"success", "failure"}
-        assert len(data.filters["success"]) + len(data.filters["failure"]) == 23
-        for t in data:
-            solved = t.name in data.filters["success"]
-            assert solved == bool(t.rewards.any()) == bool(t.dones[-1])
-            assert len(t) == 30 if not solved else len(t) % 2 == 0  # whole chunks
-            assert set(np.unique(t.rewards)) <= {0.0, 1.0}
-            assert t.states is not None
-            moved = t.observations[:-1, :2] + 0.1 * t.actions[:-1]  # the recorded action led to the next observation
-            np.testing.assert_allclose(t.observations[1:, :2], moved, atol=1e-5)
-            np.testing.assert_allclose(t.states[:, 1:], t.observations, atol=1e-6)
-    assert len({read_rollouts(paths[0])[i].observations[0].tobytes() for i in range(23)}) == 23
-    written = paths[0].read_bytes()
-    assert collect_rollouts(policy, make_env, 23, tmp_path, envs_per_member=6) == paths  # nothing left to do
-    assert paths[0].read_bytes() == written
-
-
-def test_a_members_rollouts_do_not_depend_on_the_others(tmp_path: Path) -> None:
-    together = collect_rollouts(ToyPolicy((2, 5)), make_env, 9, tmp_path / "a", envs_per_member=4)[1]
-    alone = collect_rollouts(ToyPolicy((5,)), make_env, 9, tmp_path / "b", envs_per_member=4)[0]
-    for a, b in zip(read_rollouts(together), read_rollouts(alone), strict=True):
-        np.testing.assert_array_equal(a.actions, b.actions)
+    policy = ToyPolicy()
+    path = collect_rollouts(policy, with_states(), 23, tmp_path, seed=2, num_envs=6)
+    assert path == tmp_path / "rollouts.hdf5"
+    data = read_dataset(path)
+    assert data.names == tuple(f"demo_{i}" for i in range(23))
+    assert data.environment["env_name"] == "PointReach"
+    assert set(data.filters) == {"success", "failure"}
+    assert len(data.filters["success"]) + len(data.filters["failure"]) == 23
+    for t in data:
+        assert t.rewards is not None
+        assert t.dones is not None
+        assert t.states is not None
+        solved = t.name in data.filters["success"]
+        assert solved == bool(t.rewards.any()) == bool(t.dones[-1])
+        assert len(t) == 30 if not solved else len(t) % 2 == 0  # whole chunks
+        assert set(np.unique(t.rewards)) <= {0.0, 1.0}
+        moved = t.state[:-1, :2] + 0.1 * t.actions[:-1]  # the recorded action led to the next observation
+        np.testing.assert_allclose(t.state[1:, :2], moved, atol=1e-5)
+        np.testing.assert_allclose(t.states[:, 1:], t.state, atol=1e-6)
+        begins = np.random.default_rng(t.episode_seed).uniform(-1, 1, 4)
+        np.testing.assert_allclose(t.state[0], begins, atol=1e-6)
+    assert len({t.episode_seed for t in data}) == 23
+    written = path.read_bytes()
+    assert collect_rollouts(policy, with_states(), 23, tmp_path, seed=2, num_envs=6, resume=True) == path  # nothing left to do
+    assert path.read_bytes() == written
+    with pytest.raises(InputError, match="input of this run"):
+        collect_rollouts(ToyPolicy(drift=0.5), with_states(), 23, tmp_path, seed=2, num_envs=6, resume=True)
 
 
 class Interrupted(RuntimeError):
     pass
 
 
-def test_collection_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reference = collect_rollouts(ToyPolicy((1, 2)), make_env, 20, tmp_path / "a", envs_per_member=4)
-    steps = {"left": 0}
-    original = PointReach.step
+@pytest.mark.parametrize("saves_state", [True, False])
+def test_collection_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves_state: bool) -> None:
+    """Bit for bit; or, where the environment cannot say its state, with running episodes begun again, as a warning says."""
+    where = environment(saves_state=saves_state)
+    reference = collect_rollouts(ToyPolicy(), where, 20, tmp_path / "a", seed=1, num_envs=4)
+    original, left = PointReach.step, [0]
 
-    def failing(self: PointReach, actions: np.ndarray) -> Any:
-        steps["left"] -= 1
-        if steps["left"] < 0:
+    def failing(self: PointReach, chunks: np.ndarray) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
             raise Interrupted
-        return original(self, actions)
+        return original(self, chunks)
 
     monkeypatch.setattr(PointReach, "step", failing)
-    attempts = 0
+    monkeypatch.setattr(Checkpoints, "due", property(lambda self: True))
+    attempts, path = 0, Path()
     while attempts < 100:
-        steps["left"], attempts = 37, attempts + 1
+        left[0], attempts = 67, attempts + 1
         try:
-            paths = collect_rollouts(ToyPolicy((1, 2)), make_env, 20, tmp_path / "b", envs_per_member=4, checkpoint_seconds=0)
+            restarted = pytest.warns(UserWarning, match="begin again") if attempts > 1 and not saves_state else nullcontext()
+            with restarted:
+                path = collect_rollouts(ToyPolicy(), where, 20, tmp_path / "b", seed=1, num_envs=4, resume=True)
             break
         except Interrupted:
             continue
-    assert 3 < attempts < 100
-    for a, b in zip(reference, paths, strict=True):
-        assert a.read_bytes() == b.read_bytes()
+    assert 1 < attempts < 100
+    if saves_state:
+        assert reference.read_bytes() == path.read_bytes()
+    else:
+        a, b = read_dataset(reference), read_dataset(path)
+        assert a.names == b.names
+        assert all(np.array_equal(x.state[0], y.state[0]) for x, y in zip(a, b, strict=True))
 
 
-# -- the choice ----------------------------------------------------------------------------------------------------------------
-class Linear(Critics):
-    """Q_i = the sum of the chunk, plus or minus something that only the mean forgives."""
-
-    def __init__(self, members: int) -> None:
-        super().__init__(members, 4, 4, (), make_generators(range(members)))
-
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        total = action.sum(-1)
-        return torch.stack((total, 2 * action[..., 0] - total), 1)
-
-
-def test_one_sample_is_the_pretrained_policy() -> None:
-    policy, observation = ToyPolicy((0, 1)), randn(make_generators([3, 4]), 7, 4)
-    for _ in range(3):
-        chunk = BestOfNActor(policy, Linear(2), samples=1).act(observation, make_generators([5, 6]))
-        assert torch.equal(chunk, PolicyActor(policy).act(observation, make_generators([5, 6])))
-
-
-@pytest.mark.parametrize("aggregate", ["min", "mean"])
-def test_the_best_of_the_samples_is_played(aggregate: Any) -> None:
-    policy, observation = ToyPolicy((0, 1)), randn(make_generators([3, 4]), 7, 4)
-    chunk = BestOfNActor(policy, Linear(2), samples=16, aggregate=aggregate).act(observation, make_generators([5, 6]))
-    assert chunk.shape == (2, 7, 2, 2)
-    # the same draws, one state at a time
-    noise = policy.seen[-1].view(2, 16, 7, 2, 2)
-    for m in range(2):
-        for j in range(7):
-            single = ToyPolicy((0,)).sample(observation[m, j].expand(1, 16, 4), noise=noise[m, :, j][None])
-            q = Linear(1)(observation[m, j].expand(1, 16, 4), single.flatten(2))[0]
-            q = q.min(0).values if aggregate == "min" else q.mean(0)
-            torch.testing.assert_close(chunk[m, j], single[0, q.argmax()])
-
-
-# -- the whole stage -----------------------------------------------------------------------------------------------------------
-SMALL = BestOfNConfig(episodes=150, samples=16, eval_episodes=60, checkpoint_seconds=0.0, log_every=200)
-IQL_SMALL = IQLConfig(steps=800, hidden=(64, 64), expectile=0.7, discount=0.97, lr=3e-3, tau=0.02, layer_norm=False)
-NEGATIVE = TransitionConfig(reward="negative")
-
-
-def test_best_of_n_improves_the_toy_and_writes_its_results(tmp_path: Path) -> None:
-    policy = ToyPolicy((0, 3), drift=0.6)
-    makers: dict[str, Any] = {"make_env": make_env, "make_evaluation_env": make_evaluation_env, "task": "PointReach"}
-    finetune_best_of_n(policy, tmp_path / "run", SMALL, IQL_SMALL, NEGATIVE, **makers)
-    results = json.loads((tmp_path / "run/results.json").read_text())
-    assert [r["seed"] for r in results] == [0, 3]
-    for m, r in enumerate(results):
-        assert r["finetuner"] == "best-of-n"
-        assert r["pretraining"] == "bc"
-        assert r["task"] == "PointReach"
-        assert r["success_after"] > r["success_before"] + 0.25
-        data = read_rollouts(tmp_path / f"run/rollouts_seed_{r['seed']}.hdf5")
-        assert r["budget_env_steps"] == data.num_steps
-        assert r["curve"] == [[0, r["success_before"]], [data.num_steps, r["success_after"]]]
-        assert r["episodes"] == 60
-        assert r["rollout_episodes"] == 150
-        del m
-    loaded = BestOfNActor.load(tmp_path / "run", policy)
-    observation = randn(make_generators([3, 4]), 5, 4)
-    assert loaded.samples == 16
-    assert loaded.act(observation, make_generators([1, 2])).shape == (2, 5, 2, 2)
-    with pytest.raises(InputError, match="already holds a run"):
-        finetune_best_of_n(policy, tmp_path / "run", SMALL, IQL_SMALL, NEGATIVE, **makers)
-    # another critic from the same collection, alone, gives the same as beside the other seed
-    files = [tmp_path / "run/rollouts_seed_3.hdf5"]
-    finetune_best_of_n(policy, tmp_path / "again", SMALL, IQL_SMALL, NEGATIVE, rollouts=files, seeds=[3], **makers)
-    again = json.loads((tmp_path / "again/results.json").read_text())
-    assert len(again) == 1
-    assert again[0]["seed"] == 3
-    assert abs(again[0]["success_after"] - results[1]["success_after"]) < 0.15
-    assert again[0]["success_before"] == results[1]["success_before"]
-
-
-def test_a_stage_that_is_interrupted_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = BestOfNConfig(episodes=6, samples=4, eval_episodes=5, checkpoint_seconds=0.0, log_every=10, envs_per_member=3)
-    iql = IQLConfig(steps=60, hidden=(8,), batch_size=16)
-
-    def run(directory: Path) -> None:
-        makers: dict[str, Any] = {"make_env": make_env, "make_evaluation_env": make_evaluation_env, "task": "PointReach"}
-        finetune_best_of_n(ToyPolicy((0, 3)), directory, config, iql, resume=True, **makers)
-
-    run(tmp_path / "a")
-    from postbc.finetuning.iql import IQL
-
-    original, calls = IQL.train, {"n": 0}
-
-    def failing(self: IQL, *args: Any) -> Any:
-        calls["n"] += 1
-        if calls["n"] % 2 == 0:
-            raise Interrupted
-        return original(self, *args)
-
-    monkeypatch.setattr(IQL, "train", failing)
-    for _ in range(20):
-        try:
-            run(tmp_path / "b")
-            break
-        except Interrupted:
-            continue
-    assert calls["n"] > 6
-    for name in ("agent.safetensors", "metrics.csv", "rollouts_seed_0.hdf5"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def stage(directory: Path) -> None:
-    config = BestOfNConfig(episodes=20, samples=4, eval_episodes=10, checkpoint_seconds=0.0, log_every=10, envs_per_member=5)
-    makers: dict[str, Any] = {"make_env": make_env, "make_evaluation_env": make_evaluation_env, "task": "PointReach"}
-    finetune_best_of_n(
-        ToyPolicy((0, 3)), directory, config, IQLConfig(steps=400, hidden=(16,), batch_size=32), resume=True, **makers
-    )
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
-    in_a_process(__file__, tmp_path)
-    files = ("agent.safetensors", "metrics.csv", "rollouts_seed_0.hdf5", "rollouts_seed_3.hdf5", "episodes_after.jsonl")
-    for name in files:
-        assert (tmp_path / "reference" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
-
-
-def test_rollouts_of_a_real_robot_need_no_simulator(tmp_path: Path) -> None:
-    path = tmp_path / "robot.hdf5"
+# -- transitions ---------------------------------------------------------------------------------------------------------------
+def episodes(rewards: np.ndarray | None = None, width: int = 4, actions: int = 2, length: int = 9, count: int = 6) -> Dataset:
+    """`count` random episodes; every other one succeeds at its last step unless `rewards` (length,) says otherwise."""
     rng = np.random.default_rng(0)
-    episodes = [Trajectory(rng.normal(size=(9, 4)), rng.normal(size=(9, 2)), np.eye(9)[8] * (i % 2), np.eye(9)[8] > 0, name=f"demo_{i}")
-                for i in range(6)]  # fmt: skip
-    write_robomimic(path, Demonstrations(tuple(episodes), ("observation",)))
-    with h5py.File(path, "a") as file:
-        del file["data"].attrs["env_args"]
-    config = BestOfNConfig(eval_episodes=0, log_every=5)
-    finetune_best_of_n(ToyPolicy((0, 1)), tmp_path / "run", config, IQLConfig(steps=10), rollouts=[path])
-    results = json.loads((tmp_path / "run/results.json").read_text())
-    assert len(results) == 2
-    assert results[0]["success_after"] is None
-    assert results[0]["rollout_success"] == 0.5
+    end = np.eye(length)[-1]
+    return Dataset.from_arrays(
+        [rng.normal(size=(length, width)) for _ in range(count)], [rng.normal(size=(length, actions)) for _ in range(count)],
+        rewards=[end * (i % 2) if rewards is None else rewards for i in range(count)], dones=[end > 0] * count,
+    )  # fmt: skip
+
+
+def test_transitions_are_in_the_policys_units_and_a_frame_is_encoded_once() -> None:
+    policy = EncodingPolicy()
+    policy.normalization = Normalization.from_dict(
+        {"state_low": [0.0] * 4, "state_high": [2.0] * 4, "action_low": [0.0, 0.0], "action_high": [4.0, 4.0]}
+    )
+    data = episodes()
+    batch, info = transition_batch(data, policy, 0.9, TransitionConfig())
+    assert policy.frames == data.num_steps
+    assert info == {"episodes": 6, "env_steps": 54, "success": 0.5}
+    # 9 steps, chunks of 2: a failure gives 0, 2, 4, 6; a success 0, 2, 4, 6 and its last two steps
+    assert len(batch.reward) == 3 * 4 + 3 * 5
+    first = data[1]
+    start = 4  # after the four of the failure before it
+    torch.testing.assert_close(batch.features[start, :4], torch.as_tensor(first.state[0]))
+    torch.testing.assert_close(batch.next_features[start, :4], torch.as_tensor(first.state[2]))
+    torch.testing.assert_close(batch.action[start], torch.as_tensor(first.actions[:2] / 2 - 1).flatten(), atol=1e-5, rtol=0)
+    assert batch.reward[start + 4] == 1.0
+    assert batch.discount[start + 4] == 0.0
+    torch.testing.assert_close(batch.features[start + 4, :4], torch.as_tensor(first.state[7]))
+    assert encode_all(data, policy).shape == (54, 6)
+
+
+@pytest.mark.parametrize("rewards", [np.zeros(9), -np.ones(9)])
+def test_rollouts_without_any_success_say_so_before_anything_is_written(tmp_path: Path, rewards: np.ndarray) -> None:
+    path = write_robomimic(tmp_path / "failures.hdf5", episodes(rewards))
+    for rule in ("auto", "zero-one" if rewards[0] == 0 else "minus-one-zero"):
+        with pytest.raises(InputError, match="othing to learn from") as error:
+            finetune_best_of_n(
+                ToyPolicy(), None, tmp_path / "run", BestOfNConfig(eval_episodes=0), IQLConfig(steps=5),
+                TransitionConfig(success=rule), rollouts=path,
+            )  # type: ignore[arg-type]  # fmt: skip
+        assert str(path) in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_collected_rollouts_without_any_success_say_so_before_training(tmp_path: Path) -> None:
+    config = BestOfNConfig(episodes=3, eval_episodes=0)
+    with pytest.raises(InputError, match="0 of 3 episodes succeed"):
+        finetune_best_of_n(ToyPolicy(drift=0.0, noise=1e-3), environment(), tmp_path, config, IQLConfig(steps=5), seed=1)
+    assert not (tmp_path / AGENT_FILE).exists()
+
+
+def test_success_is_never_guessed(tmp_path: Path) -> None:
+    """Shaped rewards need a rule; with one, they are used."""
+    shaped = np.linspace(0.1, 0.8, 9)
+    path = write_robomimic(tmp_path / "shaped.hdf5", episodes(shaped))
+    policy, none = ToyPolicy(), BestOfNConfig(eval_episodes=0, log_every=5)
+    with pytest.raises(InputError, match=r"shaped[\s\S]*say what success is"):
+        finetune_best_of_n(policy, None, tmp_path / "run", none, IQLConfig(steps=5, hidden=(8,)), rollouts=path)
+    rule = TransitionConfig(success=0.75)
+    finetune_best_of_n(policy, None, tmp_path / "run", none, IQLConfig(steps=5, hidden=(8,)), rule, rollouts=path)
+    assert read_result(tmp_path / "run").rollout_success == 1.0
 
 
 @pytest.mark.parametrize(("width", "actions", "message"), [(5, 2, "observations"), (4, 3, "actions")])
 def test_rollouts_of_another_robot_are_refused_and_nothing_is_written(
     tmp_path: Path, width: int, actions: int, message: str
 ) -> None:
-    path = tmp_path / "other.hdf5"
-    other = Trajectory(np.zeros((9, width)), np.zeros((9, actions)), np.zeros(9), np.zeros(9, bool))
-    write_robomimic(path, Demonstrations((other,), ("observation",)))
+    path = write_robomimic(tmp_path / "other.hdf5", episodes(width=width, actions=actions))
     with pytest.raises(InputError, match=message):
         finetune_best_of_n(
-            ToyPolicy((0,)), tmp_path / "run", BestOfNConfig(eval_episodes=0), IQLConfig(steps=5), rollouts=[path]
+            ToyPolicy(), None, tmp_path / "run", BestOfNConfig(eval_episodes=0), IQLConfig(steps=5), rollouts=path
         )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_member_uses_its_own_normalisation() -> None:
-    from postbc.demonstrations import Normalization
-    from postbc.policies.base import NormalizationTensors
+def test_rollouts_of_another_task_are_refused(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "other.hdf5", replace(episodes(), environment={"env_name": "Can"}))
+    policy = ToyPolicy()
+    policy.about = About(facts={"environment": "Lift"})  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"does not belong[\s\S]*Can[\s\S]*Lift"):
+        read_rollouts(path, policy)
+    policy.about = About(facts={"environment": "PickPlaceCan"})  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="does not belong"):
+        finetune_best_of_n(policy, environment(), tmp_path / "run", BestOfNConfig(episodes=2), IQLConfig(steps=2))
+    assert not (tmp_path / "run").exists()
 
-    policy = ToyPolicy((0, 1))
-    second = Normalization(np.zeros(4), np.full(4, 2.0), np.zeros(2), np.full(2, 4.0))
-    policy.normalization = NormalizationTensors([Normalization.identity(4, 2), second], 2)
-    data = Demonstrations((Trajectory(np.ones((5, 4)), np.ones((5, 2)), np.eye(5)[4], np.eye(5)[4] > 0),), ("observation",))
-    batches = [member_batch(data, policy, m, 0.9, TransitionConfig())[0] for m in range(2)]
-    torch.testing.assert_close(batches[0].observation[0, 0], torch.ones(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(batches[1].observation[0, 0], torch.zeros(4), atol=1e-5, rtol=0)
-    torch.testing.assert_close(batches[1].action[0, 0], torch.full((4,), -0.5), atol=1e-5, rtol=0)
+
+def test_rollouts_of_a_real_robot_need_no_simulator(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "robot.hdf5", episodes())
+    with h5py.File(path, "a") as file:
+        file["data"].attrs.pop("env_args", None)
+    config = BestOfNConfig(eval_episodes=0, log_every=5)
+    finetune_best_of_n(ToyPolicy(), None, tmp_path / "run", config, IQLConfig(steps=10, hidden=(8,)), rollouts=path)
+    result = read_result(tmp_path / "run")
+    assert result.success_after is None
+    assert result.curve == ()
+    assert result.rollout_success == 0.5
+    with pytest.raises(InputError, match="environment is needed"):
+        finetune_best_of_n(ToyPolicy(), None, tmp_path / "other", BestOfNConfig(), rollouts=path)
+
+
+def test_replaced_rollouts_are_refused_on_resume(tmp_path: Path) -> None:
+    path, config = write_robomimic(tmp_path / "r.hdf5", episodes()), BestOfNConfig(eval_episodes=0)
+    finetune_best_of_n(ToyPolicy(), None, tmp_path / "run", config, IQLConfig(steps=2, hidden=(8,)), rollouts=path)
+    write_robomimic(path, episodes(count=8))
+    with pytest.raises(InputError, match=r"input of this run[\s\S]*rollouts"):
+        finetune_best_of_n(
+            ToyPolicy(), None, tmp_path / "run", config, IQLConfig(steps=2, hidden=(8,)), rollouts=path, resume=True
+        )
+
+
+# -- the choice ----------------------------------------------------------------------------------------------------------------
+class Linear(Critics):
+    """Q_i = the sum of the chunk, plus or minus something that only the mean forgives."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4, (), generator(0))
+
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        total = action.sum(-1)
+        return torch.stack((total, 2 * action[..., 0] - total))
+
+
+def test_one_sample_is_the_pretrained_policy() -> None:
+    policy, observation = ToyPolicy(), {"state": normal(7, 4, seed=3)}
+    for k in range(3):
+        chunk = BestOfNAgent(policy, Linear(), samples=1).act(observation, generator(k))
+        assert torch.equal(chunk, PolicyAgent(policy).act(observation, generator(k)))
+
+
+@pytest.mark.parametrize("aggregate", ["min", "mean"])
+def test_the_best_of_the_samples_is_played(aggregate: Any) -> None:
+    policy, state = ToyPolicy(), normal(7, 4, seed=3)
+    chunk = BestOfNAgent(policy, Linear(), samples=16, aggregate=aggregate).act({"state": state}, generator(5))
+    assert chunk.shape == (7, 2, 2)
+    noise = policy.seen[-1].view(16, 7, 2, 2)  # the same draws, one state at a time
+    for j in range(7):
+        single = ToyPolicy().sample(state[j].expand(16, 4), noise=noise[:, j])
+        q = Linear()(state[j].expand(16, 4), single.flatten(1))
+        q = q.min(0).values if aggregate == "min" else q.mean(0)
+        torch.testing.assert_close(chunk[j], single[q.argmax()], atol=1e-5, rtol=1e-5)
+
+
+def saved(directory: Path) -> BestOfNAgent:
+    policy = diffusion_policy()
+    agent = BestOfNAgent(policy, Critics(3, 4, (8,), generator(1), "relu").requires_grad_(False), IQLConfig(hidden=(8,)), 4)
+    agent.save(directory)
+    return agent
+
+
+@pytest.fixture(scope="module")
+def agent_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BestOfNAgent, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("agent")
+    return directory, saved(directory), load_tree(directory / AGENT_FILE)
+
+
+def test_an_agent_is_loaded_without_demonstrations(agent_files: Any) -> None:
+    directory, original, tree = agent_files
+    save_tree(directory / AGENT_FILE, tree)
+    loaded, about = load_agent(directory)
+    observation = {"state": normal(5, 3)}
+    assert torch.equal(loaded.act(observation, generator(1)), original.act(observation, generator(1)))
+    assert about.method == "bc"
+    assert BestOfNAgent.load(directory, samples=7).samples == 7
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_changed_file_is_refused_or_plays_the_same(agent_files: Any, data: st.DataObject) -> None:
+    directory, original, tree = agent_files
+    tree = copy.deepcopy(tree)
+    mutate(tree, data)
+    save_tree(directory / AGENT_FILE, tree)
+    refused, agent = "", original
+    try:
+        agent, _ = load_agent(directory)
+    except InputError as error:
+        refused = str(error)
+    assert not refused or AGENT_FILE in refused
+    if agent.samples < 1000:
+        assert bool(agent.act({"state": normal(5, 3)}, generator(3)).isfinite().all())
+
+
+# -- the whole stage -----------------------------------------------------------------------------------------------------------
+SMALL = BestOfNConfig(episodes=20, samples=8, eval_episodes=20, log_every=50)
+IQL_SMALL = IQLConfig(steps=120, hidden=(16,), expectile=0.7, discount=0.97, lr=3e-3, tau=0.02, layer_norm=False, batch_size=32)
+NEGATIVE = TransitionConfig(reward="negative")
+
+
+def test_a_runs_numbers_are_those_of_the_first_house(tmp_path: Path) -> None:
+    finetune_best_of_n(ToyPolicy(drift=0.6), environment(), tmp_path, SMALL, IQL_SMALL, NEGATIVE, seed=3)
+    result = read_result(tmp_path)
+    assert result.curve == ((0, 0.35), (556, 0.15))
+    assert (result.rollout_success, result.budget_env_steps, result.rollout_episodes) == (0.35, 556, 20)
+    critics = load_tree(tmp_path / AGENT_FILE)["parameters"]
+    assert [float(p.double().abs().sum()) for p in critics.values()] == pytest.approx(
+        [70.324072, 9.127736, 9.246554, 0.383895], abs=1e-4
+    )
+
+
+def test_best_of_n_improves_the_toy_and_writes_its_results(tmp_path: Path) -> None:
+    policy, config = ToyPolicy(drift=0.6), replace(SMALL, episodes=150, samples=16, eval_episodes=60, log_every=200)
+    iql = replace(IQL_SMALL, steps=800, hidden=(64, 64), batch_size=256)
+    finetune_best_of_n(policy, environment(), tmp_path / "run", config, iql, NEGATIVE, seed=0)
+    result = read_result(tmp_path / "run")
+    assert (result.finetuner, result.task, result.seed, result.episodes) == ("best-of-n", "toy/PointReach", 0, 60)
+    assert result.success_before is not None
+    assert result.success_after is not None
+    assert result.success_after > result.success_before + 0.25
+    assert result.budget_env_steps == read_dataset(tmp_path / "run/rollouts.hdf5").num_steps
+    assert BestOfNAgent.load(tmp_path / "run", policy).samples == 16
+    with pytest.raises(InputError, match="already holds a run"):
+        finetune_best_of_n(policy, environment(), tmp_path / "run", config, iql, NEGATIVE, seed=0)
+    # another critic from the same collection, given as a file, is the same critic
+    finetune_best_of_n(
+        policy, environment(), tmp_path / "again", config, iql, NEGATIVE, rollouts=tmp_path / "run/rollouts.hdf5", seed=0
+    )  # fmt: skip
+    a, b = (load_tree(tmp_path / d / AGENT_FILE)["parameters"] for d in ("run", "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_diverging_critic_ends_the_run_and_is_not_saved(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "r.hdf5", episodes())
+    iql = replace(IQL_SMALL, lr=1e11, steps=400)
+    with pytest.raises(NotFiniteError, match=r"not finite[\s\S]*step \d+"):
+        finetune_best_of_n(
+            ToyPolicy(), None, tmp_path / "run", BestOfNConfig(eval_episodes=0, log_every=10), iql, rollouts=path
+        )
+    assert not (tmp_path / "run" / AGENT_FILE).exists()
+
+
+def test_an_environment_is_made_for_whole_chunks_of_single_steps(tmp_path: Path) -> None:
+    """Rollouts go on after the first success of a chunk, and end there."""
+    envs: list[CountingEnv] = []
+
+    def make(n: int, **options: Any) -> CountingEnv:
+        envs.append(CountingEnv(n, **options))
+        return envs[-1]
+
+    collect_rollouts(ToyPolicy(drift=2.0), replace(environment(), make=make), 4, tmp_path, num_envs=10)
+    assert (envs[-1].num_envs, envs[-1].chunk, envs[-1].terminate_on) == (4, 1, "never")
+    for t in read_dataset(tmp_path / "rollouts.hdf5"):
+        assert t.rewards is not None
+        assert t.rewards[:-2].sum() == 0  # the chunk of the first success is the last
+
+
+def stage(directory: Path) -> None:
+    config = replace(SMALL, episodes=8, eval_episodes=4, checkpoint_seconds=0.0, log_every=10, num_envs=4)
+    iql = replace(IQL_SMALL, steps=60, hidden=(8,), batch_size=16)
+    finetune_best_of_n(ToyPolicy(drift=0.6), environment(), directory, config, iql, seed=3, resume=True)
+
+
+def test_a_stage_that_is_interrupted_ends_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage(tmp_path / "a")
+    original, calls = IQL.learn, [0]
+
+    def failing(self: IQL, *args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] % 3 == 0:
+            raise Interrupted
+        return original(self, *args)
+
+    monkeypatch.setattr(IQL, "learn", failing)
+    for _ in range(20):
+        try:
+            stage(tmp_path / "b")
+            break
+        except Interrupted:
+            continue
+    assert calls[0] > 6
+    for name in (AGENT_FILE, "metrics.csv", "rollouts.hdf5"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("when", ["at random", "at every operation"])
+def test_kills_change_nothing(tmp_path: Path, when: str) -> None:
+    in_a_process(__file__, tmp_path, when)
 
 
 if __name__ == "__main__":
-    kill_and_resume(stage, Path(sys.argv[1]), "best-of-n")
+    weight = torch.zeros(1, requires_grad=True)
+    descend(adam([weight], 1e-3), weight.sum())  # imports much at its first step, which the forks then have already
+    if sys.argv[2] == "at random":
+        kill_and_resume(stage, Path(sys.argv[1]), sys.argv[2], IGNORED)
+    else:
+        kill_at_every_operation(stage, Path(sys.argv[1]), IGNORED, stride=9)
