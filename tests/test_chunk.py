@@ -114,6 +114,7 @@ def play(
             episode["chunks"].append((chunk[i], step.num_steps[i], step.rewards[i], step.successes[i]))
             episode["last"] = step.observation["state"][i]
         again = step.ended
+        assert not (step.terminated & step.truncated).any()
         for i in np.flatnonzero(again):
             current[i]["ended"] = "terminated" if step.terminated[i] else "truncated"
             done.append(current[i])
@@ -179,14 +180,13 @@ def test_states_come_back_where_every_environment_has_them(kind: str, mode: Auto
     chunks = wander(12)
     first, second = vector(kind, mode, make), vector(kind, mode, make)
     try:
-        env, other = (ChunkAdapter(inner, T, horizon=HORIZON, terminate_on="success") for inner in (first, second))
+        env, other = (ChunkAdapter(inner, T, horizon=HORIZON, terminate_on="never") for inner in (first, second))
         env.reset([7, 8, 9])
-        for chunk in chunks[:2]:
-            env.step(chunk)
+        env.step(chunks[0])
         state = env.get_state()
         assert state is not None
         other.set_state(state)
-        for k, chunk in enumerate(chunks[2:]):
+        for k, chunk in enumerate(chunks[1:]):
             a, b = env.step(chunk), other.step(chunk)
             for name in ("rewards", "successes", "num_steps", "terminated", "truncated"):
                 np.testing.assert_array_equal(getattr(a, name), getattr(b, name))

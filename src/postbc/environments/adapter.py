@@ -168,9 +168,8 @@ class ChunkAdapter:
         terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
         over, same_step = terminated | truncated, self.mode == AutoresetMode.SAME_STEP
         self._latest = self._read(batch)
-        kept = playing & ~over if same_step else playing
         for name, value in self._observation.items():
-            value[kept] = self._latest[name][kept]
+            value[playing] = self._latest[name][playing]
         if same_step:
             self._take_final(info, playing & over)
         self._renewed |= over if same_step else self._inner_over
