@@ -222,12 +222,12 @@ def test_changed_bytes(small: bytes, tmp_path: Path, seed: int, kind: str) -> No
     path = tmp_path / "changed.zarr.zip"
     path.write_bytes(changed)
     try:
-        dataset = read_zarr(path)
+        dataset = read_zarr(path, observation_keys=["state"])  # a lost name in the zip's directory is another file
     except InputError:
         return
     reference = tmp_path / "reference.zarr.zip"
     reference.write_bytes(small)
-    for a, b in zip(dataset, read_zarr(reference), strict=True):
+    for a, b in zip(dataset, read_zarr(reference, observation_keys=["state"]), strict=True):
         np.testing.assert_array_equal(a.state, b.state)
         np.testing.assert_array_equal(a.actions, b.actions)
 

@@ -1,8 +1,8 @@
-"""Scripted operators, recorded and replayed: deterministic, of different styles, and successful in the simulator."""
+"""Scripted operators: deterministic, of different styles, successful in the simulator, and those of the first house bit for bit."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
 from pathlib import Path
 
 import h5py
@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from postbc import cli
-from postbc.demonstrations import Demonstrations, read_robomimic, write_robomimic
-from postbc.demonstrations.collect import Collection, collect
-from postbc.demonstrations.inspect import summarise
-from postbc.demonstrations.operators import OPERATORS, find_operators
-from postbc.demonstrations.replay import replay
-from postbc.demonstrations.scripted import GEOMETRIES, ScriptedOperators
+from postbc.data import Dataset, read_robomimic, write_robomimic
+from postbc.data.inspect import summarise
+from postbc.data.scripted.hands import GEOMETRIES, ScriptedOperators
+from postbc.data.scripted.operators import OPERATORS, find_operators
 from postbc.errors import InputError
+from postbc.seeding import EVALUATION_SEED
+
+#: SHA-256 of the commands of the first house's hands in `test_the_first_houses_hands`.
+HANDS = "e336976a5ec429cf31f724b6100812bd7a7732ccc684762317ce138dfbdc4c3a"
 
 
 def observation(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -28,6 +30,21 @@ def observation(rng: np.random.Generator, n: int) -> np.ndarray:
     angle = rng.uniform(-np.pi, np.pi, n)
     x[:, 14], x[:, 15] = np.sin(angle / 2), np.cos(angle / 2)
     return x
+
+
+def test_the_first_houses_hands() -> None:
+    """Six people at both tasks, 60 steps, the hand following its commands. Rounded: SciPy's rotations differ in the last bits."""
+    digest = hashlib.sha256()
+    for task in GEOMETRIES:
+        hands = ScriptedOperators(task, 6, 60)
+        for i, operator in enumerate(OPERATORS.values()):
+            hands.begin(i, operator, [3, i, 0, 1])
+        x = observation(np.random.default_rng(1), 6)
+        for _ in range(60):
+            commands = hands.act(x)
+            x[:, :3] += 0.05 * np.round(commands[:, :3], 4)
+            digest.update(np.round(commands, 4).tobytes())
+    assert digest.hexdigest() == HANDS
 
 
 def test_hands_do_not_depend_on_their_neighbours() -> None:
@@ -72,93 +89,70 @@ def test_finding_operators() -> None:
         ScriptedOperators("Square", 1, 10)
 
 
-@pytest.fixture(scope="module")
-def collection() -> Collection:
-    pytest.importorskip("robosuite")
-    return collect("Lift", num=7, seed=3, num_envs=7)
-
-
 @pytest.mark.simulator
-def test_what_is_collected(collection: Collection) -> None:
-    demonstrations = collection.demonstrations
-    assert len(demonstrations) == 7
-    assert demonstrations.observation_dims == (3, 4, 2, 10)
-    assert demonstrations.environment["env_name"] == "Lift"
-    assert demonstrations.filters["operator_a"] == ("demo_0", "demo_6")  # people take turns
-    assert demonstrations.filters["better"] == ("demo_0", "demo_1", "demo_6")
-    assert {name: kept for name, (kept, _) in collection.attempts.items()} == {
-        n: 2 if n == "operator_a" else 1 for n in OPERATORS
-    }
-    assert set(collection.model_xml) == set(demonstrations.names)
-    for trajectory in demonstrations:
-        assert trajectory.rewards[-1] == 1
-        assert 5 <= trajectory.rewards.sum() <= 6  # the tail after the first success
-        assert len(trajectory) <= GEOMETRIES["Lift"].patience + 5
-        assert trajectory.states is not None
-        assert trajectory.states.shape == (len(trajectory), 32)
-        np.testing.assert_allclose(
-            trajectory.states[:, 10:13], trajectory.observations[:, 9:12], atol=2e-3
-        )  # the cube's position
-        assert set(np.unique(trajectory.actions[:, 6])) == {-1, 1}
-    narrow = [d.name for d in (*summarise(demonstrations).observations, *summarise(demonstrations).actions) if d.narrow]
-    assert narrow == []
+class TestCollected:
+    """Seven demonstrations of Lift in the simulator."""
 
+    @pytest.fixture(scope="class")
+    def collection(self):  # type: ignore[no-untyped-def]
+        pytest.importorskip("robosuite")
+        from postbc.environments.robosuite.collect import collect
 
-@pytest.mark.simulator
-def test_number_of_environments_does_not_matter(collection: Collection, tmp_path: Path) -> None:
-    again = collect("Lift", num=7, seed=3, num_envs=3)
-    assert again.attempts == collection.attempts
-    assert again.model_xml == collection.model_xml
-    files = [
-        write_robomimic(tmp_path / f"{i}.hdf5", c.demonstrations, model_xml=c.model_xml)
-        for i, c in enumerate([again, collection])
-    ]
-    assert files[0].read_bytes() == files[1].read_bytes()
-    for a, b in zip(again.demonstrations, collection.demonstrations):
-        for key in ("observations", "actions", "rewards", "states"):
-            np.testing.assert_array_equal(getattr(a, key), getattr(b, key))
+        return collect("Lift", num=7, seed=3, num_envs=7)
 
+    def test_what_is_collected(self, collection) -> None:  # type: ignore[no-untyped-def]
+        dataset: Dataset = collection.dataset
+        assert dataset.lengths.tolist() == [54, 83, 58, 110, 167, 115, 47]  # the first house's
+        assert dataset.state_dims == (3, 4, 2, 10)
+        assert dataset.environment["env_name"] == "Lift"
+        assert dataset.filters["operator_a"] == ("demo_0", "demo_6")  # people take turns
+        assert dataset.filters["better"] == ("demo_0", "demo_1", "demo_6")
+        assert {n: kept for n, (kept, _) in collection.attempts.items()} == {
+            n: 2 if n == "operator_a" else 1 for n in OPERATORS
+        }
+        assert set(collection.model_xml) == set(dataset.names)
+        for episode in dataset:
+            assert episode.rewards is not None
+            assert episode.rewards[-1] == 1
+            assert 5 <= episode.rewards.sum() <= 6  # the tail after the first success
+            assert len(episode) <= GEOMETRIES["Lift"].patience + 5
+            assert episode.states is not None
+            assert episode.states.shape == (len(episode), 32)
+            np.testing.assert_allclose(episode.states[:, 10:13], episode.state[:, 9:12], atol=2e-3)  # the cube's position
+            assert set(np.unique(episode.actions[:, 6])) == {-1, 1}
+            assert episode.episode_seed is not None
+            assert episode.episode_seed < EVALUATION_SEED
+        summary = summarise(dataset)
+        assert not any(d.narrow for d in (*summary.observations, *summary.actions))
+        assert summary.total.solved == 1
 
-@pytest.mark.simulator
-def test_operators_alone_record_the_same(collection: Collection) -> None:
-    """An operator's demonstrations do not depend on who else takes part; another seed gives others."""
-    alone = collect("Lift", num=2, operators=["operator_a"], seed=3, num_envs=2).demonstrations
-    among = collection.demonstrations.select("operator_a")
-    for a, b in zip(alone, among):
-        np.testing.assert_array_equal(a.actions, b.actions)
-    other = collect("Lift", num=1, operators=["operator_a"], seed=4, num_envs=1).demonstrations
-    assert not np.array_equal(other[0].states[0], alone[0].states[0])  # type: ignore[index]
+    def test_number_of_environments_does_not_matter(self, collection, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        from postbc.environments.robosuite.collect import collect
 
+        again = collect("Lift", num=7, seed=3, num_envs=3)
+        assert again.attempts == collection.attempts
+        assert again.model_xml == collection.model_xml
+        one, two = (
+            write_robomimic(tmp_path / f"{i}.hdf5", c.dataset, model_xml=c.model_xml) for i, c in enumerate([again, collection])
+        )
+        assert one.read_bytes() == two.read_bytes()
 
-@pytest.mark.simulator
-def test_replay_native_and_not(collection: Collection) -> None:
-    demonstrations = collection.demonstrations
-    native = replay(demonstrations, num_envs=4)
-    assert native.successes.all()
-    assert native.drift.max() == 0  # every action is what was executed, every state what it was executed in
-    assert native.first_success.tolist() == [int(np.argmax(t.rewards > 0)) for t in demonstrations]
-    forgotten = replace(demonstrations, trajectories=tuple(replace(t, episode_seed=None) for t in demonstrations))
-    assert replay(forgotten, num_envs=7).successes.sum() >= 5  # with another cube, 2 mm larger or smaller at most
-    one = demonstrations.subset(1, 0)
-    python = replay(one, native=False)
-    assert python.names == one.names
-    assert python.successes.all()
-    assert python.drift.max() < 2e-3
+    def test_operators_alone_record_the_same(self, collection) -> None:  # type: ignore[no-untyped-def]
+        """An operator's demonstrations do not depend on who else takes part; another seed gives others."""
+        from postbc.environments.robosuite.collect import collect
 
-
-@pytest.mark.simulator
-def test_replay_refuses_another_controller(collection: Collection) -> None:
-    """Absolute commands would be other movements: said, not silently played."""
-    environment = {**collection.demonstrations.environment}
-    controller = {**environment["env_kwargs"]["controller_configs"], "control_delta": False}
-    environment["env_kwargs"] = {**environment["env_kwargs"], "controller_configs": controller}
-    with pytest.raises(InputError, match="control_delta"):
-        replay(replace(collection.demonstrations.subset(1, 0), environment=environment))
+        alone = collect("Lift", num=2, operators=["operator_a"], seed=3, num_envs=2).dataset
+        for a, b in zip(alone, collection.dataset.select("operator_a")):
+            np.testing.assert_array_equal(a.actions, b.actions)
+        other = collect("Lift", num=1, operators=["operator_a"], seed=4, num_envs=1).dataset
+        assert not np.array_equal(other[0].states[0], alone[0].states[0])  # type: ignore[index]
 
 
 @pytest.mark.simulator
 def test_hopeless_operator() -> None:
     pytest.importorskip("robosuite")
+    from postbc.environments.robosuite.collect import collect
+
     with pytest.raises(InputError, match="hardly ever succeeds"):
         collect("Lift", num=1, operators=["operator_a"], horizon=3, num_envs=1)
 
@@ -167,16 +161,17 @@ def test_hopeless_operator() -> None:
 @pytest.mark.slow
 def test_can() -> None:
     pytest.importorskip("robosuite")
-    demonstrations = collect("Can", num=1, operators=["operator_a"]).demonstrations
-    assert demonstrations.observation_dims == (3, 4, 2, 14)
-    assert demonstrations[0].rewards[-1] == 1
+    from postbc.environments.robosuite.collect import collect
+
+    dataset = collect("Can", num=1, operators=["operator_a"]).dataset
+    assert dataset.state_dims == (3, 4, 2, 14)
+    assert dataset[0].rewards is not None
+    assert dataset[0].rewards[-1] == 1
 
 
 @pytest.mark.simulator
-def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("robosuite")
-    for name in ("Collect", "Inspect", "Replay"):
-        monkeypatch.setitem(cli.COMMANDS, f"demos {name.lower()}", (f"postbc.demonstrations.commands:{name}", ""))
     path = tmp_path / "lift.hdf5"
     assert cli.main(["demos", "collect", "--output", str(path), "--num", "2", "--operators", "operator_a", "operator_b"]) == 0
     out = capsys.readouterr().out
@@ -186,9 +181,11 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert "<mujoco" in file["data/demo_0"].attrs["model_file"]
     assert cli.main(["demos", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
-    for word in ("2 demonstrations", "operator_b", "robot0_eef_pos[0]", "gripper", "lift.png", "robosuite 1.4"):
+    for word in ("2 demonstrations", "operator_b", "robot0_eef_pos[0]", "gripper", "lift.png", "simulator 1.4"):
         assert word in out
     assert (tmp_path / "lift.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["demos", "inspect", str(path)]) == 0
+    assert "lift-2.png" in capsys.readouterr().out
     assert cli.main(["demos", "replay", str(path), "--num", "1"]) == 0
     assert "1 of 1 succeeded: 1.000 (95 % Wilson interval" in capsys.readouterr().out
-    assert isinstance(read_robomimic(path), Demonstrations)
+    assert isinstance(read_robomimic(path), Dataset)

@@ -12,6 +12,7 @@ import bz2
 import itertools
 import json
 import lzma
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,17 @@ from postbc.errors import InputError, require
 
 #: Largest chunk that is unpacked, and largest array that is read whole (bytes).
 CHUNK, WHOLE = 2**30, 2**33
+_BROKEN = (
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    OverflowError,
+)
 CODECS = ("blosc", "zstd", "lz4", "zlib", "gzip", "bz2", "lzma")
 #: What frames are called in a file -> in the house.
 CAMERAS = {"img": "image.top"}
@@ -55,7 +67,7 @@ class ZarrGroup:
         if not self.path.is_dir():
             try:
                 self._zip = zipfile.ZipFile(self.path)
-            except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+            except _BROKEN as error:
                 raise InputError("The zip file cannot be read.", file=path, found=str(error),
                                  remedy="copy or download it again") from None  # fmt: skip
         require(self.get("zarr.json") is None, "The store is of zarr format 3.", file=path, expected="format 2 (.zgroup, .zarray)",
@@ -77,7 +89,9 @@ class ZarrGroup:
             return self._zip.read(info)
         except KeyError:
             return None
-        except (OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        except InputError:
+            raise
+        except _BROKEN as error:
             raise InputError("An entry cannot be read.", file=self.path, key=name, found=str(error),
                              remedy="copy it again") from None  # fmt: skip
 
