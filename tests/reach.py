@@ -26,5 +26,28 @@ class Reach(gymnasium.Env):  # type: ignore[type-arg]
         return self.at.astype(np.float32), float(success), False, False, {"success": success}
 
 
+class Pixels(Reach):
+    """Seen from above: the point in red, the goal in green, 8×8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Dict({"image.top": gymnasium.spaces.Box(0, 255, (3, 8, 8), np.uint8)})  # type: ignore[assignment]
+
+    def see(self) -> dict[str, np.ndarray]:
+        image = np.zeros((3, 8, 8), np.uint8)
+        for channel, (x, y) in enumerate(self.at.reshape(2, 2)):
+            image[channel, round(np.clip(y + 1, 0, 2) * 3.5), round(np.clip(x + 1, 0, 2) * 3.5)] = 255
+        return {"image.top": image}
+
+    def reset(self, **options: Any) -> Any:
+        _, info = super().reset(**options)
+        return self.see(), info
+
+    def step(self, action: np.ndarray) -> Any:
+        _, *rest = super().step(action)
+        return self.see(), *rest
+
+
 if "Reach-v0" not in gymnasium.registry:
     gymnasium.register("Reach-v0", "reach:Reach", max_episode_steps=12)
+    gymnasium.register("ReachPixels-v0", "reach:Pixels", max_episode_steps=12)

@@ -94,6 +94,21 @@ def test_a_whole_experiment_by_two_processes_and_again_by_one(tmp_path: Path) ->
     assert all(Path(name).name in ("results.json", "summary.json", "results.csv") for name in differing), differing  # seconds
 
 
+def test_postbc_from_images_takes_the_encoder_of_bc(tmp_path: Path) -> None:
+    data, env = tmp_path / "pixels.hdf5", {**REACH, "env_name": "ReachPixels-v0"}
+    made.write_demonstrations(data, environment=env, widths={"state": 4}, action_dim=2, images={"top_image": (8, 8, 3)})
+    keys = {"observation_keys": [], "image_keys": ["top_image"]}
+    values = {
+        **TINY, "demonstrations": str(data), "environment": "gymnasium:reach:ReachPixels-v0", "data": {**TINY["data"], **keys},
+        "policy": {**TINY["policy"], "encoder": {"keypoints": 4, "channels": [4]}}, "seeds": [0], "finetuners": ["best-of-n"],
+    }  # fmt: skip
+    report = run_recipe(parse_recipe({**values, "methods": ["postbc", "bc"]}), tmp_path / "x")
+    assert (tmp_path / "x/posterior/seed_0/encoder.safetensors").exists()
+    assert len(json.loads((report / "summary.json").read_text())) == 2
+    with pytest.raises(InputError, match="by bc too"):
+        run_recipe(parse_recipe({**values, "methods": ["postbc"]}), tmp_path / "y")
+
+
 def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, real = tiny(tmp_path, methods=["bc", "sigma-bc"], seeds=[0], finetuners=["best-of-n"]), sweep.pretrain_policy
 
@@ -246,6 +261,9 @@ def test_recipes_that_cannot_be_used(values: dict[str, Any], words: str) -> None
 
 
 def test_recipes_of_ones_own(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/recipes.md").read_text(encoding="utf-8")
+    (tmp_path / "page.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    assert load_recipe(tmp_path / "page.yaml").of_method("postbc").training.budget_env_steps == 64_000
     (tmp_path / "mine.yaml").write_text("base: lift-laptop\nabout: mine\ndsrl: {utd: 3}\nmethods: [bc]\n")
     mine, laptop = load_recipe(tmp_path / "mine.yaml"), load_recipe("lift-laptop")
     assert (mine.dsrl.utd, mine.dsrl.hidden, mine.methods) == (3, laptop.dsrl.hidden, ("bc",))

@@ -17,16 +17,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from made import save_policy
 from postbc import statistics
+from postbc.data.episodes import Dataset
+from postbc.data.normalization import Normalization
+from postbc.data.windows import Windows
 from postbc.errors import InputError
 from postbc.experiments import plots
+from postbc.experiments.action_distribution import action_distribution, switches, uncertainty
 from postbc.experiments.material import Found, look, shared_and_differing, within
 from postbc.experiments.report import Content, Picture, build
 from postbc.experiments.summary import FIELDS, collect, compare_groups, group, verdict
+from postbc.posterior.factor import Factor
 from postbc.schemas import plain
 from postbc.stages.report import Report
 from postbc.training.results import Result
@@ -38,7 +45,13 @@ EVALUATION = {
     "method": "bc", "agent_seed": 3, "episodes": 50, "success": 0.5, "success_interval": [0.4, 0.6], "chunk_success": 0.4,
     "chunk_success_interval": [0.3, 0.5],
 }  # fmt: skip
-VERSIONS = {"torch": "2", "commit": "abc+changes", "command": "postbc finetune dsrl --policy '<bc>'", "robosuite": None, "cpus": 2}
+VERSIONS = {
+    "torch": "2",
+    "commit": "abc+changes",
+    "command": "postbc finetune dsrl --policy '<bc>'",
+    "robosuite": None,
+    "cpus": 2,
+}
 
 
 def result(pretraining: str, seed: int, **changes: Any) -> dict[str, Any]:
@@ -465,3 +478,66 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(tmp_path / "out/report.html") in out
     with pytest.raises(InputError):
         Report((), tmp_path / "out")
+
+
+# -- action distributions ------------------------------------------------------------------------------------------------------
+class Wide:
+    """Its spread is the first observation, times `scale`."""
+
+    chunk, action_dim, feature_dim, observation_steps = 3, 4, 2, 1
+
+    def __init__(self, scale: float) -> None:
+        self.scale, self.shapes, self.normalization = scale, {"state": (2,)}, Normalization.identity(2, 4)
+
+    def encode(self, observation: Any) -> torch.Tensor:
+        return observation["state"]
+
+    def loss(self, *_: Any) -> torch.Tensor:
+        raise NotImplementedError
+
+    def sample(self, features: torch.Tensor, noise: Any = None, generator: torch.Generator | None = None) -> torch.Tensor:
+        wide = torch.tensor([1.0, 3.0, 2.0, 9.0]) * torch.randn(len(features), 3, 4, generator=generator)
+        return self.scale * features[:, :1, None] * wide
+
+
+def some_windows() -> Windows:
+    rng = np.random.default_rng(0)
+    states = np.column_stack([np.linspace(0.1, 1, 100), rng.random(100)]).astype(np.float32)
+    actions = rng.uniform(-0.5, 0.5, (100, 4)).astype(np.float32)
+    actions[:, 3] = np.sign(actions[:, 3])  # a gripper
+    return Windows(Dataset.from_arrays(np.split(states, 4), np.split(actions, 4)), 3, tail="pad")
+
+
+def test_action_distribution_dense_and_sparse() -> None:
+    windows = some_windows()
+    first = windows.observation(torch.arange(100))["state"][:, 0]
+    rows = torch.zeros(100, 2, 12)
+    rows[:, 0, :4] = first[:, None]  # posterior std of the first action = first observation
+    rows[:, 1, 4:] = 100  # later actions of the chunk do not count
+    found = action_distribution({"narrow": Wide(0.1), "wide": Wide(0.2)}, windows, Factor(rows))
+    assert uncertainty(first[:, None], windows.episode, 3, Factor(rows)) == pytest.approx(first.numpy())
+    assert found.axes == (1, 2)  # the widest two that are no switch
+    dense, sparse = first[:10].mean().item(), first[-10:].mean().item()
+    assert found.spread["dense"]["narrow"] == pytest.approx(0.1 * dense * 2, rel=0.05)  # mean of 1, 3, 2
+    assert found.spread["sparse"]["wide"] == pytest.approx(0.2 * sparse * 2, rel=0.05)
+    assert found.samples["sparse"]["wide"] == pytest.approx(2 * found.samples["sparse"]["narrow"], rel=1e-4)  # the same noise
+    assert found.demonstrated["sparse"] == pytest.approx(windows.chunk(torch.tensor([95]))[0, 0].numpy(), abs=1e-5)
+    assert found.posterior_std["dense"] == pytest.approx(np.full(4, first[5].item()))
+    assert switches(windows.chunk(torch.arange(100))[:, 0].numpy()).tolist() == [False, False, False, True]
+    plots.actions(found, {"narrow": "bc", "wide": "post"})
+
+
+def test_uncertainty_without_a_posterior_is_distance_to_other_trajectories() -> None:
+    x = torch.tensor([[0.0], [0.1], [0.05], [5.0], [5.0]])
+    # the two of trajectory 0 are measured against 0.05, 5 and 5; 5 against 0 and 0.1
+    assert uncertainty(x, np.array([0, 0, 1, 1, 1]), 1) == pytest.approx([10.05 / 3, 9.85 / 3, 0.05, 4.95, 4.95], abs=0.01)
+
+
+def test_policies_that_do_not_belong_together_are_noted(tmp_path: Path) -> None:
+    for method, seed in (("bc", 0), ("postbc", 1)):
+        folder = tmp_path / f"runs/{method}/seed_{seed}"
+        save_policy(folder)
+        (folder / "config.yaml").write_text(yaml.safe_dump({"data": {"demonstrations": "[/red].hdf5"}}))
+    (tmp_path / "runs/bc/seed_0/policy.safetensors").write_bytes(b"\xff" * 100)
+    text, _ = check(build_at(tmp_path / "runs", tmp_path / "report"))
+    assert "They have no seed in common" in text
