@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from postbc.runs import write_json
+from postbc.disk import write_json
 
 #: file -> the figures it measures, with the least ratio that the project asks of itself
 FIGURES = {

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from postbc.demonstrations import Normalization, Windows
-from postbc.nn import make_generators
-from postbc.policies import DiffusionConfig, DiffusionPolicy
-from postbc.posterior import Ensemble, EnsembleConfig
-from postbc.posterior.ensemble import BLOCK, EnsembleTraining
+from postbc.data.normalization import Normalization
+from postbc.devices import Compute
+from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from postbc.posterior.ensemble import BLOCK, Ensemble, EnsembleConfig, EnsembleTraining
+from postbc.seeding import make_generator
 
 OBSERVATION_DIM, CHUNK, ACTION_DIM = 19, 4, 7
 
@@ -37,19 +37,15 @@ def ensemble_member_step(
 
     Both sides train `steps` steps of a member before they go on to the next, as `fit_ensemble` does.
     """
-    import numpy as np
-
-    rng = np.random.default_rng(0)
     n = 600
-    data = Windows(
-        rng.uniform(-1, 1, (n, OBSERVATION_DIM)).astype(np.float32),
-        rng.uniform(-1, 1, (n, CHUNK, ACTION_DIM)).astype(np.float32),
-        np.repeat(np.arange(6), n // 6), np.tile(np.arange(n // 6), 6),
-    )  # fmt: skip
-    config = EnsembleConfig(ensemble_size=members, hidden=hidden, batch_size=batch)
-    ensemble = Ensemble(config, OBSERVATION_DIM, CHUNK, ACTION_DIM, make_generators([0])[0])
-    training = EnsembleTraining(ensemble, data, seed=0)
-    observations, targets = torch.as_tensor(data.observations), torch.as_tensor(data.chunks).flatten(1)
+    observations, chunks = 2 * torch.rand(n, OBSERVATION_DIM) - 1, 2 * torch.rand(n, CHUNK, ACTION_DIM) - 1
+    config, compute = (
+        EnsembleConfig(ensemble_size=members, hidden=hidden, batch_size=batch),
+        Compute(device="cpu", precision="auto"),
+    )
+    ensemble = Ensemble(config, OBSERVATION_DIM, CHUNK, ACTION_DIM, make_generator(0, "ensemble/initialisation"))
+    training = EnsembleTraining(ensemble, observations, chunks, torch.arange(n) // 100, 0, compute)
+    targets = chunks.flatten(1)
     networks = []
     for _ in range(members):
         layers: list[nn.Module] = []
@@ -74,7 +70,7 @@ def ensemble_member_step(
         "ours": 1e3 * ours / members / steps, "theirs": 1e3 * theirs / members / steps, "unit": "ms a member-step",
         "ratio": theirs / ours,
         "what": f"ensemble training, K={members}, {hidden}x3, batch {batch}, {steps} steps a member in a row, against one torch.nn "
-        f"network after another; ours with products in {'bfloat16' if training.reduced else 'float32'}",
+        f"network after another; ours with products in {compute.resolved().precision}; {torch.get_num_threads()} thread(s)",
     }  # fmt: skip
 
 
@@ -82,26 +78,27 @@ def ddim_sampling(batch: int = 32, steps: int = 8, repeats: int = 60) -> dict[st
     """DDIM sampling of a chunk for a batch of states: our loop against diffusers' DDIMScheduler around the same network."""
     from diffusers import DDIMScheduler
 
-    normalization = Normalization(-torch.ones(OBSERVATION_DIM).numpy(), torch.ones(OBSERVATION_DIM).numpy(), -torch.ones(ACTION_DIM).numpy(), torch.ones(ACTION_DIM).numpy())  # fmt: skip # noqa: E501
+    normalization = Normalization.identity(OBSERVATION_DIM, ACTION_DIM)
     policy = DiffusionPolicy(
-        DiffusionConfig(inference_steps=steps), OBSERVATION_DIM, ACTION_DIM, [0], make_generators([0]), [normalization]
-    )
+        DiffusionConfig(inference_steps=steps), {"state": (OBSERVATION_DIM,)}, ACTION_DIM, CHUNK, normalization,
+        make_generator(0, "policy/initialisation"),
+    )  # fmt: skip
     policy.eval().requires_grad_(False)
     scheduler = DDIMScheduler(
         100, beta_schedule="squaredcos_cap_v2", clip_sample=True, timestep_spacing="leading", set_alpha_to_one=True
     )
-    observation, noise = torch.randn(1, batch, OBSERVATION_DIM), torch.randn(1, batch, CHUNK, ACTION_DIM)
+    observation, noise = torch.randn(batch, OBSERVATION_DIM), torch.randn(batch, CHUNK, ACTION_DIM)
 
     def theirs() -> torch.Tensor:
         scheduler.set_timesteps(steps)
-        x = noise.flatten(2)
+        x = noise.flatten(1)
         for t in scheduler.timesteps:
-            predicted = policy.network(x, t.expand(1, batch), observation)
+            predicted = policy.network(x, t.expand(batch), observation)
             x = scheduler.step(predicted, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
         return x
 
     with torch.inference_mode():
-        torch.testing.assert_close(policy.sample(observation, noise).flatten(2), theirs(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(policy.sample(observation, noise).flatten(1), theirs(), rtol=1e-3, atol=1e-3)
         our_time, their_time = alternate(
             lambda: [policy.sample(observation, noise), None][1], lambda: [theirs(), None][1], repeats
         )

@@ -2,9 +2,8 @@
 
     python -m benchmarks.bench_dsrl
 
-An update is one of those of `SAC.train(20)` and of `DSRL.train` at utd 20: batch from the replay, temperature, critics, actor, target.
-The first figure is the project's way of working, five seeds side by side, per seed; the others say what is left of it for one seed
-alone. Time on the wall, torch's own number of threads: other programs on the machine disturb it.
+An update is one of those of `SAC.train(20)` and of `DSRL.learn` at utd 20: batch from the replay, temperature, critics, actor, target.
+Both on one thread, which is how a seed runs here. Time on the wall: other programs on the machine disturb it.
 """
 
 from __future__ import annotations
@@ -18,9 +17,10 @@ import torch
 from torch import nn
 
 from benchmarks.bench_core import alternate
-from postbc.finetuning.dsrl import DSRL, DSRLConfig
-from postbc.finetuning.replay import Replay
-from postbc.nn import make_generators, rand, randn
+from postbc.agents.base import Batch
+from postbc.agents.dsrl import DSRL, DSRLConfig
+from postbc.seeding import make_generator
+from postbc.training.replay import Replay
 
 S, T, A, BATCH = 19, 4, 7, 256
 D = T * A
@@ -29,29 +29,20 @@ D = T * A
 class Shape:
     """A policy's sizes, which are all that SAC in noise space needs of it while it updates."""
 
-    observation_dim, chunk, action_dim = S, T, A
-
-    def __init__(self, members: int) -> None:
-        self.members = members
+    feature_dim, chunk, action_dim = S, T, A
 
 
-def our_updates(config: DSRLConfig, members: int, updates: int) -> Callable[[], None]:
-    """`updates` gradient updates of `members` seeds."""
-    seeds = range(members)
-    agent, generators = DSRL(config, Shape(members), make_generators(seeds)), make_generators(seeds, 1)  # type: ignore[arg-type]
-    replay = Replay(members, 10_000, S, D)
-    n = 10_000
-    replay.add(
-        randn(generators, n, S),
-        2 * rand(generators, n, D) - 1,
-        randn(generators, n, S),
-        -rand(generators, n),
-        0.99 * torch.ones(members, n),
-    )
-    sampling, noise = make_generators(seeds, 2), make_generators(seeds, 3)
+def transitions(n: int) -> Batch:
+    """Random ones."""
+    return Batch(torch.randn(n, S), 2 * torch.rand(n, D) - 1, torch.randn(n, S), -torch.rand(n), 0.99 * torch.ones(n))
 
-    assert config.utd == updates
-    return lambda: [agent.train(replay, sampling, noise), None][1]
+
+def our_updates(config: DSRLConfig) -> Callable[[], None]:
+    """The `utd` gradient updates of a vector step."""
+    generator = make_generator(0, "dsrl/initialisation")
+    agent, replay = DSRL(config, Shape(), generator), Replay(10_000, S, D)  # type: ignore[arg-type]
+    replay.add(transitions(10_000))
+    return lambda: [agent.learn(lambda n: replay.sample(generator, n), generator), None][1]
 
 
 def their_updates(config: DSRLConfig, updates: int) -> Callable[[], None]:
@@ -78,16 +69,17 @@ def their_updates(config: DSRLConfig, updates: int) -> Callable[[], None]:
     return lambda: model.train(updates, BATCH)
 
 
-def dsrl_sac_update(hidden: int = 256, layer_norm: bool = True, members: int = 1, repeats: int = 7) -> dict[str, object]:
-    """Milliseconds an update and seed."""
+def dsrl_sac_update(hidden: int = 256, layer_norm: bool = True, repeats: int = 7) -> dict[str, object]:
+    """Milliseconds an update."""
+    torch.set_num_threads(1)
     updates = 20 if hidden <= 512 else 2
     config = DSRLConfig("sac", hidden=hidden, layer_norm=layer_norm, utd=updates, batch_size=BATCH)
-    ours, theirs = alternate(our_updates(config, members, updates), their_updates(config, updates), repeats)
+    ours, theirs = alternate(our_updates(config), their_updates(config, updates), repeats)
     return {
-        "ours": 1e3 * ours / updates / members, "theirs": 1e3 * theirs / updates, "unit": "ms an update",
-        "ratio": theirs / ours * members,
+        "ours": 1e3 * ours / updates, "theirs": 1e3 * theirs / updates, "unit": "ms an update",
+        "ratio": theirs / ours,
         "what": f"DSRL-SAC gradient update, 3x{hidden} {'LayerNorm ' if layer_norm else ''}Tanh, batch {BATCH}, "
-        f"{members} seed(s) side by side, against stable-baselines3's SAC.train; {torch.get_num_threads()} threads",
+        f"against stable-baselines3's SAC.train; one thread each",
     }  # fmt: skip
 
 
@@ -99,10 +91,9 @@ def run() -> dict[str, dict[str, object]]:
         print("dsrl_sac_update is left out: stable-baselines3 is not installed (pip install 'postbc[dev]')")
         return {}
     return {
-        "dsrl_sac_update": dsrl_sac_update(members=5),
-        "dsrl_sac_update_one_seed": dsrl_sac_update(),
-        "dsrl_sac_update_128": dsrl_sac_update(hidden=128, members=5),
-        "dsrl_sac_update_plain": dsrl_sac_update(layer_norm=False, members=5),
+        "dsrl_sac_update": dsrl_sac_update(),
+        "dsrl_sac_update_128": dsrl_sac_update(hidden=128),
+        "dsrl_sac_update_plain": dsrl_sac_update(layer_norm=False),
     }
 
 

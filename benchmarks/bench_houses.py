@@ -27,7 +27,9 @@ S, T, A, B = 19, 4, 7, 256
 D = T * A
 """
 
-FIRST = COMMON + """
+FIRST = (
+    COMMON
+    + """
 from postbc.nn import make_generators, rand, randn
 g = make_generators(range(seeds))
 if figure.startswith("dsrl"):
@@ -68,8 +70,11 @@ else:
     training = EnsembleTraining(Ensemble(config, S, T, A, g[0]), data, seed=0)
     work = lambda: training.train(20)
 """
+)
 
-SECOND = COMMON + """
+SECOND = (
+    COMMON
+    + """
 from postbc.seeding import make_generator
 g = make_generator(0, "dsrl/initialisation")
 def transitions(m):
@@ -109,6 +114,7 @@ else:
                                 Compute(device="cpu"))
     work = lambda: training.train(20)
 """
+)
 
 LOOP = """
 work(); work()
@@ -133,7 +139,8 @@ class Side:
         env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": str(threads)}
         command = [sys.executable, "-c", script + LOOP, figure, str(seeds), str(threads)]
         self.processes = [
-            subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+            subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(processes)
         ]
         for process in self.processes:
             assert process.stdout is not None

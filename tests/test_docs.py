@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from postbc import cli
 from made import save_policy, write_demonstrations
+from postbc import cli
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"episodes=200": "episodes=2", "budget_env_steps=100_000": "budget_env_steps=300"}  # the same calls, in seconds
