@@ -21,7 +21,7 @@ from postbc.experiments.sweep import run_recipe
 from postbc.jobs import JobError
 from postbc.policies.flow import FlowConfig
 from postbc.schemas import plain
-from postbc.stages.recipe import parse, table
+from postbc.experiments.running import parse, table
 
 REACH = {"env_name": "Reach-v0", "type": 2, "env_kwargs": {}}
 TINY: dict[str, Any] = {

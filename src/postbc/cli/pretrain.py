@@ -13,7 +13,7 @@ from postbc.stages.pretrain import Pretrain, pretrain_policy
 
 def parse(args: list[str]) -> Pretrain[Any]:
     kind = given(args, "--policy.kind", "diffusion")
-    chosen: Pretrain[Any] = options(Pretrain[policy_class(kind).Config], "pretrain", args)
+    chosen: Pretrain[Any] = options(Pretrain[policy_class(kind).Config], "pretrain", args)  # type: ignore[misc]
     return chosen
 
 

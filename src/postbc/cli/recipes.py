@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from postbc.cli import options
+from postbc.experiments.running import table
 from postbc.progress import console
-from postbc.stages.recipe import table
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from postbc.cli import options
-from postbc.stages.report import Report
+from postbc.experiments.reporting import Report
 
 
 def parse(args: list[str]) -> Report:

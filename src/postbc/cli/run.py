@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from postbc.errors import require
+from postbc.experiments import running as recipe
 from postbc.experiments.recipe import names
-from postbc.stages import recipe
 
 
 def parse(args: list[str]) -> recipe.RunRecipe[Any]:
