@@ -269,6 +269,14 @@ def test_bfloat16_stays_near():
         assert not torch.equal(rounded, exact)
 
 
+@pytest.mark.slow
+def test_compiled_it_fits_the_same():
+    config = EnsembleConfig(ensemble_size=3, hidden=16, steps=40, batch_size=64, learning_rate=1e-3, prior_weight=0.1)
+    compute = ensemble_module.Compute(device="cpu", compile=True)
+    exact, compiled = (fit_ensemble(*data(), config, 0, c).predict(data()[0]) for c in (None, compute))
+    torch.testing.assert_close(compiled, exact, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_gpu_fits_the_same_ensemble(compiled):

@@ -193,6 +193,17 @@ def test_bfloat16_trains_about_the_same():
     assert parameters(rounded).dtype == torch.float32
 
 
+@pytest.mark.slow
+def test_compiled_it_trains_the_same():
+    exact, compiled = train("sigma-bc"), train("sigma-bc", Compute(device="cpu", compile=True))
+    torch.testing.assert_close(parameters(compiled), parameters(exact), atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_no_policy_is_refused():
+    with pytest.raises(InputError, match="not a policy that can be trained"):
+        pretrain(torch.nn.Linear(3, 4), WINDOWS, PretrainingConfig(method="bc"), 0)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compute", [Compute(), Compute(compile=True), Compute(precision="bfloat16")], ids=str)
 def test_a_gpu_trains_a_policy_that_the_cpu_plays(compute, tmp_path):

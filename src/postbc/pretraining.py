@@ -127,8 +127,11 @@ class Pretraining:
         factor: Factor | None = None,
         compute: Compute | None = None,
     ) -> None:
-        assert isinstance(policy, Policy)
-        assert isinstance(policy, torch.nn.Module)
+        require(
+            isinstance(policy, torch.nn.Module) and isinstance(policy, Policy), "This is not a policy that can be trained.",
+            found=type(policy).__name__, remedy="see docs/bring-your-own-policy.md",
+            expected="a torch.nn.Module with encode, loss, sample, chunk, action_dim, feature_dim, observation_steps, shapes, normalization",
+        )  # fmt: skip
         self.compute = (compute or Compute()).resolved()
         self.device = device = self.compute.start()
         self.policy: Any = policy.to(device).train()
@@ -168,6 +171,8 @@ class Pretraining:
         rows = torch.randint(len(self.chunks), (config.batch_size,), generator=self.streams["data"], device=self.device)
         observation = {name: value.to(self.device) for name, value in self.windows.observation(rows).items()}
         target = self.target(self.chunks[rows], rows)
+        if self.compute.compile and self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
         with self.compute.autocast():
             loss = self.losses(observation, target).mean()
         self.optimiser.zero_grad(set_to_none=True)

@@ -42,6 +42,7 @@ class AdamState(NamedTuple):
         return AdamState(values, first, second, self.steps.clone())
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def adam(state: AdamState, gradients: Sequence[Tensor], lr: float) -> None:
     """torch's Adam (β 0.9, 0.999, ε 1e-8) in its fused form: one pass over memory instead of about ten."""
     state.steps.add_(1)
