@@ -121,8 +121,8 @@ def _own(
     path: Path, policy: Policy, iql: IQLConfig, transitions: TransitionConfig, config: BestOfNConfig, device: torch.device
 ) -> tuple[Batch, dict[str, float]]:
     """Transitions of rollouts that were collected here: their rewards are 1 at a success and else 0."""
-    transitions = replace(transitions, success="zero-one")
-    return transition_batch(read_rollouts(path, policy, config.observation_keys), policy, iql.discount, transitions, device)
+    data = read_rollouts(path, policy, config.observation_keys, ours=True)
+    return transition_batch(data, policy, iql.discount, replace(transitions, success="zero-one"), device)
 
 
 class _Stage:

@@ -255,8 +255,9 @@ def read_rollouts(
     policy: Policy,
     observation_keys: Sequence[str] | None = None,
     allow_version_mismatch: bool = False,
+    ours: bool = False,
 ) -> Dataset:
-    """Rollouts of any source that belong to `policy` (a real robot's need no `env_args`).
+    """Rollouts of any source that belong to `policy` (a real robot's need no `env_args`); `ours` were collected with it.
 
     Raises:
         InputError: the file cannot be used, or is of another task, robot, controller, version or size than the policy.
@@ -275,7 +276,7 @@ def read_rollouts(
             found == expected, f"The rollouts' {what} are not the policy's.", file=path, key=what, found=found, expected=expected,
             remedy="use rollouts of this policy's task and robot",
         )  # fmt: skip
-    if facts is not None:
+    if facts is not None and not ours:
         expected_facts = Facts.from_dict(facts, "the policy")
         for warning in check_belongs(
             Facts.of_dataset(dataset), expected_facts, file=str(path), allow_version_mismatch=allow_version_mismatch

@@ -1,0 +1,84 @@
+"""From pixels alone: a policy pretrained by PostBC on frames, no state among its observations, finetuned by both finetuners."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from postbc.agents.base import load_agent
+from postbc.agents.best_of_n import BestOfNConfig
+from postbc.agents.dsrl import DSRLConfig
+from postbc.agents.iql import IQLConfig
+from postbc.data.normalization import fit_normalization
+from postbc.data.readers import read_dataset
+from postbc.data.transitions import TransitionConfig
+from postbc.data.windows import Windows
+from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from postbc.policies.networks.encoders import EncoderConfig
+from postbc.posterior import EnsembleConfig, fit_ensemble, window_features
+from postbc.pretraining import PretrainingConfig, pretrain
+from postbc.seeding import make_generator
+from postbc.training.best_of_n import finetune_best_of_n
+from postbc.training.dsrl import finetune_dsrl
+from postbc.training.online import OnlineConfig
+from postbc.training.results import read_result
+from test_pretraining import pixel_demonstrations
+from toy import environment
+
+
+@pytest.fixture(scope="module")
+def policy() -> DiffusionPolicy:
+    data = pixel_demonstrations(40, 0.2)
+    windows, normalization = Windows(data, 2, tail="pad"), fit_normalization(data, data)
+    encoder = EncoderConfig(keypoints=16, channels=(16, 16))
+    config = DiffusionConfig(hidden=64, denoising_steps=20, inference_steps=4, encoder=encoder)
+
+    def make() -> DiffusionPolicy:
+        return DiffusionPolicy(config, data.shapes, 2, 2, normalization, make_generator(0, "policy/initialisation"))
+
+    settings: dict[str, Any] = {"steps": 200, "batch_size": 64, "learning_rate": 2e-3}
+    bc = pretrain(make(), windows, PretrainingConfig(method="bc", **settings), 0)
+    features = window_features(windows, bc.encode)
+    chunks = normalization.normalize_action(windows.chunk(torch.arange(len(windows))))
+    small = EnsembleConfig(ensemble_size=5, hidden=32, layers=2, steps=100, batch_size=64, learning_rate=1e-3)
+    factor = fit_ensemble(features, chunks, windows.episode, small, 0).factor(features)
+    postbc = pretrain(make(), windows, PretrainingConfig(method="postbc", posterior_weight=0.5, **settings), 0, factor)
+    assert set(postbc.shapes) == {"image.top"}
+    return postbc.eval().requires_grad_(False)
+
+
+def check_plays_alone(directory: Path) -> None:
+    agent, _ = load_agent(directory)
+    frames = {"image.top": torch.zeros(5, 3, 32, 32, dtype=torch.uint8)}
+    assert agent.act(frames, make_generator(0, "dsrl/acting")).shape == (5, 2, 2)
+
+
+def test_dsrl_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    config = DSRLConfig(
+        variant="sac", hidden=32, layers=2, init_temperature=0.02, lr=3e-3, tau=0.02, discount=0.9, utd=8, batch_size=64
+    )
+    training = OnlineConfig(budget_env_steps=2000, initial_steps=400, eval_every=2000, eval_episodes=60, num_envs=4)
+    finetune_dsrl(policy, environment(pixels=True), tmp_path, config, training)
+    result = read_result(tmp_path)
+    assert result.success_before is not None
+    assert result.success_after is not None
+    assert result.success_after > result.success_before + 0.1
+    check_plays_alone(tmp_path)
+
+
+def test_best_of_n_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    iql = IQLConfig(steps=400, hidden=(64, 64), expectile=0.7, discount=0.95, lr=3e-3, tau=0.02, batch_size=128)
+    config = BestOfNConfig(episodes=150, samples=16, eval_episodes=60)
+    finetune_best_of_n(policy, environment(pixels=True), tmp_path, config, iql, TransitionConfig(reward="negative"))
+    result = read_result(tmp_path)
+    assert result.success_before is not None
+    assert result.success_after is not None
+    assert result.success_after > result.success_before
+    check_plays_alone(tmp_path)
+    rollouts = read_dataset(tmp_path / "rollouts.hdf5", observation_keys=(), image_keys=["image.top"])
+    assert rollouts.shapes == {"image.top": (3, 32, 32)}
+    assert len(np.unique(np.asarray(rollouts[0].observations["image.top"][0]))) > 2
