@@ -130,7 +130,7 @@ class Pretraining:
         require(
             isinstance(policy, torch.nn.Module) and isinstance(policy, Policy), "This is not a policy that can be trained.",
             found=type(policy).__name__, remedy="see docs/bring-your-own-policy.md",
-            expected="a torch.nn.Module with encode, loss, sample, chunk, action_dim, feature_dim, observation_steps, shapes, normalization",
+            expected="a torch.nn.Module with encode, loss, sample and the attributes of postbc.policies.base.Policy",
         )  # fmt: skip
         self.compute = (compute or Compute()).resolved()
         self.device = device = self.compute.start()

@@ -26,7 +26,7 @@ class EncoderConfig:
 
 
 class ImageEncoder(nn.Module):
-    """(N, C, H, W) uint8 -> (N, 2·K) in [−1, 1]: convolutions, then where each of K maps is large (spatial softmax, as robomimic has it).
+    """(N, C, H, W) uint8 -> (N, 2·K) in [−1, 1]: convolutions, then where each of K maps is large (robomimic's spatial softmax).
 
     A convolution halves what is larger than 16 pixels, so that the maps of small images stay fine enough to point.
     """
