@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from kills import in_a_process, kill_and_resume, kill_at_every_operation
+from mutations import mutate
 from postbc.agents.base import PolicyAgent
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig
 from postbc.agents.networks import adam, descend
 from postbc.environments.chunk import ChunkStep
 from postbc.errors import InputError, NotFiniteError
 from postbc.evaluation import evaluate
-from postbc.files import load_tree
+from postbc.files import first_not_finite, load_tree, save_tree
 from postbc.policies.base import About
 from postbc.runs import Checkpoints
 from postbc.schemas import parse
@@ -183,10 +187,10 @@ def test_a_frame_is_encoded_once_and_the_replay_holds_features() -> None:
 # -- runs ----------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("variant", ["sac", pytest.param("na", marks=pytest.mark.slow)])
 def test_dsrl_learns_the_toy(tmp_path: Path, variant: Any) -> None:
-    settings = {
+    options = {
         "sac": dict(lr=3e-3, tau=0.02, discount=0.9), "na": dict(lr=2e-3, tau=0.01, discount=0.95, noise_critic_grad_steps=8)
     }[variant]  # fmt: skip
-    config = replace(CONFIG, variant=variant, hidden=32, batch_size=64, utd=8, **settings)
+    config = replace(CONFIG, variant=variant, hidden=32, batch_size=64, utd=8, **options)
     policy = ToyPolicy(drift=0.2, noise=1.0) if variant == "sac" else ToyPolicy()
     budget = {"sac": 2000, "na": 4000}[variant]
     result = finetune(
@@ -424,6 +428,61 @@ def test_kills_change_nothing(tmp_path: Path, when: str) -> None:
     in_a_process(__file__, tmp_path, when)
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_changed_checkpoint_is_refused_or_ends_finite(interrupted: Path, tmp_path_factory: Any, data: st.DataObject) -> None:
+    """Whoever can write a checkpoint can also write its checksum: what is inside is still not believed."""
+    directory = tmp_path_factory.mktemp("changed") / "run"
+    shutil.copytree(interrupted, directory)
+    newest = max(directory.glob("checkpoints/*"))
+    tree = load_tree(newest)
+    mutate(tree["state"], data)
+    for file in directory.glob("checkpoints/*"):
+        file.unlink()
+    save_tree(newest, tree)
+    refused = ""
+    try:
+        stage(directory)
+    except InputError as error:  # NotFiniteError too
+        refused = str(error)
+    assert refused == "" or not (directory / "results.json").exists()
+    if not refused:
+        assert first_not_finite(load_tree(directory / "agent.safetensors")) is None
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "due", property(lambda self: True))
+        original = Online.step
+        patch.setattr(Online, "step", lambda self: original(self) if self.vector_steps < 25 else pytest.fail("enough"))
+        with pytest.raises(pytest.fail.Exception):
+            stage(directory)
+    return directory
+
+
+def test_checkpoints_of_another_width_and_damaged_ones(interrupted: Path, tmp_path: Path) -> None:
+    newest, before = sorted(interrupted.glob("checkpoints/*"), reverse=True)
+    shutil.copytree(interrupted, tmp_path / "flipped")
+    content = bytearray(newest.read_bytes())
+    content[-9] ^= 4
+    (tmp_path / "flipped/checkpoints" / newest.name).write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        stage(tmp_path / "flipped")
+    shutil.copytree(interrupted, tmp_path / "whole")
+    stage(tmp_path / "whole")
+    a, b = (load_tree(tmp_path / d / "agent.safetensors")["parameters"] for d in ("flipped", "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a)  # the one before it, and then the same
+    shutil.copytree(interrupted, tmp_path / "wide")
+    tree = load_tree(newest)
+    tree["state"]["online"]["learner"]["networks"]["log_temperature"] = torch.zeros(3)
+    (tmp_path / "wide/checkpoints" / before.name).unlink()
+    save_tree(tmp_path / "wide/checkpoints" / newest.name, tree)
+    with pytest.raises(InputError, match=newest.name):
+        stage(tmp_path / "wide")
+
+
 # -- results.json ----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "change",
@@ -447,4 +506,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "at random":
         kill_and_resume(stage, Path(sys.argv[1]), sys.argv[2], IGNORED)
     else:
-        kill_at_every_operation(stage, Path(sys.argv[1]), IGNORED, stride=7)
+        kill_at_every_operation(stage, Path(sys.argv[1]), IGNORED, stride=11)

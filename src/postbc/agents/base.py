@@ -131,7 +131,8 @@ def load_agent(path: str | Path, device: str | torch.device = "cpu", **overrides
     )
     kind = load_tree(path / AGENT_FILE, kind="agent").get("agent")
     require(
-        isinstance(kind, str) and kind in AGENTS, "There is no such kind of agent.", file=path / AGENT_FILE, key="agent", found=repr(kind)[:100],
+        isinstance(kind, str) and kind in AGENTS, "There is no such kind of agent.", file=path / AGENT_FILE, key="agent",
+        found=repr(kind)[:100],
         expected=", ".join(AGENTS), remedy="import the package that defines it first, which adds it to postbc.agents.base.AGENTS",
     )  # fmt: skip
     module, name = AGENTS[kind].split(":")

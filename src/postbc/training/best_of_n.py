@@ -90,8 +90,7 @@ def finetune_best_of_n(
     with Run(output, recorded, resume=resume, inputs=inputs) as run:
         if not (output / RESULTS_FILE).exists():
             stage = _Stage(environment, horizon, config, seed, run)
-            found = run.load()
-            state = found[1] if found else {}
+            at, state = run.load() or (0, {})
             score = rates(before) if before else stage.measured("before", PolicyAgent(policy))
             if given is None:
                 assert environment is not None
@@ -102,7 +101,7 @@ def finetune_best_of_n(
                 )  # fmt: skip
                 given = _own(path, policy, iql, transitions, config, device)
             batch, facts = given
-            critics = train_critics(policy, iql, batch, seed, run, state, config, compute, device)
+            critics = train_critics(policy, iql, batch, seed, run, at, state, config, compute, device)
             agent = BestOfNAgent(policy, critics, iql, config.samples, config.aggregate)
             agent.save(output)
             after, steps = stage.measured("after", agent), int(facts["env_steps"])
@@ -156,12 +155,13 @@ def train_critics(
     batch: Batch,
     seed: int,
     run: Run,
+    at: int,
     state: Mapping[str, Any],
     config: BestOfNConfig,
     compute: Compute,
     device: str | torch.device = "cpu",
 ) -> Critics:
-    """IQL on a fixed set of transitions, going on from the run's loaded `state`, resumable bit for bit; the online critics."""
+    """IQL on fixed transitions, going on from the run's `state` loaded `at` a step, bit for bit; the online critics."""
     action_dim = policy.chunk * policy.action_dim
     data = Replay(len(batch.reward), policy.feature_dim, action_dim, device)
     data.add(batch)
@@ -175,7 +175,7 @@ def train_critics(
     if "learner" in state:
         with run.restoring():
             done = int(state["done"])
-            require(0 <= done <= iql.steps, "The checkpoint is of another run.", key="done", found=done)
+            require(done == at <= iql.steps, "The checkpoint is of another run.", key="done", found=done, expected=at)
             learner.load_state_dict(state["learner"])
             set_generator_state(sampling, state["sampling"])
     else:

@@ -275,6 +275,9 @@ def run_online(online: Online, run: Run, environment: Environment, horizon: int,
     if found is not None:
         with run.restoring():
             online.load_state_dict(found[1]["online"])
+            most = online.vector_steps * config.num_envs * online.policy.chunk
+            require(online.env_steps == found[0] and online.vector_steps <= online.env_steps <= most, "The counts do not fit.",
+                    key="env_steps", found=f"{online.env_steps} in {online.vector_steps} vector steps", expected=found[0])  # fmt: skip
             records = [{k: float(r[k]) for k in ("env_steps", "success", "chunk_success")} for r in found[1]["records"]]
     checkpoints = Checkpoints(run, config.checkpoint_seconds)
 
