@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -238,6 +239,27 @@ def test_frames(tmp_path: Path, lazy: bool, cached: bool, monkeypatch: pytest.Mo
     assert frames.dtype == torch.uint8
     assert frames[:, :, 0, 0, 0].tolist() == [[0, 0], [3, 4], [5, 5], [10, 11], [5, 5]]
     assert windows.fingerprint == Windows(with_frames([5, 3, 4]), 2, tail="pad", observation_steps=2).fingerprint
+
+
+def test_a_file_of_50_gigabytes_is_never_read_whole(tmp_path: Path) -> None:
+    """54 GB of frames (which the file, being empty, does not take): a batch reads its own."""
+    with h5py.File(tmp_path / "d.hdf5", "w") as file:
+        for i in range(2):
+            demo = file.create_group(f"data/demo_{i}")
+            demo["actions"] = np.zeros((1000, 2))
+            demo.create_dataset("obs/top_image", (1000, 3000, 3000, 3), np.uint8, chunks=(1, 600, 600, 3))
+    dataset = read_robomimic(tmp_path / "d.hdf5", observation_keys=[], image_keys=["top_image"])
+    windows = Windows(dataset, 4)
+    assert windows.observation(torch.tensor([3, 1500]))["image.top"].shape == (2, 3, 3000, 3000)
+
+
+def test_many_frames_are_written_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = with_frames([5, 3])
+    whole = read_robomimic(write_robomimic(tmp_path / "whole.hdf5", dataset), image_keys=["image.top"])
+    monkeypatch.setattr("postbc.data.robomimic_write.LARGE", 100)
+    pieces = read_robomimic(write_robomimic(tmp_path / "pieces.hdf5", dataset), image_keys=["image.top"])
+    assert Windows(pieces, 2).fingerprint == Windows(whole, 2).fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pieces.hdf5", "whole.hdf5"]
 
 
 def test_lazy_arrays(tmp_path: Path) -> None:

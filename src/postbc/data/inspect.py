@@ -17,6 +17,8 @@ from postbc.data.training_set import NARROW, dimension_names
 from postbc.errors import InputError, require
 from postbc.files import write_bytes
 
+#: Episodes whose paths are drawn at most.
+PATHS = 400
 #: An action this near to the controller's limit counts as at the bound.
 BOUND = 0.999
 #: Colours of Okabe and Ito, told apart by colour-blind readers, on white and on black.
@@ -158,20 +160,31 @@ def draw_beside(dataset: Dataset) -> Path:
     stem, content = source.name.split(".")[0] or source.name, picture(dataset, "png")
     for n in range(1, 1000):
         path = source.with_name(f"{stem}.png" if n == 1 else f"{stem}-{n}.png")
+        if not os.path.lexists(path) and _claim(path, content):
+            return path
+    raise InputError("The picture cannot be written.", file=source.parent, found="a thousand names that are taken")
+
+
+def _claim(path: Path, content: bytes) -> bool:
+    """Write a file of a name that was free, by a link, which replaces nothing; False if somebody took the name meanwhile."""
+    whole = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_bytes(whole, content)
+        os.link(whole, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links: claim the name first
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the name is ours now, and nobody's before
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         except FileExistsError:
-            continue
+            return False
         except OSError as error:
             raise InputError("The picture cannot be written.", file=path, found=error.strerror or str(error)) from None
-        try:
-            write_bytes(path, content)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
-        return path
-    raise InputError("The picture cannot be written.", file=source.parent, found="a thousand names that are taken")
+        os.replace(whole, path)
+    finally:
+        with contextlib.suppress(OSError):
+            whole.unlink()
+    return True
 
 
 def picture(dataset: Dataset, kind: str = "png") -> bytes:
@@ -195,14 +208,12 @@ def _figure(dataset: Dataset, plt: Any) -> Any:
     has_hand, width = dataset.state_keys == LOW_DIM_KEYS, dataset.states.shape[1]
     figure, axes = plt.subplots(2, 2, figsize=(12, 9.5), layout="constrained")
     views = [(axes[0, 0], 0, 1, "from above"), (axes[0, 1], 1, 2, "from the front")]
-    order = [(name, i) for name, indices in groups.items() for i in indices]
+    # paths of different people in turn, so that the last one drawn does not hide the others; of many episodes the first ones
+    turns = sorted((turn, name, i) for name, indices in groups.items() for turn, i in enumerate(indices))[:PATHS]
+    paths = [] if not width else [(name, dataset[i].state) for _, name, i in turns]
     for axis, u, v, title in views:
-        # Paths of different people in turn, so that the last one drawn does not hide the others.
         u, v = min(u, width - 1), min(v, width - 1)
-        for name, i in sorted(order, key=lambda item: groups[item[0]].index(item[1])):
-            if not width:
-                break  # frames alone
-            path_ = dataset[i].state
+        for name, path_ in paths:
             axis.plot(path_[:, u], path_[:, v], color=colour[name], lw=0.9, alpha=0.55)
             axis.plot(path_[0, u], path_[0, v], ".", color=colour[name], ms=4)
             if has_hand:

@@ -13,7 +13,10 @@ import numpy as np
 
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, is_image
 from postbc.errors import require
-from postbc.files import write_bytes
+from postbc.files import atomic_path, write_bytes
+
+#: Bytes of observations from which on a file is written piece by piece, not built in memory first.
+LARGE = 2**30
 
 
 def check_writable(path: Path) -> None:
@@ -39,9 +42,21 @@ def write_robomimic(
     """
     path = Path(path)
     check_writable(path)
-    # Built in memory first: HDF5's own writer answers a full disk with an unclosable file, a plain write with a clean error.
+    if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
+        with atomic_path(path) as whole:
+            _write(whole, dataset, model_xml, next_observations)
+        return path
+    # Built in memory: HDF5's own writer answers a full disk with an unclosable file, a plain write with a clean error.
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=("earliest", "v108")) as file:
+    _write(buffer, dataset, model_xml, next_observations)
+    write_bytes(path, buffer.getbuffer())
+    return path
+
+
+def _write(
+    target: Path | io.BytesIO, dataset: Dataset, model_xml: str | Mapping[str, str] | None, next_observations: bool
+) -> None:
+    with h5py.File(target, "w", libver=("earliest", "v108")) as file:
         data = file.create_group("data")
         data.attrs["total"] = dataset.num_steps
         if dataset.environment:
@@ -80,5 +95,3 @@ def write_robomimic(
                     group[f"next_obs/{key}"] = np.concatenate([values[1:], values[-1:]])
         for key, names in dataset.filters.items():
             file[f"mask/{key}"] = np.array([name.encode() for name in names])
-    write_bytes(path, buffer.getbuffer())
-    return path

@@ -170,7 +170,7 @@ class ZarrArray:
                 import numcodecs
             except ImportError:
                 raise InputError("The file is compressed in a way that needs numcodecs.", file=self.group.path, key=name,
-                                 found=codec["id"], remedy="pip install numcodecs") from None  # fmt: skip
+                                 found=codec["id"], remedy="pip install 'postbc[zarr]'") from None  # fmt: skip
             if codec["id"] == "blosc" and int.from_bytes(packed[4:8], "little") != self._size:
                 return b""  # it would unpack to another size
             out = np.empty(self._size, np.uint8)
