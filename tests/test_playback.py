@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import h5py
 import numpy as np
 import pytest
 
+from kills import in_a_process, kill_at_every_operation
 from made import LIFT
 from postbc import cli
 from postbc.data import Dataset, Episode, read_robomimic, write_robomimic
-from postbc.data.convert import convert_recording
+from postbc.data.convert import convert_recording, finish
 from postbc.data.recordings import open_recording
 from postbc.errors import InputError
 
@@ -156,6 +158,18 @@ def test_conversion_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     assert fresh.seen == ["demo_1", "demo_2", "demo_3"]
 
 
+def killed_stage(directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+    if not finish(directory / "new.hdf5"):
+        convert_recording(open_recording(Path(sys.argv[1]) / "demo.hdf5"), Counting(), directory / "new.hdf5")
+
+
+def test_killed_at_every_file_operation(tmp_path: Path) -> None:
+    data = Dataset.from_arrays([np.zeros((5, 1))] * 3, [np.zeros((5, 7))] * 3, states=[np.zeros((5, 32))] * 3)
+    record(tmp_path / "demo.hdf5", data)
+    in_a_process(__file__, tmp_path)
+
+
 def test_recordings_that_cannot_be_converted(tmp_path: Path) -> None:
     data = Dataset.from_arrays([np.zeros((5, 1))], [np.zeros((5, 7))], states=[np.zeros((5, 32))])
     path = record(tmp_path / "demo.hdf5", data)
@@ -170,3 +184,7 @@ def test_recordings_that_cannot_be_converted(tmp_path: Path) -> None:
         open_recording(path)
     with pytest.raises(InputError, match="simulator states"):
         open_recording(write_robomimic(tmp_path / "none.hdf5", Dataset.from_arrays([np.zeros((2, 1))], [np.zeros((2, 1))])))
+
+
+if __name__ == "__main__":
+    kill_at_every_operation(killed_stage, Path(sys.argv[1]) / "kills")

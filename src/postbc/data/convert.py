@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,7 @@ import numpy as np
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode
 from postbc.data.recordings import Recording
 from postbc.data.robomimic_write import check_writable, write_robomimic
-from postbc.files import digest, load_tree, save_tree
+from postbc.files import digest, load_tree, os_errors, save_tree, write_text
 
 
 class Observes(Protocol):
@@ -24,13 +24,31 @@ class Observes(Protocol):
     def env_args(self) -> dict[str, Any]: ...
 
 
+def _parts(output: Path) -> Path:
+    return output.with_name(f".{output.name}.parts")
+
+
+def finish(output: str | Path) -> bool:
+    """Whether a conversion to `output` had come to its end when it was stopped; what it left beside the output is removed then."""
+    output = Path(output)
+    parts, done = _parts(output), _parts(output) / "done"
+    if not parts.is_dir() or not output.is_file():
+        return False
+    if any(parts.iterdir()) and not (done.is_file() and done.read_text(encoding="utf-8") == digest(output)):
+        return False
+    for file in sorted(parts.iterdir(), key=lambda file: file.name == "done"):  # that one last
+        file.unlink()
+    parts.rmdir()
+    return True
+
+
 def convert_recording(
     recording: Recording, observer: Observes, output: str | Path, progress: Callable[[int], None] | None = None
 ) -> Path:
-    """Write a recording with observations and rewards to `output`; returns its path.
+    """Write a recording with observations and rewards to `output`, which is replaced; returns its path.
 
     What is observed waits beside the output in `.NAME.parts`, an episode a file, so that a second call with the same recording goes on
-    from there; the folder goes when the output is whole.
+    from there; the folder goes when the output is whole (:func:`finish`).
 
     Args:
         progress: called with the number of episodes that are done.
@@ -41,7 +59,7 @@ def convert_recording(
     output = Path(output)
     check_writable(output)
     identity = hashlib.sha256(f"{digest(recording.path)} {observer.env_args()}".encode()).hexdigest()[:16]
-    parts = output.with_name(f".{output.name}.parts")
+    parts = _parts(output)
     files = {name: parts / f"{identity}.{i}.safetensors" for i, name in enumerate(recording.names)}
     done = frozenset(name for name, file in files.items() if file.exists())
     for count, (name, states, actions, operator) in enumerate(recording.read(done), len(done) + 1):
@@ -52,8 +70,12 @@ def convert_recording(
             progress(count)
     episodes = tuple(_load(files[name]) for name in recording.names)
     dims = (3, 4, 2, episodes[0].state.shape[1] - 9)
-    write_robomimic(output, Dataset(episodes, LOW_DIM_KEYS, dims, observer.env_args(), recording.filters, str(output)))
-    shutil.rmtree(parts, ignore_errors=True)
+    dataset = Dataset(episodes, LOW_DIM_KEYS, dims, observer.env_args(), recording.filters, str(output))
+    whole = write_robomimic(parts / "whole.hdf5", dataset)
+    write_text(parts / "done", digest(whole))
+    with os_errors(output):
+        os.replace(whole, output)
+        finish(output)
     return output
 
 

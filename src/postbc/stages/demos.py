@@ -269,9 +269,13 @@ class Convert:
 
     def run(self) -> None:
         """Convert, and say what came out."""
+        from postbc.data.convert import finish
         from postbc.data.robomimic_write import check_writable
         from postbc.data.zarr import is_zarr
 
+        if finish(self.output):  # it was stopped after the last step but one
+            say(f"Written: {self.output}. Next: postbc demos inspect {self.output}")
+            return
         _check_free(self.output, self.overwrite)
         check_writable(self.output)
         steps, episodes, said = self._copy() if is_zarr(self.file) else self._play()
