@@ -128,7 +128,8 @@ class Inspect:
         for title, dimensions in (("State (raw units)", summary.observations), ("Actions", summary.actions)):
             table = _table(title, ("dimension", "min", "max", "mean", "std", "at ±1" if title == "Actions" else "0.01 outside"))
             for d in dimensions:
-                last = f"{d.at_bound:.1%}" if title == "Actions" else f"{d.off_by_a_hundredth:.2g}"
+                bound = f"{d.at_bound:.1%}" if max(-d.low, d.high) <= 1 else "unbounded"
+                last = bound if title == "Actions" else f"{d.off_by_a_hundredth:.2g}"
                 table.add_row(d.name, f"{d.low:.4f}", f"{d.high:.4f}", f"{d.mean:.4f}", f"{d.std:.4f}", last)
             if dimensions:
                 terminal.print(table)
