@@ -404,26 +404,34 @@ def test_state_resumes_bit_for_bit() -> None:
         assert torch.equal(a, b)
 
 
+def same_learning(variant: Any, device: str, compiled: bool) -> None:
+    """A few updates and distillations: as plain ones on the CPU, from the same weights."""
+    config, agents = DSRLConfig(variant=variant, hidden=16, layers=2), []
+    for where, how in (("cpu", False), (device, compiled)):
+        compute = Compute(device=where, compile=how)  # type: ignore[arg-type]
+        agent = DSRL(config, IdentityPolicy(), make_generator(0, "dsrl/initialisation", where), compute)
+        agent.load_state_dict(learner(config, IdentityPolicy()).state_dict())  # a checkpoint goes to another device
+        for k in range(8):
+            batch = Batch(*(part.to(where) for part in random_batch(k)))
+            agent.update(batch, normal(B, D, seed=1).to(where), normal(B, D, seed=2).to(where))
+            if variant == "na":
+                agent.distill(batch.features, normal(B, D, seed=3).to(where))
+        agents.append(agent)
+    for a, b in zip(*(agent.networks.parameters() for agent in agents), strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("variant", ["na", "sac"])
 def test_a_gpu_learns_the_same(variant: Any, compiled: bool) -> None:
-    agents = []
-    for device in ("cpu", "cuda"):
-        config = DSRLConfig(variant=variant, hidden=16, layers=2)
-        agent = DSRL(
-            config, IdentityPolicy(), make_generator(0, "dsrl/initialisation", device),
-            Compute(device=device, compile=compiled and device == "cuda"),
-        )  # fmt: skip
-        agent.load_state_dict(learner(config, IdentityPolicy()).state_dict())  # the same weights, on another device
-        for k in range(8):
-            batch = Batch(*(part.to(device) for part in random_batch(k)))
-            agent.update(batch, normal(B, D, seed=1).to(device), normal(B, D, seed=2).to(device))
-            if variant == "na":
-                agent.distill(batch.features, normal(B, D, seed=3).to(device))
-        agents.append(agent)
-    for a, b in zip(*(agent.networks.parameters() for agent in agents), strict=True):
-        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+    same_learning(variant, "cuda", compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_a_compiled_update_gives_the_same_numbers(variant: Any) -> None:
+    same_learning(variant, "cpu", True)
 
 
 # -- the saved agent -------------------------------------------------------------------------------------------------------------

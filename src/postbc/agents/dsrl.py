@@ -135,28 +135,26 @@ class DSRL:
         self._distill = self.compute.compiled(self._distillation_step)
 
     def _step(self, noise: Tensor, next_noise: Tensor, *tensors: Tensor) -> Info:
-        """One gradient step of temperature, critics and actor, then the targets: stable-baselines3's order."""
+        """One gradient step of critics and actor, then the targets, then the temperature: the numbers of stable-baselines3's update."""
         config, networks, batch = self.config, self.networks, Batch(*tensors)
-        with self.compute.autocast():
-            u, log_prob = networks.actor.sample(batch.features, noise)
-        temperature = networks.log_temperature.detach().exp()  # before its own step
-        info = {"temperature/value": temperature}
-        if config.learn_temperature:
-            loss, of_loss = temperature_loss(networks, log_prob, self.target_entropy)
-            descend(self.optimizers["temperature"], loss)
-            info |= of_loss
+        temperature = networks.log_temperature.detach().exp()  # before its own step, as in stable-baselines3
         with torch.no_grad(), self.compute.autocast():
             next_u, next_log_prob = networks.actor.sample(batch.next_features, next_noise)
         next_action = next_u if config.variant == "sac" else self.denoise(batch.next_features, next_u)
         with self.compute.autocast():
-            loss, of_loss = critic_loss(networks, batch, next_action, temperature * next_log_prob, config.backup)
+            loss, info = critic_loss(networks, batch, next_action, temperature * next_log_prob, config.backup)
         descend(self.optimizers["critic"], loss)
-        info |= of_loss
         with self.compute.autocast():
+            u, log_prob = networks.actor.sample(batch.features, noise)
             loss, of_loss = actor_loss(networks, batch.features, u, temperature * log_prob)
         descend(self.optimizers["actor"], loss)
         polyak(networks.target_critics, networks.critics, config.tau)
-        return info | of_loss
+        info |= of_loss | {"temperature/value": temperature}
+        if config.learn_temperature:
+            loss, of_loss = temperature_loss(networks, log_prob, self.target_entropy)
+            descend(self.optimizers["temperature"], loss)
+            info |= of_loss
+        return info
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Info:
         """One update on `batch`; (B, D) standard normal `noise` and `next_noise` are the actor's randomness at s and at s'."""
