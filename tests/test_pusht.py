@@ -118,6 +118,7 @@ def test_pictures_are_gym_pushts_and_show_where_things_are() -> None:
 def test_by_name() -> None:
     for name, keys, shapes in (
         ("PushT", pusht.STATE_KEYS, {"state": (18,)}),
+        ("postbc/PushT-human", ("agent_pos", "keypoints"), {"state": (18,)}),
         ("postbc/PushT-state", ("state",), {"state": (5,)}),
         ("postbc/PushT-pixels", ("agent_pos",), {"image.top": (3, 96, 96), "state": (2,)}),
     ):
@@ -148,3 +149,15 @@ def test_human_demonstrations_look_and_move_like_this() -> None:
         env.step(action[None, None])
         errors.append(np.abs(env.states()[0][2:4] - after[2:4]).max())
     assert np.median(errors) < 0.5  # pixels; velocities are not recorded
+
+
+def test_how_much_must_be_covered_decides_success_alone() -> None:
+    steps = []
+    for covered in (0.95, -1.0):
+        env = PushTChunkEnv(1, chunk=3, terminate_on="never", covered=covered)
+        env.reset([3])
+        steps.append(env.step(np.full((1, 3, 2), 256.0)))
+    assert steps[1].successes.all()
+    assert not steps[0].successes.any()
+    np.testing.assert_array_equal(steps[0].rewards, steps[1].rewards)
+    np.testing.assert_array_equal(steps[0].observation["state"], steps[1].observation["state"])

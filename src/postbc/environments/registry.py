@@ -181,6 +181,7 @@ def _pusht(**options: Any) -> Environment:
 ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     **{f"postbc/{name}": (lambda name=name: robosuite_environment(name)) for name in TASKS},  # type: ignore[misc]
     "postbc/PushT": lambda: _pusht(),
+    "postbc/PushT-human": lambda: _pusht(covered=0.75),
     "postbc/PushT-state": lambda: _pusht(observation="state"),
     "postbc/PushT-pixels": lambda: _pusht(observation="pixels"),
 }

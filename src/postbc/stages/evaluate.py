@@ -164,6 +164,8 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
     require(known, "The policy does not say what environment it was trained for.", file=file, key="environment",
             remedy="give --environment, for example postbc/Lift")  # fmt: skip
     found, keys = find_environment(str(known)), tuple(facts.get("state_keys") or ())
+    if keys and keys == found.state_keys and not facts.get("images"):
+        return found
     for other in (other for other in ENVIRONMENTS if other.startswith(f"{found.name}-")):  # with other observations
         if (keys and find_environment(other).state_keys == keys) or (facts.get("images") and other.endswith("-pixels")):
             return find_environment(other)
