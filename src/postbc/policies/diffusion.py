@@ -98,6 +98,8 @@ class DiffusionPolicy(nn.Module):
         self.schedule = Schedule.cosine(config.denoising_steps)
         self.scales: Tensor
         self.register_buffer("scales", self.schedule.scales, persistent=False)
+        self.times: Tensor  # made here: nothing is copied to a GPU while an update is recorded as a graph
+        self.register_buffer("times", torch.tensor(self.schedule.ddim_timesteps(config.inference_steps)), persistent=False)
 
     def encode(self, observation: Observation) -> Tensor:
         """Raw named observations of B states -> features (B, F)."""
@@ -129,8 +131,7 @@ class DiffusionPolicy(nn.Module):
         x = draw() if noise is None else noise.reshape(shape)
         clip, count = self.config.denoised_clip, self.config.inference_steps
         if self.config.sampler == "ddim":
-            times = torch.tensor(self.schedule.ddim_timesteps(count), device=features.device)
-            x = ddim(self.network.predictor(features, times), self.schedule, x, count, clip)
+            x = ddim(self.network.predictor(features, self.times), self.schedule, x, count, clip)
         else:
             times = torch.arange(self.schedule.steps - 1, -1, -1, device=features.device)
             x = ddpm(self.network.predictor(features, times), self.schedule, x, draw, clip)
