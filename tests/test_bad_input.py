@@ -56,7 +56,9 @@ POLICIES = {
 @pytest.mark.simulator
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("policy", POLICIES)
-def test_policies_that_do_not_fit(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, policy: str) -> None:
+def test_policies_that_do_not_fit(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str, policy: str
+) -> None:
     output = tmp_path / "out"
     assert main([*STAGES[stage], "--policy", str(files / policy), "--output", str(output)]) == 2
     said = capsys.readouterr().err

@@ -11,8 +11,11 @@ from made import save_policy, write_demonstrations
 from postbc import cli
 
 ROOT = Path(__file__).parent.parent
-SIZES = {"episodes=200": "episodes=2", "budget_env_steps=100_000": "budget_env_steps=300",
-         "initial_steps=16_000": "initial_steps=100"}  # the same calls, in seconds
+SIZES = {
+    "episodes=200": "episodes=2",
+    "budget_env_steps=100_000": "budget_env_steps=300",
+    "initial_steps=16_000": "initial_steps=100",
+}  # the same calls, in seconds
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

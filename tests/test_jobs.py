@@ -112,6 +112,9 @@ def parent(tmp_path, ends, at_once):
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # the tests themselves may run where it is ignored (nohup, &)
     )
     waiting, begin = [s for s, end in ends.items() if end == "wait"], time.monotonic()
     while not all((tmp_path / f"seed_{s}/pid").exists() for s in waiting):

@@ -17,11 +17,11 @@ import made
 from postbc.errors import InputError
 from postbc.experiments import sweep
 from postbc.experiments.recipe import Recipe, load_recipe, names, parse_recipe
+from postbc.experiments.running import parse, table
 from postbc.experiments.sweep import run_recipe
 from postbc.jobs import JobError
 from postbc.policies.flow import FlowConfig
 from postbc.schemas import plain
-from postbc.experiments.running import parse, table
 
 REACH = {"env_name": "Reach-v0", "type": 2, "env_kwargs": {}}
 TINY: dict[str, Any] = {

@@ -32,10 +32,10 @@ from postbc.experiments import plots
 from postbc.experiments.action_distribution import action_distribution, switches, uncertainty
 from postbc.experiments.material import Found, look, shared_and_differing, within
 from postbc.experiments.report import Content, Picture, build
+from postbc.experiments.reporting import Report
 from postbc.experiments.summary import FIELDS, collect, compare_groups, group, verdict
 from postbc.posterior.factor import Factor
 from postbc.schemas import plain
-from postbc.experiments.reporting import Report
 from postbc.training.results import Result
 
 RATES = {"bc": [0.6, 0.62, 0.58, 0.64, 0.6], "sigma-bc": [0.7, 0.5, 0.66, 0.6, 0.62], "postbc": [0.8, 0.84, 0.79, 0.83, 0.82]}

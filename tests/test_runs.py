@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,7 +162,7 @@ def test_a_run_is_resumed_under_another_locale(tmp_path):
     extra = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code, place], env={**os.environ, **extra}, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert "données 成" in (tmp_path / "données 成/config.yaml").read_text("utf-8")
+    assert yaml.safe_load((tmp_path / "données 成/config.yaml").read_text("utf-8"))["data"] == str(place)
 
 
 def test_a_second_process_is_refused_while_the_first_lives(tmp_path):
