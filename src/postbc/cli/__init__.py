@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import Any
 
 from postbc.errors import InputError
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows a substitute
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # what it says, not where in the code
     args = list(sys.argv[1:] if argv is None else argv)
     words = find(args)
     if words is None:
