@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from postbc.data import pusht
+import postbc.data.pusht as pusht
 from postbc.data.episodes import Dataset, Episode, choose
 from postbc.data.lazy import LazyArray
 from postbc.data.robomimic import KEYS, Listing
