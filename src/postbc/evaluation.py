@@ -24,13 +24,15 @@ import numpy as np
 import torch
 
 from postbc.agents.base import Agent
+from postbc.data.belonging import Facts, check_belongs
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations
 from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import InputError, require
 from postbc.files import write_text
-from postbc.policies.base import Observation
+from postbc.policies.base import About, Observation
 from postbc.progress import progress as progress_bar
+from postbc.progress import say
 from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, parse, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds, make_generator
 from postbc.statistics import wilson_interval
@@ -175,6 +177,36 @@ def check_sizes(agent: Agent, env: ChunkEnv, file: str | Path | None = None) -> 
                 found=f"policy {tuple(shape)}", expected=f"environment {tuple(there or ())}", remedy=remedy)  # fmt: skip
     require(agent.action_dim == env.action_dim, "The policy's action size is not the environment's.", file=file, key="action_dim",
             found=f"policy {agent.action_dim}", expected=f"environment {env.action_dim}", remedy=remedy)  # fmt: skip
+
+
+def check_plays(
+    agent: Agent,
+    about: About,
+    environment: Environment,
+    horizon: int,
+    file: str | Path | None = None,
+    allow_version_mismatch: bool = False,
+) -> None:
+    """Before anything is written: does the environment run here, does the agent's data belong to it, do the sizes fit?
+
+    Raises:
+        InputError: one of them does not. What is not known on one of the sides is said, and passes.
+    """
+    environment.check()
+    named = str(file or "the policy")
+    if about.facts is None:
+        say(f"note: {named} does not say what data it comes from, so whether it belongs to {environment.name} is not known")
+    else:
+        found, expected = Facts.from_dict(about.facts, named), environment.belonging(agent.shapes)
+        for warning in check_belongs(found, expected, file=named, allow_version_mismatch=allow_version_mismatch):
+            say(f"note: {warning}")
+    env = make_stacked(
+        environment.make, 1, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=horizon, terminate_on="never"
+    )  # fmt: skip
+    try:
+        check_sizes(agent, env, file)
+    finally:
+        env.close()
 
 
 def to_tensors(observation: Observations, agent: Agent) -> Observation:

@@ -12,14 +12,13 @@ from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
-from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
-from postbc.data.belonging import Facts, check_belongs
+from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, load_agent
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
 from postbc.errors import InputError, require
-from postbc.evaluation import Evaluation, Summary, check_sizes, evaluate
+from postbc.evaluation import Evaluation, Summary, check_plays, evaluate
 from postbc.files import write_json
-from postbc.policies.base import POLICY_FILE, About, Shapes
+from postbc.policies.base import POLICY_FILE, About
 from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, plain, read_json, schema
@@ -114,10 +113,8 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     overrides = {} if config.inference_steps is None else {"inference_steps": config.inference_steps}
     agent, about = load_agent(path, device, **overrides)
     environment = environment_of(config.environment, about, path)
-    environment.check()
-    check_facts(about, environment, agent.shapes, path, config.allow_version_mismatch)
     horizon = environment.horizon if config.horizon is None else config.horizon
-    _check_plays(agent, environment, horizon, path)
+    check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)
     if config.videos:
         check_rendering(environment.scene)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
@@ -170,31 +167,6 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
         if (keys and find_environment(other).state_keys == keys) or (facts.get("images") and other.endswith("-pixels")):
             return find_environment(other)
     return found
-
-
-def check_facts(
-    about: About, environment: Environment, shapes: Shapes, file: Path, allow_version_mismatch: bool = False
-) -> None:
-    """Whether a policy that reads `shapes` belongs to an environment: its data's facts against the environment's.
-
-    Raises:
-        InputError: a difference. What is not known on one of the sides is said, and passes.
-    """
-    if about.facts is None:
-        say(f"note: {file} does not say what data it comes from, so whether it belongs to {environment.name} is not known")
-        return
-    found = Facts.from_dict(about.facts, str(file))
-    expected = environment.belonging(shapes)
-    for warning in check_belongs(found, expected, file=str(file), allow_version_mismatch=allow_version_mismatch):
-        say(f"note: {warning}")
-
-
-def _check_plays(agent: Agent, environment: Environment, horizon: int, file: Path) -> None:
-    env = environment.make(1, chunk=agent.chunk, horizon=horizon, terminate_on="chunk_success")
-    try:
-        check_sizes(agent, env, file)
-    finally:
-        env.close()
 
 
 def _digests(path: Path) -> dict[str, str]:

@@ -11,15 +11,13 @@ import torch
 from torch import nn
 
 from postbc.agents.base import PolicyAgent, about_of
-from postbc.data.belonging import Facts, check_belongs
 from postbc.environments.chunk import Termination
 from postbc.environments.registry import Environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import NotFiniteError, require
-from postbc.evaluation import Evaluation, check_sizes
+from postbc.evaluation import Evaluation, check_plays
 from postbc.files import write_json
 from postbc.policies.base import Policy
-from postbc.progress import say
 from postbc.runs import Run
 from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, plain, read_json, schema
 
@@ -99,20 +97,7 @@ def check_policy(
     policy: Policy, environment: Environment, horizon: int, file: str | Path | None = None, allow_version_mismatch: bool = False
 ) -> None:
     """InputError where `policy` cannot play in `environment`: another task, robot or version, or other sizes. Unknowns are said."""
-    environment.check()
-    about = about_of(policy)
-    if about.facts is not None:
-        expected = environment.belonging(policy.shapes)
-        named = str(file or "the policy")
-        for warning in check_belongs(
-            Facts.from_dict(about.facts, named), expected, file=named, allow_version_mismatch=allow_version_mismatch
-        ):
-            say(f"note: {warning}")
-    env = make_env(environment, policy, 1, horizon)
-    try:
-        check_sizes(PolicyAgent(policy), env, file)
-    finally:
-        env.close()
+    check_plays(PolicyAgent(policy), about_of(policy), environment, horizon, file, allow_version_mismatch)
 
 
 def make_env(environment: Environment, policy: Policy, num_envs: int, horizon: int, terminate_on: Termination = "never") -> Any:
