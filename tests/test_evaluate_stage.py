@@ -21,7 +21,8 @@ from postbc.policies.base import About, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.schemas import read_json
 from postbc.seeding import make_generator
-from postbc.stages.evaluate import Evaluate, environment_of, evaluate_stage, seeds_of, table
+from postbc.stages.evaluate import Evaluate, environment_of, evaluate_stage, table
+from postbc.stages.seeds import seeds_of
 from postbc.videos import choose, name_of, play, record, write_video
 
 simulator = pytest.mark.simulator

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import made
+from postbc.cli.run import parse_recipe as parse
 from postbc.errors import InputError
 from postbc.experiments import sweep
 from postbc.experiments.recipe import Recipe, load_recipe, names, parse_recipe
-from postbc.experiments.running import parse, table
+from postbc.experiments.running import table
 from postbc.experiments.sweep import run_recipe
 from postbc.jobs import JobError
 from postbc.policies.flow import FlowConfig

@@ -253,6 +253,12 @@ class Run:
         """Seconds that the run has taken, earlier attempts included as far as they were saved."""
         return self._before + time.monotonic() - self._begin
 
+    @property
+    def versions(self) -> dict[str, Any]:
+        """Those with which the run began, so that a resumed one records the same."""
+        found: dict[str, Any] = json.loads((self.directory / "versions.json").read_text(encoding="utf-8"))
+        return found
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append a row to the metrics. NotFiniteError if one is NaN or infinite; nothing is written then."""
         self._metrics.log(step, metrics)

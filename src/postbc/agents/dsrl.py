@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,11 +25,10 @@ from postbc.agents.networks import (
     Actor,
     Critics,
     Info,
+    Optimized,
     adam,
     copy_into,
     descend,
-    optimizer_state,
-    set_optimizer_state,
 )
 from postbc.devices import Compute
 from postbc.errors import require
@@ -107,7 +106,7 @@ def distillation_loss(networks: Networks, features: Tensor, u: Tensor, target: T
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
-class DSRL:
+class DSRL(Optimized):
     """The learner: networks, optimisers and the frozen policy.
 
     Args:
@@ -116,6 +115,8 @@ class DSRL:
         generator: for initialisation; its device is the networks'.
         compute: precision, and whether the update is compiled.
     """
+
+    networks: Networks
 
     def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy = config, policy
@@ -224,18 +225,6 @@ class DSRL:
     def agent(self, deterministic: bool = False) -> DSRLAgent:
         """What has been learnt, in raw units; it shares this learner's actor."""
         return DSRLAgent(self.policy, self.networks.actor, self.config, deterministic)
-
-    # -- state -----------------------------------------------------------------------------------------------------------------
-    def state_dict(self) -> dict[str, Any]:
-        """Parameters and optimiser moments."""
-        optimizers = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
-        return {"networks": self.networks.state_dict(), "optimizers": optimizers}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
-        self.networks.load_state_dict(state["networks"])
-        for name, optimizer in self.optimizers.items():
-            set_optimizer_state(optimizer, state["optimizers"][name])
 
 
 class DSRLAgent(PolicyAgent):

@@ -7,7 +7,7 @@ IQL's actor is not trained: Best-of-N takes its actions from the pretrained poli
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -17,12 +17,11 @@ from postbc.agents.base import Batch
 from postbc.agents.networks import (
     Critics,
     Info,
+    Optimized,
     Value,
     adam,
     copy_into,
     descend,
-    optimizer_state,
-    set_optimizer_state,
 )
 from postbc.devices import Compute
 from postbc.nn import Activation, polyak
@@ -71,7 +70,7 @@ def critic_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Info]:
 
 
 # -- update --------------------------------------------------------------------------------------------------------------------
-class IQL:
+class IQL(Optimized):
     """The learner.
 
     Args:
@@ -81,6 +80,8 @@ class IQL:
         generator: for initialisation; its device is the networks'.
         compute: precision, and whether the update is compiled.
     """
+
+    networks: Networks
 
     def __init__(
         self, config: IQLConfig, feature_dim: int, action_dim: int, generator: torch.Generator, compute: Compute | None = None
@@ -117,18 +118,6 @@ class IQL:
             for batch in sample(block * self.config.batch_size).split(self.config.batch_size):
                 info = self.update(batch)
         return info
-
-    # -- state -----------------------------------------------------------------------------------------------------------------
-    def state_dict(self) -> dict[str, Any]:
-        """Parameters and optimiser moments."""
-        optimizers = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
-        return {"networks": self.networks.state_dict(), "optimizers": optimizers}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`."""
-        self.networks.load_state_dict(state["networks"])
-        for name, optimizer in self.optimizers.items():
-            set_optimizer_state(optimizer, state["optimizers"][name])
 
 
 # -- configuration -------------------------------------------------------------------------------------------------------------

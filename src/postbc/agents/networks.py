@@ -127,6 +127,24 @@ def set_optimizer_state(optimizer: torch.optim.Optimizer, state: Sequence[Mappin
     optimizer.load_state_dict({"state": own, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+class Optimized:
+    """Networks and their optimisers, saved and restored together: what every learner keeps."""
+
+    networks: nn.Module
+    optimizers: dict[str, torch.optim.Adam]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and optimiser moments."""
+        optimizers = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
+        return {"networks": self.networks.state_dict(), "optimizers": optimizers}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.networks.load_state_dict(state["networks"])
+        for name, optimizer in self.optimizers.items():
+            set_optimizer_state(optimizer, state["optimizers"][name])
+
+
 def means(info: Info, step: int) -> dict[str, float]:
     """The metrics' means. NotFiniteError names the first that is not finite, and the step."""
     found = torch.stack([value.detach().float().mean() for value in info.values()]).tolist() if info else []

@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import Any
 
-from postbc.errors import InputError
+from postbc.errors import InputError, require
 
 #: command words -> (module of this package, one line for the overview). A module has `parse(args)` -> options and `run(options)`.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -56,9 +56,10 @@ def options(kind: Any, words: str, args: list[str], **more: Any) -> Any:
 
 def given(args: list[str], option: str, default: str) -> str:
     """The value of an option that decides what the others are (`--policy.kind flow`), before they are parsed."""
-    for i, word in enumerate(args):
-        if word == option and i + 1 < len(args):
-            return args[i + 1]
+    for word, following in zip(args, [*args[1:], ""]):
+        if word == option:
+            require(following, "A value is missing.", key=option)
+            return following
         if word.startswith(f"{option}="):
             return word.split("=", 1)[1]
     return default

@@ -5,7 +5,8 @@ from __future__ import annotations
 from postbc.cli import options
 from postbc.jobs import run_seeds
 from postbc.progress import console
-from postbc.stages.dsrl import Dsrl, run_seed, seeds_of, table
+from postbc.stages.dsrl import Dsrl, run_seed, table
+from postbc.stages.seeds import seeds_of
 
 
 def parse(args: list[str]) -> Dsrl:

@@ -22,6 +22,13 @@ CONTROLLER = ("type", "control_delta", "input_max", "input_min", "output_max", "
 MISMATCH = "success may be near 0 % without any error"
 
 
+def controller_of(kwargs: Mapping[str, Any]) -> Any:
+    """The controller's settings in robosuite's `env_kwargs`, which may hold a list of one: one a robot."""
+    controller: Any = kwargs.get("controller_configs")
+    one = isinstance(controller, Sequence) and not isinstance(controller, str) and len(controller) == 1
+    return controller[0] if one else controller
+
+
 @schema
 class Facts:
     """What a policy, its data and the environment it plays in must share; None: unknown."""
@@ -52,11 +59,9 @@ class Facts:
         kwargs = environment.get("env_kwargs") or {}
         require(isinstance(kwargs, Mapping), "The environment's arguments are not an object.", file=source,
                 key="env_args: env_kwargs", found=repr(kwargs)[:100], expected='{"robots": …, "controller_configs": …}')  # fmt: skip
-        robots, controller = kwargs.get("robots"), kwargs.get("controller_configs")
+        robots, controller = kwargs.get("robots"), controller_of(kwargs)
         if isinstance(robots, str):
             robots = [robots]
-        if isinstance(controller, Sequence) and not isinstance(controller, str) and len(controller) == 1:
-            controller = controller[0]  # robosuite takes one a robot
         require(controller is None or isinstance(controller, Mapping), "The controller's settings cannot be compared.",
                 file=source, key="env_args: env_kwargs.controller_configs", found=repr(controller)[:100],
                 expected="an object, or a list of one")  # fmt: skip

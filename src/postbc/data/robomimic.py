@@ -21,7 +21,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from postbc.data.belonging import ROBOSUITE
+from postbc.data.belonging import ROBOSUITE, controller_of
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
 from postbc.data.hdf5 import attribute, check_dataset, get, get_group, json_attribute, members, open_hdf5, read
 from postbc.data.lazy import LazyArray
@@ -97,9 +97,7 @@ def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
     """7 a robot for OSC_POSE with a gripper (x y z, axis-angle, gripper) if `env_args` says so; None when it cannot be told."""
     kwargs = environment.get("env_kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
-    controller = kwargs.get("controller_configs")
-    if isinstance(controller, list) and len(controller) == 1:
-        controller = controller[0]
+    controller = controller_of(kwargs)
     if not isinstance(controller, Mapping):
         return None
     parts = controller.get("body_parts") or {}  # robosuite 1.5: a composite controller with one part an arm
@@ -115,9 +113,7 @@ def action_bounds(environment: Mapping[str, Any]) -> tuple[float, float] | None:
     if environment.get("type") != ROBOSUITE:
         return None
     kwargs = environment.get("env_kwargs")
-    controller = kwargs.get("controller_configs") if isinstance(kwargs, Mapping) else None
-    if isinstance(controller, list) and len(controller) == 1:
-        controller = controller[0]
+    controller = controller_of(kwargs) if isinstance(kwargs, Mapping) else None
     if isinstance(controller, Mapping) and controller.get("control_delta") is False:
         return None  # absolute poses in metres and radians
     return (-1.0, 1.0)

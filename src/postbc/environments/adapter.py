@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
+from postbc.data.episodes import is_image
 from postbc.environments.chunk import ChunkStep, Observations, Termination, check_chunks, check_options, check_reset
 from postbc.environments.saving import StateSaver
 from postbc.environments.spaces import ActionBox, ObservationReader
@@ -234,7 +235,7 @@ class ChunkAdapter:
 
 
 def _dtype(name: str) -> type:
-    return np.uint8 if name.startswith("image.") else np.float32
+    return np.uint8 if is_image(name) else np.float32
 
 
 def _autoreset_mode(env: VectorEnv) -> AutoresetMode:

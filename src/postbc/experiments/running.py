@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
 import tyro
 from rich.table import Table
 from rich.text import Text
 
-from postbc.errors import require
-from postbc.experiments.recipe import Recipe, load_recipe, names, with_policy
-from postbc.policies.base import policy_class
+from postbc.experiments.recipe import Recipe, load_recipe, names
 from postbc.progress import say
 from postbc.schemas import schema
 
@@ -39,35 +36,6 @@ class RunRecipe(Generic[P]):
 
         report = run_recipe(self.recipe, self.output, self.resume)
         say(f"report: {report / 'report.html'}")
-
-
-def parse(name: str, args: Sequence[str]) -> RunRecipe[Any]:
-    """The recipe `name` (or a .yaml file) with the options `args` over its values, as the command line gives them.
-
-    Prints help or a usage error and raises SystemExit as argparse does.
-
-    Raises:
-        InputError: there is no such recipe or kind of policy, or a value cannot be used.
-    """
-    recipe = load_recipe(name)
-    recipe = with_policy(recipe, _given(args, "--policy.kind", recipe.policy.kind))
-    generic: Any = RunRecipe
-    default = RunRecipe(recipe, Path("runs") / Path(name).stem)
-    chosen: RunRecipe[Any] = tyro.cli(
-        generic[policy_class(recipe.policy.kind).Config], prog=f"postbc run {name}", args=list(args), default=default
-    )
-    return chosen
-
-
-def _given(args: Sequence[str], option: str, default: str) -> str:
-    """The value of an option that decides what the others are, before they are parsed."""
-    for word, following in zip(args, [*args[1:], ""]):
-        if word == option:
-            require(following, "A value is missing.", key=option)
-            return following
-        if word.startswith(f"{option}="):
-            return word.split("=", 1)[1]
-    return default
 
 
 def table() -> Table:

@@ -139,9 +139,8 @@ def check(recipe: Recipe[Any], output: Path) -> None:
 
 
 def _check_facts(found: Facts, environment: Environment, recipe: Recipe[Any]) -> None:
-    expected = replace(Facts.of_env_args(environment.facts()), state_keys=environment.state_keys)
     check_belongs(
-        found, expected, file=str(recipe.demonstrations), allow_version_mismatch=recipe.data.allow_version_mismatch,
+        found, environment.belonging(), file=str(recipe.demonstrations), allow_version_mismatch=recipe.data.allow_version_mismatch,
         remedy="give demonstrations of this environment, or --environment",
     )  # fmt: skip
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from postbc.data.normalization import Normalization
 from postbc.errors import require
-from postbc.policies.base import About, Observation, Shapes
-from postbc.policies.networks.encoders import Encoder, EncoderConfig
-from postbc.policies.networks.mlp import DiffusionMLP
+from postbc.policies.mlp import MLPPolicy
+from postbc.policies.networks.encoders import EncoderConfig
 from postbc.policies.schedules import Schedule, add_noise, ddim, ddpm
 from postbc.schemas import Positive, Width, schema
 
@@ -54,57 +52,19 @@ class DiffusionConfig:
         )  # fmt: skip
 
 
-class DiffusionPolicy(nn.Module):
-    """A diffusion policy, in normalised units (:class:`~postbc.policies.base.Policy`).
-
-    Args:
-        config: architecture and sampling.
-        shapes: what it observes.
-        action_dim: A.
-        chunk: T.
-        normalization: of states and actions.
-        generator: source of the initialisation.
-        observation_steps: newest observations that it looks at.
-        about: what a reader of its file should know; saved with it.
-    """
+class DiffusionPolicy(MLPPolicy):
+    """A diffusion policy, in normalised units (:class:`~postbc.policies.base.Policy`); arguments as those of `MLPPolicy`."""
 
     Config = DiffusionConfig
+    config: DiffusionConfig
 
-    def __init__(
-        self,
-        config: DiffusionConfig,
-        shapes: Shapes,
-        action_dim: int,
-        chunk: int,
-        normalization: Normalization,
-        generator: torch.Generator,
-        observation_steps: int = 1,
-        about: About | None = None,
-    ) -> None:
-        super().__init__()
-        self.config, self.action_dim, self.chunk, self.about = config, action_dim, chunk, about or About()
-        self.encoder = Encoder(config.encoder, shapes, observation_steps, generator)
-        self.shapes, self.observation_steps, self.feature_dim = self.encoder.shapes, observation_steps, self.encoder.feature_dim
-        self.normalization = normalization
-        self.network = DiffusionMLP(
-            self.feature_dim,
-            chunk * action_dim,
-            generator,
-            config.hidden,
-            config.layers,
-            config.time_dim,
-            config.condition_hidden,
-        )
+    def __init__(self, config: DiffusionConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
         self.schedule = Schedule.cosine(config.denoising_steps)
         self.scales: Tensor
         self.register_buffer("scales", self.schedule.scales, persistent=False)
         self.times: Tensor  # made here: nothing is copied to a GPU while an update is recorded as a graph
         self.register_buffer("times", torch.tensor(self.schedule.ddim_timesteps(config.inference_steps)), persistent=False)
-
-    def encode(self, observation: Observation) -> Tensor:
-        """Raw named observations of B states -> features (B, F)."""
-        features: Tensor = self.encoder(observation, self.normalization)
-        return features
 
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         """(B, F), (B, T, A) -> (B,): ‖ε − ε_θ(x_t, t, s)‖²/D, t uniform, one ε a row; times `weight` (B,)."""

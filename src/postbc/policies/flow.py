@@ -6,14 +6,12 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from postbc.data.normalization import Normalization
 from postbc.errors import require
-from postbc.policies.base import About, Observation, Shapes
 from postbc.policies.diffusion import Layers, Steps, Widths
-from postbc.policies.networks.encoders import Encoder, EncoderConfig
-from postbc.policies.networks.mlp import DiffusionMLP
+from postbc.policies.mlp import MLPPolicy
+from postbc.policies.networks.encoders import EncoderConfig
 from postbc.schemas import Positive, Width, schema
 
 TIME_SCALE = 100.0
@@ -45,44 +43,14 @@ class FlowConfig:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
 
 
-class FlowPolicy(nn.Module):
-    """A flow-matching policy, in normalised units (:class:`~postbc.policies.base.Policy`).
+class FlowPolicy(MLPPolicy):
+    """A flow-matching policy, in normalised units (:class:`~postbc.policies.base.Policy`); arguments as those of `MLPPolicy`.
 
-    A path is x_t = (1 − t)·noise + t·chunk, its velocity chunk − noise; arguments as those of the diffusion policy.
+    A path is x_t = (1 − t)·noise + t·chunk, its velocity chunk − noise.
     """
 
     Config = FlowConfig
-
-    def __init__(
-        self,
-        config: FlowConfig,
-        shapes: Shapes,
-        action_dim: int,
-        chunk: int,
-        normalization: Normalization,
-        generator: torch.Generator,
-        observation_steps: int = 1,
-        about: About | None = None,
-    ) -> None:
-        super().__init__()
-        self.config, self.action_dim, self.chunk, self.about = config, action_dim, chunk, about or About()
-        self.encoder = Encoder(config.encoder, shapes, observation_steps, generator)
-        self.shapes, self.observation_steps, self.feature_dim = self.encoder.shapes, observation_steps, self.encoder.feature_dim
-        self.normalization = normalization
-        self.network = DiffusionMLP(
-            self.feature_dim,
-            chunk * action_dim,
-            generator,
-            config.hidden,
-            config.layers,
-            config.time_dim,
-            config.condition_hidden,
-        )
-
-    def encode(self, observation: Observation) -> Tensor:
-        """Raw named observations of B states -> features (B, F)."""
-        features: Tensor = self.encoder(observation, self.normalization)
-        return features
+    config: FlowConfig
 
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         """(B, F), (B, T, A) -> (B,): ‖chunk − noise − v_θ(x_t, t, s)‖²/D, t uniform on [0, 1), one noise a row; times `weight` (B,)."""

@@ -13,7 +13,9 @@ from postbc.data.transitions import TransitionConfig
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.schemas import Count, Seed, schema
-from postbc.stages.dsrl import check_seeds, environment_for, load_base, policy_of, seeds_of
+from postbc.stages.dsrl import check_seeds, load_base
+from postbc.stages.evaluate import environment_of
+from postbc.stages.seeds import agent_of, seeds_of
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import ROLLOUTS_FILE
@@ -75,10 +77,10 @@ def run_seed(config: BestOfN, seed: int) -> Result:
     Raises:
         InputError: see :func:`postbc.training.best_of_n.finetune_best_of_n`.
     """
-    path, rollouts = policy_of(config.policy, seed), rollouts_of(config, seed)
+    path, rollouts = agent_of(config.policy, seed), rollouts_of(config, seed)
     policy = load_base(path, config.inference_steps)
     simulated = rollouts is None or config.best_of_n.eval_episodes > 0
-    environment = environment_for(config.environment, policy.about, path) if simulated else None
+    environment = environment_of(config.environment, policy.about, path) if simulated else None
     finetune_best_of_n(
         policy, environment, config.output / f"seed_{seed}", config.best_of_n, config.iql, config.transitions, seed=seed,
         rollouts=rollouts, compute=config.compute, resume=config.resume, source=path,

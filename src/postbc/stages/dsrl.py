@@ -11,11 +11,11 @@ from rich.text import Text
 
 from postbc.agents.dsrl import DSRLConfig
 from postbc.devices import Compute
-from postbc.environments.registry import Environment, find_environment
 from postbc.errors import require
-from postbc.policies.base import About, load_policy
+from postbc.policies.base import load_policy
 from postbc.schemas import Count, Seed, schema
-from postbc.stages.evaluate import agents_in, environment_of
+from postbc.stages.evaluate import environment_of
+from postbc.stages.seeds import agent_of
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import OnlineConfig
 from postbc.training.results import Result, read_result
@@ -58,10 +58,10 @@ def run_seed(config: Dsrl, seed: int) -> Result:
     Raises:
         InputError: see :func:`postbc.training.dsrl.finetune_dsrl`.
     """
-    path = policy_of(config.policy, seed)
+    path = agent_of(config.policy, seed)
     policy = load_base(path, config.inference_steps, deterministic=True)
     finetune_dsrl(
-        policy, environment_for(config.environment, policy.about, path), config.output / f"seed_{seed}", config.dsrl, config.training,
+        policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.dsrl, config.training,
         seed=seed, compute=config.compute, resume=config.resume, source=path, allow_version_mismatch=config.allow_version_mismatch,
     )  # fmt: skip
     return read_result(config.output / f"seed_{seed}")
@@ -73,27 +73,6 @@ def check_seeds(seeds: tuple[int, ...] | None) -> None:
     require(seeds is None or (seeds and len(set(seeds)) == len(seeds)), "Each seed is given once.", key="seeds", found=seeds)
 
 
-def seeds_of(config: Any) -> list[int]:
-    """The seeds to finetune: those asked for, or all that the policy's directory has. InputError for one that is not there."""
-    return _seeds(config.policy, config.seeds)
-
-
-def _seeds(policy: Path, seeds: tuple[int, ...] | None) -> list[int]:
-    there = agents_in(policy)
-    missing = [seed for seed in seeds or () if seed not in there]
-    require(
-        not missing, "There is no policy of this seed.", file=policy, key="seeds", found=", ".join(map(str, missing)),
-        expected=", ".join(map(str, there)), remedy="choose among them, or pretrain with this seed",
-    )  # fmt: skip
-    return list(seeds or there)
-
-
-def policy_of(policy: Path, seed: int) -> Path:
-    """The file or directory of one seed's policy."""
-    _seeds(policy, (seed,))
-    return agents_in(policy)[seed]
-
-
 def load_base(path: Path, inference_steps: int | None = None, deterministic: bool = False) -> Any:
     """The pretrained policy, with other sampling steps where asked for; `deterministic`: by DDIM whatever it was saved with."""
     overrides: dict[str, Any] = {} if inference_steps is None else {"inference_steps": inference_steps}
@@ -101,11 +80,6 @@ def load_base(path: Path, inference_steps: int | None = None, deterministic: boo
     if deterministic and getattr(policy.config, "sampler", "ddim") != "ddim":
         policy = load_policy(path, **overrides, sampler="ddim")
     return policy
-
-
-def environment_for(name: str | None, about: About, path: Path) -> Environment:
-    """The environment asked for, or the policy's own. InputError if it is not known."""
-    return find_environment(name) if name is not None else environment_of(None, about, path)
 
 
 def table(output: Path, seeds: list[int]) -> Table:

@@ -15,7 +15,7 @@ from rich.text import Text
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, load_agent
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
-from postbc.errors import InputError, require
+from postbc.errors import require
 from postbc.evaluation import Evaluation, Summary, check_plays, evaluate
 from postbc.files import write_json
 from postbc.policies.base import POLICY_FILE, About
@@ -23,7 +23,7 @@ from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds
-from postbc.stages.seeds import of_one_seed
+from postbc.stages.seeds import agent_of, of_one_seed
 from postbc.videos import check_rendering, choose, name_of, record
 
 EPISODES, SUMMARY, VIDEOS = "episodes.jsonl", "evaluation.json", "videos"
@@ -70,34 +70,6 @@ class Evaluate:
         require(len(set(self.seeds)) == len(self.seeds), "A seed is there twice.", key="seeds", found=self.seeds)
 
 
-def agents_in(path: Path) -> dict[int, Path]:
-    """The policies or agents below `path`: seed -> what `load_agent` reads. Of a single one, the seed is its own.
-
-    Raises:
-        InputError: there is none.
-    """
-    if path.is_dir() and not any((path / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
-        found = {}
-        for folder in path.glob("seed_*"):
-            number = folder.name.removeprefix("seed_")
-            if number.isdecimal() and any((folder / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
-                found[int(number)] = folder
-        if found:
-            return dict(sorted(found.items()))
-    _, about = load_agent(path)
-    return {about.seed or 0: path}
-
-
-def seeds_of(config: Evaluate) -> list[int]:
-    """The seeds to evaluate. InputError for one that is not there."""
-    there = agents_in(config.policy)
-    missing = [seed for seed in config.seeds if seed not in there]
-    require(
-        not missing, "There is no policy of this seed.", file=config.policy, key="seeds", found=missing, expected=list(there)
-    )
-    return list(config.seeds or there)
-
-
 def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     """Evaluate one seed, complete whatever is missing of its files, and return the episodes.
 
@@ -107,9 +79,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     """
     config = dataclasses.replace(config, compute=config.compute.resolved())
     device = config.compute.start()
-    path = agents_in(config.policy).get(seed)
-    if path is None:
-        raise InputError("There is no policy of this seed.", file=config.policy, key="seeds", found=seed)
+    path = agent_of(config.policy, seed)
     overrides = {} if config.inference_steps is None else {"inference_steps": config.inference_steps}
     agent, about = load_agent(path, device, **overrides)
     environment = environment_of(config.environment, about, path)
@@ -154,7 +124,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
 
 def environment_of(name: str | None, about: About, file: Path) -> Environment:
     """The environment asked for, or the policy's own. InputError if it is not known."""
-    if name:
+    if name is not None:
         return find_environment(name)
     facts = about.facts or {}
     known = about.task or facts.get("environment")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -94,8 +93,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
 
 
 def describe(config: Pretrain[Any], pretraining: PretrainingConfig, data: TrainingSet, seed: int, run: Run) -> About:
-    """What the policy's file says about it. Versions are those with which the run began, so that a resumed one writes the same file."""
-    versions = json.loads((run.directory / "versions.json").read_text(encoding="utf-8"))
+    """What the policy's file says about it."""
     method = pretraining.method
     return About(
         method=method,
@@ -110,5 +108,5 @@ def describe(config: Pretrain[Any], pretraining: PretrainingConfig, data: Traini
         facts=plain(data.facts),
         steps=pretraining.steps,
         compute=plain(config.compute),
-        versions={name: value for name, value in versions.items() if name != "command"},
+        versions={name: value for name, value in run.versions.items() if name != "command"},
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from postbc.agents.base import AGENT_FILE, load_agent
 from postbc.errors import require
+from postbc.policies.base import POLICY_FILE
 from postbc.schemas import plain
 
 
@@ -30,6 +33,46 @@ def file_of_seed(path: str | Path, seed: int, name: str, stage: str) -> Path:
             remedy=f"run `{stage}` with --seeds {seed} too" if seeds else f"give the directory that `{stage}` wrote")  # fmt: skip
     assert found is not None
     return found
+
+
+def agents_in(path: Path) -> dict[int, Path]:
+    """The policies or agents below `path`: seed -> what `load_agent` reads. Of a single one, the seed is its own.
+
+    Raises:
+        InputError: there is none.
+    """
+    if path.is_dir() and not any((path / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
+        found = {}
+        for folder in path.glob("seed_*"):
+            number = folder.name.removeprefix("seed_")
+            if number.isdecimal() and any((folder / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
+                found[int(number)] = folder
+        if found:
+            return dict(sorted(found.items()))
+    _, about = load_agent(path)
+    return {about.seed or 0: path}
+
+
+def seeds_of(config: Any) -> list[int]:
+    """The seeds that a stage plays: `config.seeds`, or all that `config.policy` has. InputError for one that is not there."""
+    there = agents_in(config.policy)
+    _require_there(config.policy, there, config.seeds or ())
+    return list(config.seeds or there)
+
+
+def agent_of(policy: Path, seed: int) -> Path:
+    """The file or directory of one seed's policy or agent. InputError if it is not there."""
+    there = agents_in(policy)
+    _require_there(policy, there, (seed,))
+    return there[seed]
+
+
+def _require_there(policy: Path, there: Mapping[int, Path], seeds: Iterable[int]) -> None:
+    missing = [seed for seed in seeds if seed not in there]
+    require(
+        not missing, "There is no policy of this seed.", file=policy, key="seeds", found=", ".join(map(str, missing)),
+        expected=", ".join(map(str, there)), remedy="choose among them, or pretrain with this seed",
+    )  # fmt: skip
 
 
 def epochs_to_steps(epochs: int, windows: int, batch_size: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -67,12 +66,11 @@ def write_result(
 ) -> Result:
     """Write results.json; `before` and `after` are :func:`rates`, `fields` the further fields."""
     about, (first, last) = about_of(policy), ({} if r is None else r for r in (before, after))
-    known = json.loads((run.directory / "versions.json").read_text(encoding="utf-8"))  # those with which the run began
     result = Result(
         pretraining=about.method, data=about.data, demonstrations=about.demonstrations, posterior_weight=about.posterior_weight,
         sigma=about.sigma, success_before=first.get("success"), success_after=last.get("success"),
         chunk_success_before=first.get("chunk_success"), chunk_success_after=last.get("chunk_success"),
-        wall_clock_s=round(run.elapsed, 1), command=known.get("command"), commit=known.get("commit"), **fields,
+        wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"), commit=run.versions.get("commit"), **fields,
     )  # fmt: skip
     write_json(run.directory / RESULTS_FILE, plain(result))
     return result

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from postbc.data.episodes import is_image
 from postbc.data.normalization import Normalization
 from postbc.errors import require
 from postbc.nn import fill_uniform
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.shapes, self.observation_steps = {name: tuple(shape) for name, shape in shapes.items()}, observation_steps
         for name, shape in self.shapes.items():
-            image = name.startswith("image.")
+            image = is_image(name)
             require(len(shape) == (3 if image else 1), "An observation has a shape that cannot be encoded.", key=name, found=shape,
                     expected="(channels, height, width)" if image else "(width,)")  # fmt: skip
         # module names cannot hold dots
