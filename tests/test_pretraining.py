@@ -18,13 +18,14 @@ import postbc.pretraining as pretraining_module
 import postbc.stages.pretrain as pretrain_stage
 from kills import in_a_process, kill_and_resume, kill_at_every_operation
 from made import write_demonstrations
-from postbc.agents.base import PolicyAgent
+from postbc.agents.base import PolicyAgent, load_agent
 from postbc.data.episodes import Dataset
 from postbc.data.normalization import Normalization, fit_normalization
 from postbc.data.training_set import TrainingSetConfig
 from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import InputError, NotFiniteError
+from postbc.files import save_tree
 from postbc.policies import DiffusionConfig, DiffusionPolicy, FlowConfig, load_policy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.posterior import EnsembleConfig, Factor, fit_ensemble, window_features
@@ -318,6 +319,26 @@ def test_the_stages_end_to_end(tmp_path):
     (tmp_path / "again/seed_1/posterior.safetensors").replace(tmp_path / "posterior/seed_1/posterior.safetensors")
     with pytest.raises(InputError, match=r"inputs\.posterior"):
         pretrain_policy(resumed, 1)
+
+
+def test_a_training_that_was_stopped_plays_from_its_newest_checkpoint(tmp_path):
+    settings = PretrainingConfig(method="bc", **FAST)
+    with Run(tmp_path / "bc/seed_7", settings) as run:
+        training = Pretraining(policy(), WINDOWS, settings, 7)
+        for _ in range(20):
+            training.step()
+        run.save(training.done, training.state())
+    with pytest.raises(InputError, match=r"newest checkpoint: .*latest"):
+        load_policy(tmp_path / "bc/seed_7")
+    with pytest.raises(InputError, match=r"newest checkpoint plays, too: .*latest"):
+        load_agent(tmp_path / "bc/seed_7")
+    agent, about = load_agent(tmp_path / "bc/seed_7/latest")
+    assert about.steps == 20
+    training.finish()  # its averaged weights, not the newest
+    assert torch.equal(parameters(agent.policy), parameters(training.policy))
+    save_tree(tmp_path / "other.safetensors", {"kind": "checkpoint", "step": 1, "elapsed": 0.0, "state": {"done": 1}})
+    with pytest.raises(InputError, match="of no pretraining"):
+        load_policy(tmp_path / "other.safetensors")
 
 
 def test_the_stages_from_images(tmp_path):

@@ -117,11 +117,11 @@ def save_tree(path: str | Path, tree: Tree) -> None:
             file.write(_bytes(tensor))
 
 
-def load_tree(path: str | Path, device: str | torch.device = "cpu", kind: str | None = None) -> Tree:
+def load_tree(path: str | Path, device: str | torch.device = "cpu", kind: str | tuple[str, ...] | None = None) -> Tree:
     """Load what :func:`save_tree` wrote: tensors on `device`, arrays as arrays, tuples as lists.
 
     Args:
-        kind: what the tree's "kind" must be ("policy", "agent", "posterior", "checkpoint").
+        kind: what the tree's "kind" must be, or one of them ("policy", "agent", "posterior", "checkpoint").
 
     Raises:
         InputError: missing, a pickle, truncated, damaged (checksum), foreign, of another kind or of another version.
@@ -160,10 +160,10 @@ def load_tree(path: str | Path, device: str | torch.device = "cpu", kind: str | 
             raise _damaged(path, f"{key} holds truth values that are neither 0 nor 1")
     tree = _decode(path, metadata["tree"], tensors, device)
     if kind is not None:
-        found = tree.get("kind") if isinstance(tree, dict) else None
+        found, kinds = tree.get("kind") if isinstance(tree, dict) else None, (kind,) if isinstance(kind, str) else kind
         require(
-            found == kind, "This file holds something else.", file=path, key="kind", found=repr(found)[:100], expected=repr(kind),
-            remedy=f"give a file that holds a {kind}",
+            isinstance(found, str) and found in kinds, "This file holds something else.", file=path, key="kind",
+            found=repr(found)[:100], expected=" or ".join(map(repr, kinds)), remedy=f"give a file that holds a {' or a '.join(kinds)}",
         )  # fmt: skip
     return tree
 

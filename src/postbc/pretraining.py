@@ -18,7 +18,7 @@ from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import NotFiniteError, require
 from postbc.nn import EMA, check_finite, generator_state, set_generator_state
-from postbc.policies.base import Policy
+from postbc.policies.base import Policy, policy_tree
 from postbc.posterior.factor import Factor
 from postbc.progress import progress
 from postbc.runs import Checkpoints, Run
@@ -202,7 +202,7 @@ class Pretraining:
         """Everything that decides the remaining steps."""
         return {
             "policy": self.policy.state_dict(),
-            "ema": self.ema.state_dict(),
+            "averaged": policy_tree(self.policy, self.ema.state_dict()),  # plays: load_policy(checkpoint)
             "optimiser": self.optimiser.state_dict(),
             "streams": {name: generator_state(g) for name, g in self.streams.items()},
             "done": self.done,
@@ -212,7 +212,7 @@ class Pretraining:
     def load_state(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         self.policy.load_state_dict(state["policy"])
-        self.ema.load_state_dict(state["ema"])
+        self.ema.load_state_dict(state["averaged"]["parameters"])
         self.optimiser.load_state_dict(state["optimiser"])
         for name, generator in self.streams.items():
             set_generator_state(generator, state["streams"][name])

@@ -110,7 +110,7 @@ def load_agent(path: str | Path, device: str | torch.device = "cpu", **overrides
     """What `path` holds, ready to play, and what it says about itself.
 
     Args:
-        path: a policy's file or directory, or the directory of a finetuning run that has finished.
+        path: a policy's file or directory (or a pretraining's checkpoint), or the directory of a finetuning run that has finished.
         overrides: of a policy's configuration (inference_steps=16, say); those of a finetuned agent are fixed.
 
     Raises:
@@ -122,7 +122,8 @@ def load_agent(path: str | Path, device: str | torch.device = "cpu", **overrides
             path.is_file() or not path.is_dir() or (path / POLICY_FILE).exists() or list(path.glob(f"seed_*/{POLICY_FILE}")),
             "There is no policy and no agent here.", file=path,
             expected=f"{POLICY_FILE} of `postbc pretrain`, or {AGENT_FILE} of a finetuning run",
-            remedy="if this is a finetuning run, let it finish: the same command with --resume",
+            remedy=f"let the run finish (same command, --resume); a pretraining's newest checkpoint plays, too: {path / 'latest'}"
+            if (path / "latest").exists() else "if this is a finetuning run, let it finish: the same command with --resume",
         )  # fmt: skip
         policy = load_policy(path, device, **overrides)
         return PolicyAgent(policy), policy.about

@@ -148,23 +148,32 @@ def _head(policy: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def policy_tree(policy: Any, parameters: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """What a file holds of a policy, with `parameters` in place of its own where they are given (averages of them).
+
+    Of a class that no file can hold (without `config` and `about`), the parameters alone.
+    """
+    head = _head(policy) if hasattr(policy, "config") and hasattr(policy, "about") else {}
+    return {**head, "parameters": {**_weights(policy), **(parameters or {})}}
+
+
 def save_policy(path: str | Path, policy: Any) -> None:
     """Write `path` (safetensors; everything inference needs) and, beside it, a readable .json of all but the weights.
 
     Raises:
         NotFiniteError: a weight is NaN or infinite; nothing is written.
     """
-    path, head, weights = Path(path), _head(policy), _weights(policy)
-    check_finite(weights, "The policy's weights are not finite; it is not saved.", path)
-    write_json(path.with_suffix(".json"), head)
-    save_tree(path, {**head, "parameters": weights})
+    path, tree = Path(path), policy_tree(policy)
+    check_finite(tree["parameters"], "The policy's weights are not finite; it is not saved.", path)
+    write_json(path.with_suffix(".json"), {name: value for name, value in tree.items() if name != "parameters"})
+    save_tree(path, tree)
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu", **overrides: Any) -> Any:
     """Read a policy, frozen; `overrides` replace fields of its configuration (inference_steps=16, say).
 
     Args:
-        path: a policy file, or a directory with a policy.safetensors.
+        path: a policy file, a directory with a policy.safetensors, or a checkpoint of a pretraining (`latest`): its averaged weights.
 
     Raises:
         InputError: not a policy file, an unknown override, or a header that does not fit the weights.
@@ -173,12 +182,16 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
     if path.is_dir():
         seeds = sorted(p.parent.name for p in path.glob(f"seed_*/{POLICY_FILE}"))
         remedy = (
-            f"give one of its seeds: {path / seeds[0]}" if seeds else "run `postbc pretrain`, or wait until it has finished"
-        )
+            f"give one of its seeds: {path / seeds[0]}" if seeds
+            else f"wait until the run has finished, or give its newest checkpoint: {path / 'latest'}" if (path / "latest").exists()
+            else "run `postbc pretrain`, or wait until it has finished"
+        )  # fmt: skip
         require((path / POLICY_FILE).exists(), "There is no policy here.", file=path, expected=POLICY_FILE,
                 found=", ".join(seeds) or None, remedy=remedy)  # fmt: skip
         path = path / POLICY_FILE
-    tree = load_tree(path, kind="policy")
+    tree = load_tree(path, kind=("policy", "checkpoint"))
+    if tree["kind"] == "checkpoint":
+        tree = _averaged(tree, path)
     weights = tree.pop("parameters", None)
     head = parse(PolicyHead, tree, path)
     with header_of(path, "policy"):
@@ -200,6 +213,18 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
         policy = kind(*arguments, head.about)
         policy.load_state_dict({**policy.state_dict(), **weights})
     return policy.to(device).eval().requires_grad_(False)
+
+
+def _averaged(checkpoint: Any, path: Path) -> dict[str, Any]:
+    """The policy that a pretraining has come to, as its checkpoint holds it."""
+    state = checkpoint.get("state")
+    tree = state.get("averaged") if isinstance(state, dict) else None
+    require(isinstance(tree, dict), "This checkpoint is of no pretraining.", file=path, expected="one that `postbc pretrain` wrote",
+            remedy="give a policy, or let the run finish: the same command with --resume")  # fmt: skip
+    assert isinstance(state, dict)
+    assert isinstance(tree, dict)
+    about = tree.get("about")  # the steps that were done, not those that were planned
+    return {**tree, "about": {**about, "steps": state.get("done")} if isinstance(about, dict) else about}
 
 
 def policy_fingerprint(policy: Any) -> str:
