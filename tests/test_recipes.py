@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import made
+from kills import in_a_process, kill_and_resume
 from postbc.cli.run import parse_recipe as parse
 from postbc.errors import InputError
 from postbc.experiments import sweep
@@ -93,6 +97,19 @@ def test_a_whole_experiment_by_two_processes_and_again_by_one(tmp_path: Path) ->
     assert sorted(again) == sorted(once)
     differing = [name for name in once if again[name] != once[name]]
     assert all(Path(name).name in ("results.json", "summary.json", "results.csv") for name in differing), differing  # seconds
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kills_of_the_whole_experiment_change_nothing(tmp_path: Path) -> None:
+    tiny(tmp_path)  # the demonstrations
+    in_a_process(__file__, tmp_path)
+
+
+def killed_experiment(folder: Path, directory: Path) -> None:
+    """All stages as jobs of two processes, which must die with the one that is killed: another begins where they worked."""
+    directory.mkdir(exist_ok=True)
+    os.chdir(directory)  # records name the stages' directories
+    run_recipe(tiny(folder, jobs=2, methods=["postbc"], seeds=[0]), Path("x"))
 
 
 def test_postbc_from_images_takes_the_encoder_of_bc(tmp_path: Path) -> None:
@@ -352,3 +369,8 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
                    "--best-of-n.samples", "--iql.expectile", "--transitions.reward", "--device", "--per-method"):  # fmt: skip
         assert option in said, option
     assert "--data.demonstrations" not in said
+
+
+if __name__ == "__main__":
+    ignored = ["*results.json:wall_clock_s", "x/report/*", "*/versions.json"]
+    kill_and_resume(functools.partial(killed_experiment, Path(sys.argv[1])), Path(sys.argv[1]), "experiment", ignored)
