@@ -60,3 +60,8 @@ def test_no_circle_of_modules_when_they_are_imported() -> None:
 
     for name in graph:
         visit(name, ())
+
+
+def test_no_protocol_is_asked_by_isinstance() -> None:
+    """From Python 3.12 on that looks past the submodules of a torch.nn.Module: `postbc.policies.base.lacking` asks instead."""
+    assert not [path for path in ROOT.rglob("*.py") if "runtime_checkable" in path.read_text(encoding="utf-8")]

@@ -17,8 +17,8 @@ from mutations import mutate
 from postbc.data.normalization import Normalization
 from postbc.errors import InputError, NotFiniteError
 from postbc.files import load_tree, save_tree
-from postbc.policies import DiffusionPolicy, FlowPolicy, Policy, load_policy, policy_fingerprint, save_policy
-from postbc.policies.base import POLICIES, About
+from postbc.policies import DiffusionPolicy, FlowPolicy, load_policy, policy_fingerprint, save_policy
+from postbc.policies.base import POLICIES, About, lacking
 from postbc.policies.networks.mlp import DiffusionMLP, mish
 from postbc.policies.schedules import Schedule, add_noise, cosine_betas, ddim, ddpm
 from postbc.seeding import make_generator
@@ -152,7 +152,10 @@ def test_what_a_policy_cannot_read_is_said():
 @pytest.mark.parametrize("kind", KINDS)
 def test_follows_the_protocol_and_is_deterministic_given_noise(kind):
     policy = make_policy(kind)
-    assert isinstance(policy, Policy)
+    assert lacking(policy) == []
+    assert lacking(object()) == [
+        "chunk", "action_dim", "feature_dim", "observation_steps", "shapes", "normalization", "encode", "loss", "sample"
+    ]  # fmt: skip
     s, w = policy.encode(observation(policy.shapes)), torch.randn(6, 2, 3)
     a = policy.sample(s, w)
     assert a.shape == (6, 2, 3)

@@ -18,7 +18,7 @@ from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import NotFiniteError, require
 from postbc.nn import EMA, check_finite, generator_state, set_generator_state
-from postbc.policies.base import Policy, policy_tree
+from postbc.policies.base import lacking, policy_tree
 from postbc.posterior.factor import Factor
 from postbc.progress import progress
 from postbc.runs import Checkpoints, Run
@@ -127,9 +127,11 @@ class Pretraining:
         factor: Factor | None = None,
         compute: Compute | None = None,
     ) -> None:
+        missing = lacking(policy)
         require(
-            isinstance(policy, torch.nn.Module) and isinstance(policy, Policy), "This is not a policy that can be trained.",
-            found=type(policy).__name__, remedy="see docs/bring-your-own-policy.md",
+            isinstance(policy, torch.nn.Module) and not missing, "This is not a policy that can be trained.",
+            found=type(policy).__name__ + (" without " + ", ".join(missing) if missing else ""),
+            remedy="see docs/bring-your-own-policy.md",
             expected="a torch.nn.Module with encode, loss, sample and the attributes of postbc.policies.base.Policy",
         )  # fmt: skip
         self.compute = (compute or Compute()).resolved()

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,6 @@ from postbc.schemas import parse, plain
 N = TypeVar("N", bound=nn.Module)
 
 
-@runtime_checkable
 class Agent(Protocol):
     """An agent of one seed.
 

@@ -11,7 +11,7 @@ import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -30,7 +30,6 @@ Observation = Mapping[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@runtime_checkable
 class Policy(Protocol):
     """A generative policy over action chunks.
 
@@ -64,6 +63,15 @@ class Policy(Protocol):
     def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(B, F) -> normalised chunks (B, T, A); given latent `noise` (B, T, A) it must be deterministic to serve DSRL."""
         ...
+
+
+def lacking(policy: Any) -> list[str]:
+    """What of :class:`Policy` an object does not have.
+
+    `isinstance` with a protocol does not see the submodules of a `torch.nn.Module` from Python 3.12 on.
+    """
+    names = [*Policy.__annotations__, *(name for name, value in vars(Policy).items() if callable(value) and name[0] != "_")]
+    return [name for name in names if not hasattr(policy, name)]
 
 
 #: kind -> "module:Class" of the policies that a file can hold. A class has a `Config` (a schema with a field `kind`), a constructor
