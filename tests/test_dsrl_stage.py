@@ -18,8 +18,9 @@ from postbc.errors import InputError
 from postbc.schemas import plain
 from postbc.stages.best_of_n import BestOfN
 from postbc.stages.best_of_n import run_seed as best_of_n
-from postbc.stages.dsrl import Dsrl, load_base, table
+from postbc.stages.dsrl import Dsrl
 from postbc.stages.dsrl import run_seed as dsrl
+from postbc.stages.finetuning import load_base, table
 from postbc.stages.seeds import seeds_of
 from postbc.training.online import OnlineConfig
 from postbc.training.results import read_result

@@ -352,6 +352,8 @@ def test_the_stage_writes_a_complete_directory_a_seed(tmp_path, monkeypatch):
         fit_posterior(dataclasses.replace(config, resume=False), 0)
     with pytest.raises(InputError, match="another configuration"):
         fit_posterior(dataclasses.replace(config, epochs=3), 0)
+    moved = dataclasses.replace(config.data, demonstrations=file.rename(tmp_path / "elsewhere.hdf5"))
+    assert torch.equal(fit_posterior(dataclasses.replace(config, data=moved), 0).network[0].weight, before)
 
 
 def test_images_without_an_encoder_are_refused_with_the_remedy(tmp_path):

@@ -73,6 +73,11 @@ def test_a_run_directory_refuses_others_and_resumes_its_own(tmp_path):
     Run(config.output, Config(config.output, width=4), resume=True, revisable=("width",)).close()  # recorded as last given
     assert "width: 4" in (config.output / "config.yaml").read_text()
     Run(config.output, Config(config.output), resume=True, revisable=("width",)).close()
+    other = Config(config.output, part=Part(rate=1.0))
+    with pytest.raises(InputError, match=r"part\.rate"):
+        Run(config.output, other, resume=True, revisable=("part.name", "par"))
+    Run(config.output, other, resume=True, revisable=("part.rate",)).close()
+    Run(config.output, Config(config.output), resume=True, revisable=("part",)).close()
     with Run(config.output, Config(config.output), resume=True) as again:
         step, state = again.load()
         assert step == 1

@@ -167,7 +167,8 @@ class Run:
         resume: go on with a run that is there (a directory without one starts afresh).
         inputs: digests (:func:`digest`) or fingerprints of what the run reads, by name; recorded and compared as `inputs`.
         volatile: names of fields that do not belong to this run (where to write, how many others beside it); not recorded.
-        revisable: names of those that may differ on resume; recorded as last given.
+        revisable: names of those that may differ on resume, nested ones with dots ("data.demonstrations": where an input lies, whose
+            digest is among `inputs`); recorded as last given.
         keep: how many checkpoints are kept.
 
     Raises:
@@ -229,7 +230,9 @@ class Run:
         )  # fmt: skip
         file = self.directory / "config.yaml"
         old = read_yaml(file)
-        differing = [d for d in _differences(old, self.config) if d[0].split(".")[0] not in revisable]
+        differing = [
+            d for d in _differences(old, self.config) if not any(f"{d[0]}.".startswith(f"{name}.") for name in revisable)
+        ]
         if differing:
             name, before, now = differing[0]
             of_input = all(d[0].split(".")[0] == "inputs" for d in differing)

@@ -6,7 +6,7 @@ from postbc.cli import options
 from postbc.jobs import run_seeds
 from postbc.progress import console
 from postbc.stages.best_of_n import BestOfN, run_seed
-from postbc.stages.dsrl import table
+from postbc.stages.finetuning import table
 from postbc.stages.seeds import seeds_of
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from postbc.cli import options
 from postbc.jobs import run_seeds
 from postbc.progress import console
-from postbc.stages.dsrl import Dsrl, run_seed, table
+from postbc.stages.dsrl import Dsrl, run_seed
+from postbc.stages.finetuning import table
 from postbc.stages.seeds import seeds_of
 
 

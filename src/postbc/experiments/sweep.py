@@ -27,8 +27,8 @@ from postbc.pretraining import Method
 from postbc.progress import say
 from postbc.runs import Run
 from postbc.stages.demos import Collect
-from postbc.stages.dsrl import load_base
 from postbc.stages.evaluate import EPISODES, SUMMARY, Evaluate, evaluate_stage
+from postbc.stages.finetuning import load_base
 from postbc.stages.posterior import PosteriorFit, fit_posterior
 from postbc.stages.pretrain import Pretrain, pretrain_policy
 from postbc.training.best_of_n import finetune_best_of_n

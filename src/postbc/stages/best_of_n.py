@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from postbc.agents.best_of_n import BestOfNConfig
 from postbc.agents.iql import IQLConfig
 from postbc.data.transitions import TransitionConfig
-from postbc.devices import Compute
 from postbc.errors import require
-from postbc.schemas import Count, Seed, schema
-from postbc.stages.dsrl import check_seeds, load_base
+from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
+from postbc.stages.finetuning import Finetune, load_base
 from postbc.stages.seeds import agent_of, seeds_of
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.results import Result, read_result
@@ -22,39 +18,19 @@ from postbc.training.rollouts import ROLLOUTS_FILE
 
 
 @schema
-class BestOfN:
+class BestOfN(Finetune):
     """Play the pretrained policy, fit an IQL critic on its rollouts, then play the best of N sampled chunks at every step.
 
     Writes, in seed_<seed>/ of the output directory, rollouts.hdf5, agent.safetensors, base_policy.safetensors, results.json and
     metrics.csv.
     """
 
-    policy: Path
-    """policy.safetensors or its directory, or the directory of `postbc pretrain` with its seeds."""
-    output: Path
-    """Directory of the stage; each seed's run is seed_<seed> in it."""
-    environment: str | None = None
-    """postbc/Lift, postbc/PushT, gymnasium:SomeId-v1, …; default: the task that the policy was trained on."""
-    seeds: tuple[Seed, ...] | None = None
-    """Seeds of the policy to finetune; default: every one that is there."""
     rollouts: tuple[Path, ...] = ()
     """Learn from these instead of collecting (robomimic HDF5, also of a real robot; zarr; a directory of this stage with its seeds):
     one for all seeds, or one a seed."""
     best_of_n: BestOfNConfig = BestOfNConfig()
     iql: IQLConfig = IQLConfig()
     transitions: TransitionConfig = TransitionConfig()
-    inference_steps: Count | None = None
-    """Sampling steps of the policy; default its own."""
-    allow_version_mismatch: bool = False
-    """Go on although policy or rollouts were made with another version of the simulator."""
-    compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
-    jobs: Count = 1
-    """Seeds at a time, each a process of its own."""
-    resume: bool = False
-    """Go on with the runs in the output directory."""
-
-    def __post_init__(self) -> None:
-        check_seeds(self.seeds)
 
 
 def rollouts_of(config: BestOfN, seed: int) -> Path | None:

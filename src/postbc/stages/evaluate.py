@@ -88,7 +88,8 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     if config.videos:
         check_rendering(environment.scene)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
-    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=_digests(path)) as run:
+    moved = ("compute", "policy")
+    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=_digests(path), revisable=moved) as run:
         folder = run.directory
         saved = run.load()
         evaluation = _episodes(folder / EPISODES, config, seed) if (folder / EPISODES).exists() else None

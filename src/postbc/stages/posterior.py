@@ -88,8 +88,10 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble:
         steps = epochs_to_steps(config.epochs, len(data.windows), ensemble_config.batch_size)
         ensemble_config = dataclasses.replace(ensemble_config, steps=steps)
     inputs = {"demonstrations": data.fingerprint, **({"encoder": encoder} if encoder else {})}
-    run = Run(config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs, keep=1)
-    with run:
+    moved = ("compute", "data.demonstrations", *(("encoder",) if encoder else ()))
+    with Run(
+        config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs, revisable=moved, keep=1
+    ) as run:
         features = window_features(data.windows, encode)
         if not (run.directory / POSTERIOR_FILE).exists():
             every = torch.arange(len(data.windows), device=device)

@@ -82,7 +82,9 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
 
     with torch.device("meta"):
         check_memory(build(), 5, device, "policy")
-    with Run(config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs) as run:
+    moved = ("compute", "data.demonstrations", *(("posterior",) if factor is not None else ()))
+    recorded = of_one_seed(config, seed)
+    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
         if not (run.directory / POLICY_FILE).exists():
             policy = build(describe(config, pretraining, data, seed, run))
             pretrain(policy, data.windows, pretraining, seed, factor, config.compute, run)

@@ -1,0 +1,67 @@
+"""What the stages of finetuning share: their common options, the policy that they begin from, their table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+from rich.text import Text
+
+from postbc.devices import Compute
+from postbc.errors import require
+from postbc.policies.base import load_policy
+from postbc.schemas import Count, Seed, schema
+from postbc.training.results import read_result
+
+
+@schema
+class Finetune:
+    """The options of every finetuner."""
+
+    policy: Path
+    """policy.safetensors or its directory, or the directory of `postbc pretrain` with its seeds."""
+    output: Path
+    """Directory of the stage; each seed's run is seed_<seed> in it."""
+    environment: str | None = None
+    """postbc/Lift, postbc/PushT, gymnasium:SomeId-v1, …; default: the task that the policy was trained on."""
+    seeds: tuple[Seed, ...] | None = None
+    """Seeds of the policy to finetune; default: every one that is there."""
+    inference_steps: Count | None = None
+    """Sampling steps of the frozen policy; default its own (paper: 8)."""
+    allow_version_mismatch: bool = False
+    """Go on although policy or rollouts were made with another version of the simulator."""
+    compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
+    jobs: Count = 1
+    """Seeds at a time, each a process of its own."""
+    resume: bool = False
+    """Go on with the runs in the output directory."""
+
+    def __post_init__(self) -> None:
+        seeds = self.seeds
+        require(
+            seeds is None or (seeds and len(set(seeds)) == len(seeds)), "Each seed is given once.", key="seeds", found=seeds
+        )
+
+
+def load_base(path: Path, inference_steps: int | None = None, deterministic: bool = False) -> Any:
+    """The pretrained policy, with other sampling steps where asked for; `deterministic`: by DDIM whatever it was saved with."""
+    overrides: dict[str, Any] = {} if inference_steps is None else {"inference_steps": inference_steps}
+    policy = load_policy(path, **overrides)
+    if deterministic and getattr(policy.config, "sampler", "ddim") != "ddim":
+        policy = load_policy(path, **overrides, sampler="ddim")
+    return policy
+
+
+def table(output: Path, seeds: list[int]) -> Table:
+    """Success before and after, one row a seed."""
+    results = [read_result(output / f"seed_{seed}") for seed in seeds]
+    first = results[0]
+    shown = Table(title=Text(f"{first.finetuner} from {first.pretraining}, {first.episodes} episodes: {output}"))
+    for heading in ("seed", "environment steps", "before", "after"):
+        shown.add_column(heading, justify="right")
+    for r in results:
+        values = ("–" if rate is None else f"{rate:.3f}" for rate in (r.success_before, r.success_after))
+        shown.add_row(str(r.seed), f"{r.budget_env_steps:,}", *values)
+    return shown
