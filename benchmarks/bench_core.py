@@ -35,8 +35,10 @@ def ensemble_member_step(
 ) -> dict[str, object]:
     """One gradient step of one member: K members of ours against one network after another (torch.nn and torch.optim.Adam).
 
-    Both sides train `steps` steps of a member before they go on to the next, as `fit_ensemble` does.
+    Both sides train `steps` steps of a member before they go on to the next, as `fit_ensemble` does. One thread each, as a seed's
+    process has.
     """
+    torch.set_num_threads(1)
     n = 600
     observations, chunks = 2 * torch.rand(n, OBSERVATION_DIM) - 1, 2 * torch.rand(n, CHUNK, ACTION_DIM) - 1
     config, compute = (
@@ -70,12 +72,13 @@ def ensemble_member_step(
         "ours": 1e3 * ours / members / steps, "theirs": 1e3 * theirs / members / steps, "unit": "ms a member-step",
         "ratio": theirs / ours,
         "what": f"ensemble training, K={members}, {hidden}x3, batch {batch}, {steps} steps a member in a row, against one torch.nn "
-        f"network after another; ours with products in {compute.resolved().precision}; {torch.get_num_threads()} thread(s)",
+        f"network after another; ours with products in {compute.resolved().precision}; one thread each",
     }  # fmt: skip
 
 
 def ddim_sampling(batch: int = 32, steps: int = 8, repeats: int = 60) -> dict[str, object]:
     """DDIM sampling of a chunk for a batch of states: our loop against diffusers' DDIMScheduler around the same network."""
+    torch.set_num_threads(1)
     from diffusers import DDIMScheduler
 
     normalization = Normalization.identity(OBSERVATION_DIM, ACTION_DIM)
@@ -104,7 +107,7 @@ def ddim_sampling(batch: int = 32, steps: int = 8, repeats: int = 60) -> dict[st
         )
     return {
         "ours": batch / our_time, "theirs": batch / their_time, "unit": "chunks/s", "ratio": their_time / our_time,
-        "what": f"DDIM {steps} steps, batch {batch}, 512x3: our sampler against diffusers' DDIMScheduler with the same network",
+        "what": f"DDIM {steps} steps, batch {batch}, 512x3: against diffusers' DDIMScheduler, same network; one thread each",
     }  # fmt: skip
 
 

@@ -66,7 +66,7 @@ else:
     K = 20; rng = np.random.default_rng(0); N = 600; n = 20 * K / seeds  # one ensemble, whatever the threads
     data = Windows(rng.uniform(-1, 1, (N, S)).astype(np.float32), rng.uniform(-1, 1, (N, T, A)).astype(np.float32),
                    np.repeat(np.arange(6), N // 6), np.tile(np.arange(N // 6), 6))
-    config = EnsembleConfig(ensemble_size=K, hidden=512, precision="float32")
+    config = EnsembleConfig(ensemble_size=K, hidden=512, precision="bfloat16" if "bfloat16" in figure else "float32")
     training = EnsembleTraining(Ensemble(config, S, T, A, g[0]), data, seed=0)
     work = lambda: training.train(20)
 """
@@ -111,7 +111,7 @@ else:
     config = EnsembleConfig(ensemble_size=K, hidden=512)
     ensemble = Ensemble(config, S, T, A, g)
     training = EnsembleTraining(ensemble, 2 * torch.rand(N, S) - 1, 2 * torch.rand(N, T, A) - 1, torch.arange(N) // 100, 0,
-                                Compute(device="cpu"))
+                                Compute(device="cpu", precision="bfloat16" if "bfloat16" in figure else "float32"))
     work = lambda: training.train(20)
 """
 )
@@ -129,6 +129,7 @@ for line in sys.stdin:
 FIGURES = {
     "dsrl_sac_256x3": "ms an update and seed", "dsrl_sac_128x2": "ms an update and seed", "iql": "ms an update and seed",
     "ddim": "ms a batch of 32", "ensemble": "ms a member-step (512x3, float32)",
+    "ensemble_bfloat16": "ms a member-step (512x3, bfloat16 products)",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ depends on n, and on nothing that runs beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -135,8 +135,13 @@ class Evaluation:
         write_text(path, "".join(json.dumps(asdict(e), allow_nan=False) + "\n" for e in self.episodes))
 
     @classmethod
-    def load(cls, path: str | Path) -> Evaluation:
-        """Read :meth:`save`'s file. InputError if a line is not an episode, or an episode is there twice."""
+    def load(cls, path: str | Path, episode_seeds: Sequence[int] | None = None, agent_seed: int | None = None) -> Evaluation:
+        """Read :meth:`save`'s file.
+
+        Raises:
+            InputError: a line is not an episode, an episode is there twice, or (where they are given) the episodes are not those of
+                `episode_seeds`, in this order, played with `agent_seed`.
+        """
         path = Path(path)
         require(path.is_file(), "There is no such file of episodes.", file=path, expected="episodes.jsonl of `postbc evaluate`")
         episodes = []
@@ -154,7 +159,11 @@ class Evaluation:
         require(episodes, "The file holds no episodes.", file=path, remedy="evaluate again")
         once = len({e.episode_seed for e in episodes}) == len(episodes) and len({e.seed for e in episodes}) == 1
         require(once, "The file is not one evaluation of one agent.", file=path, remedy="evaluate again")
-        return cls(tuple(sorted(episodes, key=lambda e: e.episode_seed)))
+        found = cls(tuple(sorted(episodes, key=lambda e: e.episode_seed)))
+        same = episode_seeds is None or [e.episode_seed for e in found.episodes] == list(episode_seeds)
+        require(same and agent_seed in (None, episodes[0].seed), "These are the episodes of another evaluation.", file=path,
+                remedy="remove the file, and run the same command with --resume")  # fmt: skip
+        return found
 
 
 def _lines(path: Path) -> list[str]:

@@ -92,7 +92,11 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=_digests(path), revisable=moved) as run:
         folder = run.directory
         saved = run.load()
-        evaluation = _episodes(folder / EPISODES, config, seed) if (folder / EPISODES).exists() else None
+        evaluation = None
+        if (folder / EPISODES).exists():
+            evaluation = Evaluation.load(
+                folder / EPISODES, evaluation_seeds(config.episodes, config.episode_seed).tolist(), seed
+            )
         if evaluation is None or (saved is None and _is_missing(folder, evaluation, config.videos)):
             with config.compute.autocast():
                 evaluation = evaluate(
@@ -145,14 +149,6 @@ def _digests(path: Path) -> dict[str, str]:
     if (path / AGENT_FILE).is_file():
         files = files[:2]
     return {file.stem: digest(file) for file in files if file.is_file()}
-
-
-def _episodes(file: Path, config: Evaluate, seed: int) -> Evaluation:
-    evaluation = Evaluation.load(file)
-    expected = evaluation_seeds(config.episodes, config.episode_seed).tolist()
-    same = [e.episode_seed for e in evaluation.episodes] == expected and evaluation.episodes[0].seed == seed
-    require(same, "These are the episodes of another evaluation.", file=file, remedy="remove the file, and evaluate again")
-    return evaluation
 
 
 def _is_missing(folder: Path, evaluation: Evaluation, videos: int) -> bool:

@@ -142,11 +142,7 @@ class _Stage:
                 agent, self.environment, episodes=self.config.eval_episodes, num_envs=self.config.num_envs, agent_seed=self.seed,
                 horizon=self.horizon,
             ).save(path)  # fmt: skip
-        evaluation = Evaluation.load(path)
-        expected = evaluation_seeds(self.config.eval_episodes).tolist()
-        require([e.episode_seed for e in evaluation.episodes] == expected, "These are the episodes of another evaluation.",
-                file=path, remedy="remove the file, and run the same command with --resume")  # fmt: skip
-        return rates(evaluation)
+        return rates(Evaluation.load(path, evaluation_seeds(self.config.eval_episodes).tolist(), self.seed))
 
 
 def train_critics(
