@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.table import Table
 
+from postbc import jobs as jobs_module
 from postbc import progress as progress_module
 from postbc.errors import InputError, NotFiniteError
 from postbc.jobs import Interrupted, JobError, interruptible, run_jobs, run_seeds
@@ -213,6 +214,24 @@ def noisy(path):
 def test_a_job_may_have_processes_of_its_own(tmp_path):
     run_jobs({"a": (noisy, (tmp_path / "a",)), "b": (noisy, (tmp_path / "b",))}, 2, tmp_path / "logs")
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "from a job's own process"
+
+
+def environment(path):
+    path.write_text(os.environ.get("POSTBC_TEST", "") + " " + str("postbc.stages.pretrain" in sys.modules))
+
+
+def test_jobs_see_todays_environment_and_find_what_they_need_imported(tmp_path, monkeypatch):
+    for value in ("one", "two"):
+        monkeypatch.setenv("POSTBC_TEST", value)
+        run_jobs({name: (environment, (tmp_path / name,)) for name in "ab"}, 2, tmp_path / "logs")
+        imported = sys.platform.startswith("linux")  # elsewhere processes begin empty
+        assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == f"{value} {imported}"
+
+
+def test_every_stage_is_imported_for_the_jobs():
+    folder = Path(jobs_module.__file__).parent / "stages"
+    stages = {p.stem for p in folder.glob("*.py")} - {"__init__", "finetuning", "seeds"}  # these two hold what stages share
+    assert {*jobs_module.STAGES} == {f"postbc.stages.{name}" for name in stages}
 
 
 # -- the terminal ------------------------------------------------------------------------------------------------------------------

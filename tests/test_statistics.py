@@ -219,3 +219,11 @@ def test_area_and_threshold() -> None:
     assert s.steps_to_threshold(curve, 0.1) == 0
     assert s.steps_to_threshold(curve, 0.6) == pytest.approx(100)
     assert s.steps_to_threshold([[0, 0.2], [9, 0.3]], 0.5) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40), st.integers(0, 20), st.integers(0, 20))
+def test_trimmed_means_and_sign_tests_are_scipys(scores, only_a, only_b):
+    assert s.iqm([scores]) == pytest.approx(stats.trim_mean(scores, 0.25))
+    a, b = np.repeat([1, 0], [only_a, only_b]), np.repeat([0, 1], [only_a, only_b])
+    expected = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
+    assert s.mcnemar(a, b) == pytest.approx(expected)

@@ -20,6 +20,9 @@ from postbc.disk import os_errors
 from postbc.errors import InputError, require
 from postbc.progress import Status, console, display, listen, say
 
+STAGES = tuple(f"postbc.stages.{name}" for name in ("demos", "posterior", "pretrain", "evaluate", "best_of_n", "dsrl"))
+"""What jobs are made of. Importing them takes 3 s, so it is done once; the processes of the jobs are forked from one that has."""
+
 C = TypeVar("C")
 Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a module-level function and its arguments
 
@@ -140,7 +143,7 @@ def _say_failed(name: str, others: bool) -> None:
 def _run_apart(jobs: Mapping[str, Job], at_once: int, logs: Path) -> dict[str, Exception]:
     with os_errors(logs):
         logs.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")  # a forked child would inherit torch's and the simulator's threads
+    context = _context()
     waiting, running, failed = list(jobs), dict[str, _Child](), dict[str, Exception]()
     terminal = console(stderr=True)
     if not terminal.is_terminal:
@@ -178,6 +181,15 @@ def _run_apart(jobs: Mapping[str, Job], at_once: int, logs: Path) -> dict[str, E
     return failed
 
 
+def _context() -> Any:
+    """How processes begin: never as a copy of this one, which may have torch's, the simulator's and the caller's threads."""
+    if not sys.platform.startswith("linux"):
+        return multiprocessing.get_context("spawn")  # macOS's libraries do not bear a fork
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*STAGES, "torch._dynamo"])  # the latter is what torch.optim imports at its first use
+    return context
+
+
 class _Child:
     """A job's process. It leads a group of its own: the terminal's Ctrl-C reaches the parent alone, who then stops whole groups."""
 
@@ -186,7 +198,7 @@ class _Child:
         self._error: InputError | None = None
         self._messages, theirs = context.Pipe(duplex=False)
         # the job is pickled here, so that the child watches its parent before it imports what the job needs
-        self.process = context.Process(target=_work, args=(pickle.dumps(job), str(log), theirs))
+        self.process = context.Process(target=_work, args=(pickle.dumps(job), str(log), dict(os.environ), theirs))
         self.process.start()
         theirs.close()
 
@@ -237,8 +249,10 @@ class _Child:
                     os.kill(self.process.pid, number)
 
 
-def _work(job: bytes, log: str, messages: Any) -> None:
+def _work(job: bytes, log: str, environment: dict[str, str], messages: Any) -> None:
     """The body of a job's process."""
+    os.environ.clear()  # the fork server's is that of its first job
+    os.environ.update(environment)
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     threading.Thread(target=_end_with_parent, daemon=True).start()
