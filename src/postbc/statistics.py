@@ -147,15 +147,14 @@ def compare(a: Array, b: Array, *, confidence: float = 0.95, resamples: int = 10
     """
     d = _paired(a, b)
     per_seed = d.mean(1) if d.ndim == 2 else d
-    n, mean = len(per_seed), float(per_seed.mean())
+    n = len(per_seed)
+    mean, low, high = mean_interval(per_seed, confidence)
     sign_flip = sign_flip_test(per_seed)
     _, boot_low, boot_high, _ = paired_bootstrap(a, b, confidence=confidence, resamples=resamples, seed=seed)
     if n == 1:
-        low, high, p = -math.inf, math.inf, 1.0
+        p = 1.0
     else:
         error = float(per_seed.std(ddof=1)) / math.sqrt(n)
-        half = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error
-        low, high = mean - half, mean + half
         p = float(2 * special.stdtr(n - 1, -abs(mean) / error)) if error > 1e-12 else sign_flip
     wins, losses = int((per_seed > 1e-12).sum()), int((per_seed < -1e-12).sum())
     return Comparison(mean, low, high, p, sign_flip, min(1.0, 2 / 2**n), boot_low, boot_high, n, wins, losses)
