@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -188,6 +190,33 @@ def test_changed_bytes(pristine: tuple[bytes, Dataset], tmp_path: Path, seed: in
     path.write_bytes(changed)
     dataset = try_to_use(path)
     assert dataset is None or all(np.isfinite(e.state).all() and np.isfinite(e.actions).all() for e in dataset)
+
+
+def endless_heap(content: bytearray, fill: bytes) -> None:
+    at = content.index(b"GCOL") + 40
+    content[at : at + 800] = fill * 800
+
+
+def short_chunk(content: bytearray, fill: bytes) -> None:
+    at = content.index(b"TREE\x01") + 24
+    content[at : at + 4] = fill * 4
+
+
+@pytest.mark.parametrize(
+    ("change", "fill"), [(endless_heap, b"\0"), (endless_heap, b"\xff"), (short_chunk, b"\0"), (short_chunk, b"\xff")]
+)
+def test_bytes_that_libhdf5_does_not_survive(
+    pristine: tuple[bytes, Dataset], tmp_path: Path, change: Callable[[bytearray, bytes], None], fill: bytes
+) -> None:
+    """libhdf5 walks a heap with an object of no size for ever, deaf to signals, and crashes on a chunk shorter than its checksum."""
+    content = bytearray(pristine[0])
+    change(content, fill)
+    path = tmp_path / "changed.hdf5"
+    path.write_bytes(content)
+    command = [sys.executable, "-m", "postbc", "demos", "inspect", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done
+    assert str(path) in done.stderr
 
 
 OBJECTS = ["data", "data/demo_0", "data/demo_0/actions", "data/demo_0/obs", "data/demo_0/obs/object", "data/demo_1/actions",
