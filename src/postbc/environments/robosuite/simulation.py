@@ -168,7 +168,7 @@ class NativeSimulation:
         self.control.controller.fingers[:] = state["fingers"]
 
     def model_xml(self) -> str:
-        root = ET.fromstring(self.env.sim.model.get_xml())
+        root = ET.fromstring(self.env.model.get_xml())  # sim.model's would be the XML of whatever this process compiled last
         size = episodes.cube_size(self.env, self.model)
         for geom in root.iter("geom"):
             if len(size) and geom.get("name", "").startswith("cube_g0"):
@@ -248,4 +248,4 @@ class RobosuiteSimulation:
             observable._time_since_last_sample, observable._sampled = self.env.model_timestep, True
 
     def model_xml(self) -> str:
-        return str(self.env.sim.model.get_xml())
+        return str(self.env.model.get_xml())
