@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import subprocess
 import sys
@@ -149,6 +150,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Dataset]:
         values = file["data/demo_1/actions"][()]
         del file["data/demo_1/actions"]
         file["data/demo_1"].create_dataset("actions", data=values, chunks=(4, 7), compression="gzip", fletcher32=True)
+        file["mask"].create_dataset("texts", data=["demo_0"], dtype=h5py.string_dtype())
     return path.read_bytes(), read_robomimic(path, parts=())
 
 
@@ -197,13 +199,18 @@ def endless_heap(content: bytearray, fill: bytes) -> None:
     content[at : at + 800] = fill * 800
 
 
+def endless_heap_of_names(content: bytearray, fill: bytes) -> None:
+    at = content.index(b"demo_0", content.rindex(b"GCOL")) + 8
+    content[at : at + 800] = fill * 800
+
+
 def short_chunk(content: bytearray, fill: bytes) -> None:
     at = content.index(b"TREE\x01") + 24
     content[at : at + 4] = fill * 4
 
 
 @pytest.mark.parametrize(
-    ("change", "fill"), [(endless_heap, b"\0"), (endless_heap, b"\xff"), (short_chunk, b"\0"), (short_chunk, b"\xff")]
+    ("change", "fill"), itertools.product((endless_heap, endless_heap_of_names, short_chunk), (b"\0", b"\xff"))
 )
 def test_bytes_that_libhdf5_does_not_survive(
     pristine: tuple[bytes, Dataset], tmp_path: Path, change: Callable[[bytearray, bytes], None], fill: bytes

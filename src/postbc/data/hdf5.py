@@ -255,11 +255,15 @@ class _HeapChecked(io.FileIO):
             at += step
 
 
-def _text(item: h5py.Group, name: str) -> Any:
-    """`item.attrs[name]` by way of _HeapChecked."""
-    with _HeapChecked(item.file.filename) as raw, h5py.File(raw, "r") as file:
-        raw.width = file.id.get_create_plist().get_sizes()[1]
-        return h5py.Group(h5py.h5o.open(file.id, item.name.encode())).attrs[name]
+@contextlib.contextmanager
+def heap_checked(item: h5py.Group | h5py.Dataset) -> Iterator[Any]:
+    """The same group or dataset, in a file opened by way of _HeapChecked: to read texts from. OSError where a heap is damaged."""
+    try:
+        with _HeapChecked(item.file.filename) as raw, h5py.File(raw, "r") as file:
+            raw.width = file.id.get_create_plist().get_sizes()[1]
+            yield file[item.name]
+    except (OverflowError, MemoryError) as error:
+        raise OSError(f"an address or a length that is too large: {error}") from None
 
 
 def attribute(item: h5py.Group, name: str, path: Path) -> Any:
@@ -267,9 +271,12 @@ def attribute(item: h5py.Group, name: str, path: Path) -> Any:
     try:
         if not h5py.h5a.exists(item.id, name.encode()):
             return None
-        fixed = h5py.h5a.open(item.id, name.encode()).get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT)
-        value = item.attrs[name] if fixed else _text(item, name)
-    except (OSError, RuntimeError, TypeError, ValueError, KeyError, MemoryError) as error:
+        if h5py.h5a.open(item.id, name.encode()).get_type().get_class() in (h5py.h5t.INTEGER, h5py.h5t.FLOAT):
+            value = item.attrs[name]
+        else:
+            with heap_checked(item) as checked:
+                value = checked.attrs[name]
+    except (OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
         raise InputError("An attribute cannot be read.", file=path, key=f"{item.name.lstrip('/')} attribute {name}",
                          found=str(error)[:300]) from None  # fmt: skip
     if isinstance(value, np.ndarray) and value.size == 1:

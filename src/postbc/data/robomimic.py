@@ -23,7 +23,7 @@ import numpy as np
 
 from postbc.data.belonging import ROBOSUITE, controller_of
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
-from postbc.data.hdf5 import attribute, check_dataset, get, get_group, json_attribute, members, open_hdf5, read
+from postbc.data.hdf5 import attribute, check_dataset, get, get_group, heap_checked, json_attribute, members, open_hdf5, read
 from postbc.data.lazy import LazyArray
 from postbc.data.robomimic_write import write_robomimic
 from postbc.errors import InputError, require
@@ -79,7 +79,8 @@ def find_masks(file: h5py.File, path: Path) -> dict[str, tuple[str, ...]]:
                 key=f"mask/{key}", found=str(kind), expected="names of demonstrations")  # fmt: skip
         require(dataset.size <= 10**8 and dataset.id.get_create_plist().get_external_count() == 0 and not dataset.is_virtual,
                 "A filter cannot be read.", file=path, key=f"mask/{key}", found=f"shape {dataset.shape}")  # fmt: skip
-        values = dataset[()] if dataset.size else np.array([])
+        with heap_checked(dataset) as checked:
+            values = checked[()] if dataset.size else np.array([])
         masks[key] = tuple(
             name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in np.asarray(values).ravel()
         )
