@@ -20,7 +20,7 @@ from benchmarks.bench_core import alternate
 from postbc.agents.base import Batch
 from postbc.agents.dsrl import DSRL, DSRLConfig
 from postbc.seeding import make_generator
-from postbc.training.replay import Replay
+from postbc.agents.replay import Replay
 
 S, T, A, BATCH = 19, 4, 7, 256
 D = T * A
@@ -42,7 +42,7 @@ def our_updates(config: DSRLConfig) -> Callable[[], None]:
     generator = make_generator(0, "dsrl/initialisation")
     agent, replay = DSRL(config, Shape(), generator), Replay(10_000, S, D)  # type: ignore[arg-type]
     replay.add(transitions(10_000))
-    return lambda: [agent.learn(lambda n: replay.sample(generator, n), generator), None][1]
+    return lambda: [agent.learn(replay, generator, generator), None][1]
 
 
 def their_updates(config: DSRLConfig, updates: int) -> Callable[[], None]:

@@ -82,15 +82,15 @@ def transitions(m):
     return Batch(torch.randn(m, S), 2 * torch.rand(m, D) - 1, torch.randn(m, S), torch.rand(m), 0.99 * torch.ones(m))
 if figure.startswith("dsrl"):
     from postbc.agents.dsrl import DSRL, DSRLConfig
-    from postbc.training.replay import Replay
+    from postbc.agents.replay import Replay
     class Shape: feature_dim, chunk, action_dim = S, T, A
     n, config = 20, DSRLConfig("sac", hidden=256 if "256" in figure else 128, layers=3 if "256" in figure else 2, utd=20)
     agent, replay = DSRL(config, Shape(), g), Replay(10_000, S, D)
     replay.add(transitions(10_000))
-    work = lambda: agent.learn(lambda m: replay.sample(g, m), g)
+    work = lambda: agent.learn(replay, g, g)
 elif figure == "iql":
     from postbc.agents.iql import IQL, IQLConfig
-    from postbc.training.replay import Replay
+    from postbc.agents.replay import Replay
     n = 32
     learner, replay = IQL(IQLConfig(discount=0.99), S, D, g), Replay(10_000, S, D)
     replay.add(transitions(10_000))

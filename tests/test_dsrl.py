@@ -27,7 +27,7 @@ from postbc.nn import StackedLayerNorm, StackedLinear
 from postbc.policies.base import About, load_policy, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.seeding import make_generator
-from postbc.training.replay import Replay
+from postbc.agents.replay import Replay
 from test_iql import random_batch as old_batch
 from toy import ToyPolicy
 
@@ -265,7 +265,7 @@ def trained(variant: Any = "na", steps: int = 5, seed: int = 3) -> tuple[DSRL, d
     replay.add(old_batch())
     sampling, noise = make_generator(seed, "dsrl/data"), make_generator(seed, "dsrl/noise")
     for _ in range(steps):
-        info = agent.learn(lambda n: replay.sample(sampling, n), noise)
+        info = agent.learn(replay, sampling, noise)
     return agent, means(info, steps)
 
 

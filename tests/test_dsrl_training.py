@@ -94,7 +94,7 @@ def test_truncation_is_not_termination(time_limit: Any) -> None:
     for _ in range(60):
         age = env.steps.copy()
         trainer.step()
-        rows = trainer.replay.batch(torch.arange(len(trainer.replay) - 10, len(trainer.replay)))
+        rows = trainer.memory.batch(torch.arange(len(trainer.memory) - 10, len(trainer.memory)))
         for i in range(10):
             s, chunk, after = rows.features[i], rows.action[i].view(2, 2), rows.next_features[i]
             torch.testing.assert_close(s[2:], after[2:])  # the goal is the same: never the next episode's observation
@@ -108,7 +108,7 @@ def test_truncation_is_not_termination(time_limit: Any) -> None:
             assert (float(rows.discount[i]) == 0.0) == over
             assert float(rows.reward[i]) == (-2.0 if not reached.any() else -float(reached.int().argmax()))
             stopped, truncated = stopped + int(reached.any()), truncated + int(at_limit)
-        torch.testing.assert_close(trainer.features, torch.as_tensor(env.observation()["state"]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(trainer.state, torch.as_tensor(env.observation()["state"]), atol=1e-5, rtol=0)
     assert kept == 600
     assert stopped > 5
     assert truncated > 20
@@ -181,7 +181,7 @@ def test_a_frame_is_encoded_once_and_the_replay_holds_features() -> None:
     for _ in range(60):
         trainer.step()
     assert policy.frames == 60 * 3 + len(env.asked)  # after each chunk, and at each episode's beginning
-    assert trainer.replay.rows.shape[1] == 6 + 4 + 6 + 2
+    assert trainer.memory.rows.shape[1] == 6 + 4 + 6 + 2
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------------------
@@ -354,6 +354,7 @@ def test_an_agent_of_nan_is_not_played_on_and_not_evaluated(tmp_path: Path, monk
 
     def poisoned(self: DSRL, *args: Any) -> Any:
         self.networks.critics.net[0].weight.data.fill_(math.inf)
+        self.gradient_steps += 1
         return {}
 
     monkeypatch.setattr(DSRL, "learn", poisoned)

@@ -14,7 +14,7 @@ from postbc.agents.networks import means
 from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.seeding import make_generator
-from postbc.training.replay import Replay
+from postbc.agents.replay import Replay
 
 
 def learner(config: IQLConfig, features: int = 4, actions: int = 4, seed: int = 3) -> IQL:

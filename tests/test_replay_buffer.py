@@ -8,8 +8,8 @@ import torch
 from postbc.agents.base import Batch
 from postbc.errors import InputError
 from postbc.seeding import make_generator
-from postbc.training import replay as module
-from postbc.training.replay import Replay
+from postbc.agents import replay as module
+from postbc.agents.replay import Replay
 
 F, D = 3, 2
 

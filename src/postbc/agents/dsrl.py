@@ -12,7 +12,6 @@ Everything is in normalised units; s are the policy's features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,6 +29,7 @@ from postbc.agents.networks import (
     copy_into,
     descend,
 )
+from postbc.agents.replay import Replay
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import Activation, polyak
@@ -121,8 +121,8 @@ class DSRL(Optimized):
     def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy = config, policy
         self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
-        self.action_dim, self.discount = policy.chunk * policy.action_dim, config.discount
-        self.name = f"dsrl-{config.variant}"
+        self.name, self.discount = f"dsrl-{config.variant}", config.discount
+        self.action_dim = policy.chunk * policy.action_dim
         self.target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
         networks = self.networks = Networks(config, policy.feature_dim, self.action_dim, generator).to(generator.device)
         self.optimizers = {
@@ -159,6 +159,7 @@ class DSRL(Optimized):
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Info:
         """One update on `batch`; (B, D) standard normal `noise` and `next_noise` are the actor's randomness at s and at s'."""
+        self.gradient_steps += 1
         return self._update(noise, next_noise, *batch)
 
     def _distillation_step(self, features: Tensor, u: Tensor, target: Tensor) -> Info:
@@ -178,24 +179,32 @@ class DSRL(Optimized):
         info: Info = {}
         for batch in zip(features.split(size), u.split(size), target.split(size, 1), strict=True):
             info = self._distill(*batch)
+            self.gradient_steps += 1
         return info
 
-    def learn(self, sample: Callable[[int], Batch], noise: torch.Generator) -> Info:
+    # -- in the loop (:class:`postbc.training.online.Learner`) -----------------------------------------------------------------
+    def memory(self, rows: int, num_envs: int) -> Replay:
+        """A replay buffer."""
+        return Replay(rows, self.policy.feature_dim, self.action_dim, self.compute.device)
+
+    def state(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """The features themselves."""
+        return features
+
+    def learn(self, memory: Replay, sampling: torch.Generator, noise: torch.Generator) -> Info:
         """The gradient steps of one vector step: `utd` updates, then (na) `noise_critic_grad_steps` distillations. Info of the last.
 
-        Args:
-            sample: n -> n transitions; all of a vector step are drawn at once.
-            noise: of the updates' noise.
+        All transitions of a vector step are drawn at once, by `sampling`; `noise` is the updates' noise.
         """
         config, size, info = self.config, self.config.batch_size, {}
         total = config.utd * size
         fresh = torch.randn(2, total, self.action_dim, generator=noise, device=noise.device)
-        for batch, first, second in zip(sample(total).split(size), *(f.split(size) for f in fresh), strict=True):
+        for batch, first, second in zip(memory.sample(sampling, total).split(size), *(f.split(size) for f in fresh), strict=True):
             info = self.update(batch, first, second)
         if config.variant == "na":
             total = config.noise_critic_grad_steps * size
             w = torch.randn(total, self.action_dim, generator=noise, device=noise.device)
-            info = info | self.distill(sample(total).features, w, config.noise_critic_grad_steps)
+            info = info | self.distill(memory.sample(sampling, total).features, w, config.noise_critic_grad_steps)
         return info
 
     # -- act -------------------------------------------------------------------------------------------------------------------

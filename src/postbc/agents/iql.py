@@ -108,6 +108,7 @@ class IQL(Optimized):
 
     def update(self, batch: Batch) -> Info:
         """A step of V, then of Q, then of the target (the authors' order, their actor left out)."""
+        self.gradient_steps += 1
         return self._update(*batch)
 
     def learn(self, sample: Callable[[int], Batch], steps: int) -> Info:

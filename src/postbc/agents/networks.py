@@ -132,17 +132,19 @@ class Optimized:
 
     networks: nn.Module
     optimizers: dict[str, torch.optim.Adam]
+    gradient_steps: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters and optimiser moments."""
+        """Parameters, optimiser moments, gradient steps."""
         optimizers = {name: optimizer_state(optimizer) for name, optimizer in self.optimizers.items()}
-        return {"networks": self.networks.state_dict(), "optimizers": optimizers}
+        return {"networks": self.networks.state_dict(), "optimizers": optimizers, "gradient_steps": self.gradient_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.networks.load_state_dict(state["networks"])
         for name, optimizer in self.optimizers.items():
             set_optimizer_state(optimizer, state["optimizers"][name])
+        self.gradient_steps = int(state["gradient_steps"])
 
 
 def means(info: Info, step: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from postbc.progress import progress
 from postbc.runs import Checkpoints, Run, digest
 from postbc.schemas import plain
 from postbc.seeding import evaluation_seeds, make_generator
-from postbc.training.replay import Replay
+from postbc.agents.replay import Replay
 from postbc.training.results import RESULTS_FILE, check_policy, rates, to_device, write_result
 from postbc.training.rollouts import collect, read_rollouts, transition_batch
 

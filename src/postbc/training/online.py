@@ -6,7 +6,7 @@ Before its first gradient step the agent *is* the base policy: what is evaluated
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -26,10 +26,21 @@ from postbc.progress import progress
 from postbc.runs import Checkpoints, Run
 from postbc.schemas import Count, CountOrZero, NonNegative, schema
 from postbc.seeding import episode_seed, make_generator
-from postbc.training.replay import Replay
 from postbc.training.results import rates, require_finite_actions, write_result
 
 Envs = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class Memory(Protocol):
+    """What a learner keeps of what was played: a replay buffer, or the rollout of an iteration."""
+
+    def remember(self, batch: Batch, played: Tensor, ended: Tensor) -> None:
+        """One vector step: N transitions, (N,) where anything was executed, (N,) where the episode ended."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class Learner(Protocol):
@@ -38,30 +49,38 @@ class Learner(Protocol):
     Attributes:
         name: of the finetuner, for results.json.
         policy: the base policy.
-        action_dim: width of what the replay stores as action.
         discount: γ.
+        gradient_steps: that were made so far.
     """
 
     name: str
     policy: Policy
-    action_dim: int
     discount: float
+    gradient_steps: int
 
     @property
     def networks(self) -> nn.Module:
         """All that learns."""
         ...
 
-    def act(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(N, F) -> normalised chunks (N, T, A), and what the replay stores as action (N, D)."""
+    def memory(self, rows: int, num_envs: int) -> Any:
+        """An empty :class:`Memory` for at most `rows` transitions of `num_envs` environments."""
         ...
 
-    def act_base(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def state(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """The policy's features (N, F) -> what this learner acts on and remembers (N, S): itself, or more."""
+        ...
+
+    def act(self, state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(N, S) -> normalised chunks (N, T, A), and what the memory holds as action (N, D)."""
+        ...
+
+    def act_base(self, state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same from the base policy."""
         ...
 
-    def learn(self, sample: Callable[[int], Batch], noise: torch.Generator) -> Info:
-        """The gradient steps of one vector step, on batches that `sample` draws."""
+    def learn(self, memory: Any, sampling: torch.Generator, noise: torch.Generator) -> Info:
+        """The gradient steps of one vector step, if any: `sampling` draws batches, `noise` whatever else is random."""
         ...
 
     def agent(self, deterministic: bool = False) -> Any:
@@ -160,25 +179,25 @@ class Online:
         self.base, self.acting, self.sampling, self.noise = (
             make_generator(seed, f"dsrl/{use}", device) for use in ("base", "acting", "data", "noise")
         )
-        rows = min(config.buffer_size, config.budget_env_steps + n * self.policy.chunk)
-        self.replay = Replay(rows, self.policy.feature_dim, learner.action_dim, device)
+        self.memory = learner.memory(min(config.buffer_size, config.budget_env_steps + n * self.policy.chunk), n)
         self.initial_vector_steps = config.initial_vector_steps(self.policy.chunk)
         self.vector_steps = self.env_steps = 0
         self.counts = {"episodes": 0, "successes": 0}  # since the last row of metrics
         self.begun = np.zeros(n, np.int64)  # episodes, an environment
         self.successful = np.zeros(n, bool)  # in the running episode
-        self.features = torch.zeros(n, self.policy.feature_dim, device=device)
+        self.state = torch.empty(0)
         self._begin(np.ones(n, bool))
 
     @torch.no_grad()
     def _encode(self, observation: Observations, mask: np.ndarray | None = None) -> Tensor:
-        """Features of the frames that are new: each is encoded once."""
-        return self.policy.encode(
+        """The learner's state at the frames that are new: each is encoded once."""
+        features = self.policy.encode(
             {
                 name: torch.as_tensor(observation[name] if mask is None else observation[name][mask]).to(self.device)
                 for name in self.policy.shapes
             }
         )
+        return self.learner.state(features, self.base)
 
     def _begin(self, mask: np.ndarray) -> None:
         """The next episodes of the environments in `mask`. Environment j's k-th episode depends on the seed, j and k alone."""
@@ -186,7 +205,11 @@ class Online:
         observation = self.env.reset(seeds, mask)
         self.begun[mask] += 1
         self.successful[mask] = False
-        self.features[torch.as_tensor(mask, device=self.device)] = self._encode(observation, mask)
+        fresh = self._encode(observation, mask)
+        if mask.all():
+            self.state = fresh
+        else:
+            self.state[torch.as_tensor(mask, device=self.device)] = fresh
 
     @property
     def learning(self) -> bool:
@@ -196,25 +219,22 @@ class Online:
     @property
     def has_learnt(self) -> bool:
         """Whether there was a gradient step."""
-        return self.vector_steps > self.initial_vector_steps
+        return self.learner.gradient_steps > 0
 
     def step(self) -> Info:
         """One vector step: play a chunk everywhere, remember it, and learn from the replay. Metrics of the last update."""
         learning = self.learning
         act, generator = (self.learner.act, self.acting) if learning else (self.learner.act_base, self.base)
-        chunk, action = act(self.features, generator)
+        chunk, action = act(self.state, generator)
         raw = self.policy.normalization.unnormalize_action(chunk).cpu().numpy()
         require_finite_actions(raw, self.env_steps)
         step = self.env.step(raw)
         following = self._encode(step.observation)
         reward, discount = chunk_returns(step, self.learner.discount, self.config)
         over = step.ended if self.config.time_limit == "terminal" else step.terminated
-        rows = Batch(self.features, action, following, self._tensor(reward), self._tensor(np.where(over, 0.0, discount)))
-        if (step.num_steps == 0).any():  # nothing happened there
-            played = torch.as_tensor(step.num_steps > 0, device=self.device)
-            rows = Batch(*(part[played] for part in rows))
-        self.replay.add(rows)
-        self.features = following
+        rows = Batch(self.state, action, following, self._tensor(reward), self._tensor(np.where(over, 0.0, discount)))
+        self.memory.remember(rows, *(torch.as_tensor(mask, device=self.device) for mask in (step.num_steps > 0, step.ended)))
+        self.state = following
 
         self.vector_steps += 1
         self.env_steps += int(step.num_steps.sum())
@@ -223,7 +243,7 @@ class Online:
         self.counts["successes"] += int((step.ended & self.successful).sum())
         if step.ended.any():
             self._begin(step.ended)
-        return self.learner.learn(lambda n: self.replay.sample(self.sampling, n), self.noise) if learning else {}
+        return self.learner.learn(self.memory, self.sampling, self.noise) if learning else {}
 
     def _tensor(self, values: np.ndarray) -> Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=self.device)
@@ -239,18 +259,18 @@ class Online:
         return self.learner.agent(self.config.deterministic_eval) if self.has_learnt else PolicyAgent(self.policy)
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters, optimisers, replay, environment, generators and counters."""
+        """Parameters, optimisers, memory, environment, generators and counters."""
         return {
-            "learner": self.learner.state_dict(), "replay": self.replay.state_dict(), "env": self.env.get_state(),
+            "learner": self.learner.state_dict(), "memory": self.memory.state_dict(), "env": self.env.get_state(),
             "generators": {name: generator_state(getattr(self, name)) for name in ("base", "acting", "sampling", "noise")},
             "vector_steps": self.vector_steps, "env_steps": self.env_steps, "counts": self.counts, "begun": self.begun,
-            "successful": self.successful, "features": self.features,
+            "successful": self.successful, "state": self.state,
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`, on any device; an environment that cannot say its state begins its next episodes, with a warning."""
         self.learner.load_state_dict(state["learner"])
-        self.replay.load_state_dict(state["replay"])
+        self.memory.load_state_dict(state["memory"])
         for name, value in state["generators"].items():
             set_generator_state(getattr(self, name), value)
         self.vector_steps, self.env_steps = int(state["vector_steps"]), int(state["env_steps"])
@@ -262,8 +282,8 @@ class Online:
         else:
             self.env.set_state(state["env"])
             self.successful[:] = state["successful"]
-            require(state["features"].shape == self.features.shape, "The features have another shape.", key="features")
-            self.features = state["features"].to(self.device)
+            require(state["state"].shape == self.state.shape, "The learner's state has another shape.", key="state")
+            self.state = state["state"].to(self.device)
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------------------

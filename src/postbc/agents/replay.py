@@ -52,6 +52,10 @@ class Replay:
         self.position = (self.position + len(rows)) % self.capacity
         self.size = min(self.size + len(rows), self.capacity)
 
+    def remember(self, batch: Batch, played: Tensor, ended: Tensor) -> None:
+        """One vector step of the online loop: the transitions where anything was `played` (N,)."""
+        self.add(batch if bool(played.all()) else Batch(*(part[played] for part in batch)))
+
     def batch(self, index: Tensor) -> Batch:
         """The rows `index` (B,) as a batch."""
         parts = self.rows.index_select(0, index).split(self.widths, -1)
@@ -80,3 +84,52 @@ class Replay:
         self._reserve(len(rows))
         self.size, self.position = len(rows), position
         self.rows[: self.size] = rows
+
+
+class NStepReplay(Replay):
+    """A replay buffer of n-step transitions: (s_t, a_t, s_{t+m}, Σ_{k<m} Π_{j<k} γ_{t+j}·r_{t+k}, Π_{k<m} γ_{t+k}), m = n, or less
+    where the episode ends before.
+
+    Args:
+        steps: n; 1 is :class:`Replay`.
+        num_envs: N, whose transitions come one vector step after another.
+    """
+
+    def __init__(
+        self, capacity: int, feature_dim: int, action_dim: int, device: str | torch.device = "cpu", *, steps: int, num_envs: int
+    ) -> None:
+        super().__init__(capacity, feature_dim, action_dim, device)
+        self.steps, self.num_envs = steps, num_envs
+        self.open: list[tuple[Batch, Tensor]] = []  # the last vector steps, oldest first: rows so far, (N,) which wait for more
+
+    def remember(self, batch: Batch, played: Tensor, ended: Tensor) -> None:
+        """One vector step: the transitions that are whole by now are added, the oldest first."""
+        waiting = [(extend(rows, batch, mask & played), mask) for rows, mask in self.open] + [(batch, played)]
+        self.open = []
+        for age, (rows, mask) in zip(reversed(range(len(waiting))), waiting, strict=True):
+            whole = mask & ended if age + 1 < self.steps else mask
+            if bool(whole.any()):
+                self.add(Batch(*(part[whole] for part in rows)))
+            if age + 1 < self.steps:
+                self.open.append((rows, mask & ~ended))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, and the transitions that are not whole yet."""
+        return {**super().state_dict(), "open": [{"rows": list(rows), "mask": mask} for rows, mask in self.open]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        super().load_state_dict(state)
+        device = self.rows.device
+        self.open = [(Batch(*(part.to(device) for part in o["rows"])), o["mask"].to(device)) for o in state["open"]]
+        fits = len(self.open) < self.steps and all(m.shape == (self.num_envs,) == r.reward.shape for r, m in self.open)
+        require(fits, "The open transitions of the checkpoint are others.", key="memory/open", found=len(self.open))
+
+
+def extend(rows: Batch, following: Batch, mask: Tensor) -> Batch:
+    """`rows` longer by the transitions that follow them, where `mask` (N,) says so."""
+    return Batch(
+        rows.features, rows.action, torch.where(mask.unsqueeze(-1), following.next_features, rows.next_features),
+        torch.where(mask, rows.reward + rows.discount * following.reward, rows.reward),
+        torch.where(mask, rows.discount * following.discount, rows.discount),
+    )  # fmt: skip
