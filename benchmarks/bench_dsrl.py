@@ -19,8 +19,8 @@ from torch import nn
 from benchmarks.bench_core import alternate
 from postbc.agents.base import Batch
 from postbc.agents.dsrl import DSRL, DSRLConfig
-from postbc.seeding import make_generator
 from postbc.agents.replay import Replay
+from postbc.seeding import make_generator
 
 S, T, A, BATCH = 19, 4, 7, 256
 D = T * A
@@ -39,7 +39,7 @@ def transitions(n: int) -> Batch:
 
 def our_updates(config: DSRLConfig) -> Callable[[], None]:
     """The `utd` gradient updates of a vector step."""
-    generator = make_generator(0, "dsrl/initialisation")
+    generator = make_generator(0, "online/initialisation")
     agent, replay = DSRL(config, Shape(), generator), Replay(10_000, S, D)  # type: ignore[arg-type]
     replay.add(transitions(10_000))
     return lambda: [agent.learn(replay, generator, generator), None][1]

@@ -76,7 +76,7 @@ SECOND = (
     COMMON
     + """
 from postbc.seeding import make_generator
-g = make_generator(0, "dsrl/initialisation")
+g = make_generator(0, "online/initialisation")
 def transitions(m):
     from postbc.agents.base import Batch
     return Batch(torch.randn(m, S), 2 * torch.rand(m, D) - 1, torch.randn(m, S), torch.rand(m), 0.99 * torch.ones(m))

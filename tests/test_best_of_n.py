@@ -175,11 +175,12 @@ def test_rollouts_without_any_success_say_so_before_anything_is_written(tmp_path
     assert not (tmp_path / "run").exists()
 
 
-def test_collected_rollouts_without_any_success_say_so_before_training(tmp_path: Path) -> None:
-    config = BestOfNConfig(episodes=3, eval_episodes=0)
-    with pytest.raises(InputError, match="0 of 3 episodes succeed"):
-        finetune_best_of_n(ToyPolicy(drift=0.0, noise=1e-3), environment(), tmp_path, config, IQLConfig(steps=5), seed=1)
-    assert not (tmp_path / AGENT_FILE).exists()
+def test_own_rollouts_without_any_success_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A seed without a result would bias a comparison."""
+    config = BestOfNConfig(episodes=3, eval_episodes=2)
+    finetune_best_of_n(ToyPolicy(drift=0.0, noise=1e-3), environment(), tmp_path, config, IQLConfig(steps=5), seed=1)
+    assert "none of the 3 rollouts succeeded" in " ".join(capsys.readouterr().out.split())
+    assert read_result(tmp_path).rollout_success == 0
 
 
 def test_success_is_never_guessed(tmp_path: Path) -> None:

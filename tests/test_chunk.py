@@ -410,6 +410,8 @@ def test_the_newest_few_observations(terminate_on: Any) -> None:
             assert state is not None
             other.set_state(state)
             env = other
+        saved = env.get_state()
+        assert saved is not None
         a, b = env.step(chunk), plain.step(chunk)
         for name in ("rewards", "successes", "num_steps", "terminated", "truncated"):
             np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
@@ -418,6 +420,11 @@ def test_the_newest_few_observations(terminate_on: Any) -> None:
         assert (np.diff(counts, axis=1)[counts[:, :-1] > 0] == 1).all()  # consecutive steps of one episode
         if a.ended.any():
             seeds = np.arange(N) + 10 * k
+            waiting = env.step(chunk)  # does nothing where an episode has ended
+            assert not waiting.num_steps[a.ended].any()
+            np.testing.assert_array_equal(waiting.observation["state"][a.ended], a.observation["state"][a.ended])
+            env.set_state(saved)
+            env.step(chunk)
             env.reset(seeds, a.ended)
             plain.reset(seeds, a.ended)
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from made import LIFT, write_demonstrations
 from postbc.data import LOW_DIM_KEYS, Dataset, Facts, read_dataset, read_robomimic, write_robomimic
 from postbc.data.belonging import check_belongs
+from postbc.data.readers import list_dataset
 from postbc.data.robomimic import list_robomimic
 from postbc.environments.robosuite.playback import TASK_OF
 from postbc.errors import InputError
@@ -230,6 +232,22 @@ def test_unwritable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         write_robomimic(tmp_path / "file" / "d.hdf5", lift_like([2]))
+    plain = lift_like([2])
+    words = {**plain[0].observations, "language": np.zeros((2, 4), np.float32)}
+    spoken = replace(plain, episodes=(replace(plain[0], observations=words),))
+    with pytest.raises(InputError, match="language"):
+        write_robomimic(tmp_path / "d.hdf5", spoken)
+    assert not (tmp_path / "d.hdf5").exists()
+
+
+def test_a_lerobot_dataset_is_named(tmp_path: Path) -> None:
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "meta/info.json").write_text("{}")
+    with pytest.raises(InputError, match="LeRobot"):
+        list_dataset(tmp_path)
+    with pytest.raises(InputError, match="LeRobot"):
+        read_dataset(tmp_path)
 
 
 def test_real_robot_file(tmp_path: Path) -> None:

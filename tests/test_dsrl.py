@@ -19,6 +19,7 @@ from mutations import mutate
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Batch, PolicyAgent, load_agent
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig, distillation_loss, make_actor
 from postbc.agents.networks import means
+from postbc.agents.replay import Replay
 from postbc.data.normalization import Normalization
 from postbc.devices import Compute
 from postbc.errors import InputError, NotFiniteError
@@ -27,7 +28,6 @@ from postbc.nn import StackedLayerNorm, StackedLinear
 from postbc.policies.base import About, load_policy, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.seeding import make_generator
-from postbc.agents.replay import Replay
 from test_iql import random_batch as old_batch
 from toy import ToyPolicy
 
@@ -43,7 +43,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def learner(config: DSRLConfig, policy: Any = None, seed: int = 0, **more: Any) -> DSRL:
-    return DSRL(config, policy or ToyPolicy(), make_generator(seed, "dsrl/initialisation"), **more)
+    return DSRL(config, policy or ToyPolicy(), make_generator(seed, "online/initialisation"), **more)
 
 
 def random_batch(seed: int = 0, batch: int = B) -> Batch:
@@ -263,7 +263,7 @@ def trained(variant: Any = "na", steps: int = 5, seed: int = 3) -> tuple[DSRL, d
     )
     agent, replay = learner(config, seed=seed), Replay(100, F, D)
     replay.add(old_batch())
-    sampling, noise = make_generator(seed, "dsrl/data"), make_generator(seed, "dsrl/noise")
+    sampling, noise = make_generator(seed, "online/data"), make_generator(seed, "online/noise")
     for _ in range(steps):
         info = agent.learn(replay, sampling, noise)
     return agent, means(info, steps)
@@ -387,9 +387,9 @@ def test_the_numbers_are_those_of_the_first_house(variant: str) -> None:
     found = [float(p.detach().double().abs().sum()) for p in agent.networks.parameters()]
     assert sorted(found) == pytest.approx(sorted(sums), abs=1e-4)
     features = old_batch().features[:5]
-    chunk, _ = agent.act(features, make_generator(3, "dsrl/acting"))
+    chunk, _ = agent.act(features, make_generator(3, "online/acting"))
     assert chunk[0].flatten().tolist() == pytest.approx(played, abs=1e-5)
-    _, action = agent.act_base(features, make_generator(3, "dsrl/base"))
+    _, action = agent.act_base(features, make_generator(3, "online/base"))
     assert action[0].tolist() == pytest.approx(first, abs=1e-5)
 
 
@@ -409,7 +409,7 @@ def same_learning(variant: Any, device: str, compiled: bool) -> None:
     config, agents = DSRLConfig(variant=variant, hidden=16, layers=2), []
     for where, how in (("cpu", False), (device, compiled)):
         compute = Compute(device=where, compile=how)  # type: ignore[arg-type]
-        agent = DSRL(config, IdentityPolicy(), make_generator(0, "dsrl/initialisation", where), compute)
+        agent = DSRL(config, IdentityPolicy(), make_generator(0, "online/initialisation", where), compute)
         agent.load_state_dict(learner(config, IdentityPolicy()).state_dict())  # a checkpoint goes to another device
         for k in range(8):
             batch = Batch(*(part.to(where) for part in random_batch(k)))

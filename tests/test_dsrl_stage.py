@@ -16,9 +16,9 @@ from postbc.agents.dsrl import DSRLConfig
 from postbc.agents.iql import IQLConfig
 from postbc.errors import InputError
 from postbc.schemas import plain
-from postbc.stages.best_of_n import BestOfN
+from postbc.stages.best_of_n import FinetuneBestOfN
 from postbc.stages.best_of_n import run_seed as best_of_n
-from postbc.stages.dsrl import Dsrl
+from postbc.stages.dsrl import FinetuneDSRL
 from postbc.stages.dsrl import run_seed as dsrl
 from postbc.stages.finetuning import load_base, table
 from postbc.stages.seeds import seeds_of
@@ -35,7 +35,7 @@ def pretrained(directory: Path, kind: str = "diffusion", seeds: tuple[int, ...] 
 
 
 def of_dsrl(policy: Path, output: Path, **more: Any) -> Dsrl:
-    return Dsrl(
+    return FinetuneDSRL(
         policy, output, environment=REACH,
         dsrl=DSRLConfig(variant="sac", hidden=8, layers=1, utd=1, batch_size=8),
         training=OnlineConfig(budget_env_steps=80, initial_steps=30, eval_every=40, eval_episodes=3, num_envs=2, checkpoint_seconds=0),
@@ -44,7 +44,7 @@ def of_dsrl(policy: Path, output: Path, **more: Any) -> Dsrl:
 
 
 def of_best_of_n(policy: Path, output: Path, **more: Any) -> BestOfN:
-    return BestOfN(
+    return FinetuneBestOfN(
         policy, output, environment=REACH, best_of_n=BestOfNConfig(episodes=20, samples=4, eval_episodes=3, log_every=10),
         iql=IQLConfig(steps=20, hidden=(8,), batch_size=8), **more,
     )  # fmt: skip

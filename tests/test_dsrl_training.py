@@ -62,7 +62,7 @@ def finetune(
 
 def online(policy: Any = None, env: Any = None, config: DSRLConfig = CONFIG, seed: int = 0, **changes: Any) -> Online:
     training = replace(TRAINING, **changes)
-    learner = DSRL(config, policy or ToyPolicy(), make_generator(seed, "dsrl/initialisation"))
+    learner = DSRL(config, policy or ToyPolicy(), make_generator(seed, "online/initialisation"))
     return Online(learner, env or PointReach(training.num_envs), training, seed)
 
 
@@ -206,7 +206,7 @@ def test_dsrl_learns_the_toy(tmp_path: Path, variant: Any) -> None:
     assert result.curve[0][1] == result.success_before
     assert result.curve[-1][1] == result.success_after
     agent = DSRLAgent.load(tmp_path, policy)
-    assert agent.act({"state": torch.zeros(3, 4)}, make_generator(0, "dsrl/acting")).shape == (3, 2, 2)
+    assert agent.act({"state": torch.zeros(3, 4)}, make_generator(0, "online/acting")).shape == (3, 2, 2)
 
 
 #: variant -> curve, success of whole chunks, sizes of the actor's parameters: of postbc 0.1 with this seed

@@ -11,10 +11,10 @@ import torch
 from postbc.agents.base import Batch
 from postbc.agents.iql import IQL, IQLConfig, critic_loss, value_loss
 from postbc.agents.networks import means
+from postbc.agents.replay import Replay
 from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.seeding import make_generator
-from postbc.agents.replay import Replay
 
 
 def learner(config: IQLConfig, features: int = 4, actions: int = 4, seed: int = 3) -> IQL:

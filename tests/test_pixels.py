@@ -54,7 +54,7 @@ def policy() -> DiffusionPolicy:
 def check_plays_alone(directory: Path) -> None:
     agent, _ = load_agent(directory)
     frames = {"image.top": torch.zeros(5, 3, 32, 32, dtype=torch.uint8)}
-    assert agent.act(frames, make_generator(0, "dsrl/acting")).shape == (5, 2, 2)
+    assert agent.act(frames, make_generator(0, "online/acting")).shape == (5, 2, 2)
 
 
 def test_dsrl_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path) -> None:

@@ -159,12 +159,19 @@ def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monk
         ({"policy": {"sampler": "ddpm"}}, "sampler"),
         ({"training": {"budget_env_steps": 10}}, "before learning"),
         ({"data": {"num_trajectories": 99}}, "99"),
+        ({"per_method": {"bc": {"policy.sampler": "ddpm"}}}, "sampler"),
+        ({"demonstrations": "images.hdf5", "data": {"image_keys": ["top_image"]}}, "image.top"),
     ],
 )
 def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, values: dict[str, Any], words: str) -> None:
     merged = {k: {**TINY.get(k, {}), **v} if isinstance(v, dict) else v for k, v in values.items()}
     if merged.get("environment") == "postbc/Lift":
         pytest.importorskip("robosuite")
+    if merged.get("demonstrations") == "images.hdf5":  # of an environment that has no camera
+        merged["demonstrations"] = str(tmp_path / "images.hdf5")
+        made.write_demonstrations(
+            tmp_path / "images.hdf5", environment=REACH, widths={"state": 4}, action_dim=2, images={"top_image": (8, 8, 3)}
+        )
     with pytest.raises(InputError, match=words):
         run_recipe(tiny(tmp_path, **merged), tmp_path / "x")
     assert not (tmp_path / "x").exists()

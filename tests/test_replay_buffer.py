@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from postbc.agents import replay as module
 from postbc.agents.base import Batch
+from postbc.agents.replay import Replay
 from postbc.errors import InputError
 from postbc.seeding import make_generator
-from postbc.agents import replay as module
-from postbc.agents.replay import Replay
 
 F, D = 3, 2
 
@@ -46,7 +46,7 @@ def test_memory_is_taken_as_it_fills() -> None:
 def test_sampling_is_uniform() -> None:
     replay = Replay(100, F, D)
     replay.add(transitions(0, 10))
-    batch = replay.sample(make_generator(4, "dsrl/data"), 20_000)
+    batch = replay.sample(make_generator(4, "online/data"), 20_000)
     counts = torch.bincount((batch.reward - 0.4).round().long(), minlength=10)
     assert counts.sum() == 20_000
     assert len(counts) == 10
@@ -56,7 +56,7 @@ def test_sampling_is_uniform() -> None:
 def test_split_keeps_the_order() -> None:
     replay = Replay(20, F, D)
     replay.add(transitions(0, 20))
-    whole = replay.sample(make_generator(0, "dsrl/data"), 12)
+    whole = replay.sample(make_generator(0, "online/data"), 12)
     parts = whole.split(4)
     assert len(parts) == 3
     for tensor, shares in zip(whole, zip(*parts, strict=True), strict=True):
@@ -81,7 +81,7 @@ def test_a_checkpoint_holds_the_filled_part_and_goes_on_alike(filled: int) -> No
 def test_refuses_what_does_not_fit() -> None:
     replay = Replay(10, F, D)
     with pytest.raises(InputError, match="empty"):
-        replay.sample(make_generator(0, "dsrl/data"), 4)
+        replay.sample(make_generator(0, "online/data"), 4)
     replay.add(transitions(0, 4))
     with pytest.raises(InputError, match="another size"):
         Replay(11, F, D).load_state_dict(replay.state_dict())
@@ -93,7 +93,7 @@ def test_refuses_what_does_not_fit() -> None:
 def test_rows_live_on_the_gpu() -> None:
     replay = Replay(10, F, D, "cuda")
     replay.add(Batch(*(part.cuda() for part in transitions(0, 6))))
-    assert replay.sample(make_generator(0, "dsrl/data", "cuda"), 4).features.device.type == "cuda"
+    assert replay.sample(make_generator(0, "online/data", "cuda"), 4).features.device.type == "cuda"
     other = Replay(10, F, D)
     other.load_state_dict(replay.state_dict())  # a checkpoint goes back to the CPU
     assert other.rows.device.type == "cpu"

@@ -182,6 +182,18 @@ def test_a_policy_of_unknown_pretraining_is_shown_and_not_compared(tmp_path: Pat
     check(build_at(tmp_path, tmp_path / "report"))
 
 
+def test_a_pretraining_of_ones_own_is_a_baseline_as_well(tmp_path: Path) -> None:
+    for s in range(2):
+        write(tmp_path / f"a{s}", result("bc", s) | {"pretraining": "<b>dagger"})
+        write(tmp_path / f"b{s}", result("postbc", s))
+    groups = group(collect([tmp_path])[0])[0]
+    assert [p.baseline.pretraining for p in compare_groups(groups, "success_after")] == ["<b>dagger"]
+    check(build_at(tmp_path, tmp_path / "report"))
+    page = (tmp_path / "report/report.html").read_text()
+    assert "<b>dagger" not in page
+    assert "&lt;b&gt;dagger" in page
+
+
 # -- files ---------------------------------------------------------------------------------------------------------------------
 def test_summary_and_csv(tmp_path: Path) -> None:
     build([experiment(tmp_path / "runs")], tmp_path / "report")
@@ -332,7 +344,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "null": (result("bc", 0, curve=None), "curve"),
     "rate above one": (result("bc", 0, success_after=1.2), "success_after"),
     "NaN": (result("bc", 0, success_after=float("nan")), "NaN"),
-    "unknown method": (result("bc", 0) | {"pretraining": "dagger"}, "pretraining"),
+    "a method that is no name": (result("bc", 0) | {"pretraining": 5}, "pretraining"),
     "no episodes": (result("bc", 0, episodes=0), "episodes"),
     "backward curve": (result("bc", 0, curve=[[5, 0.1], [4, 0.2]]), "curve"),
     "short points": (result("bc", 0, curve=[[5]]), "curve"),

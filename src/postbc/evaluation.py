@@ -30,7 +30,7 @@ from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import InputError, require
 from postbc.files import write_text
-from postbc.policies.base import About, Observation
+from postbc.policies.base import About, Observation, Shapes
 from postbc.progress import progress as progress_bar
 from postbc.progress import say
 from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, parse, schema
@@ -177,15 +177,20 @@ def _lines(path: Path) -> list[str]:
 
 def check_sizes(agent: Agent, env: ChunkEnv, file: str | Path | None = None) -> None:
     """InputError where an agent cannot play in an environment: other observations, or actions of another size."""
+    check_shapes(agent.shapes, agent.action_dim, env, file)
+
+
+def check_shapes(shapes: Shapes, action_dim: int, env: ChunkEnv, file: str | Path | None = None) -> None:
+    """InputError where what observes `shapes` and acts in `action_dim` dimensions cannot play in an environment."""
     remedy = "take a policy that was trained on this task, with these observations"
-    for name, shape in agent.shapes.items():
+    for name, shape in shapes.items():
         there = env.shapes.get(name)
         require(there is not None, "The policy reads an observation that the environment does not have.", file=file, key=name,
                 found=f"the environment has {', '.join(env.shapes)}", remedy=remedy)  # fmt: skip
         require(tuple(there or ()) == tuple(shape), "The policy's observation size is not the environment's.", file=file, key=name,
                 found=f"policy {tuple(shape)}", expected=f"environment {tuple(there or ())}", remedy=remedy)  # fmt: skip
-    require(agent.action_dim == env.action_dim, "The policy's action size is not the environment's.", file=file, key="action_dim",
-            found=f"policy {agent.action_dim}", expected=f"environment {env.action_dim}", remedy=remedy)  # fmt: skip
+    require(action_dim == env.action_dim, "The policy's action size is not the environment's.", file=file, key="action_dim",
+            found=f"policy {action_dim}", expected=f"environment {env.action_dim}", remedy=remedy)  # fmt: skip
 
 
 def check_plays(

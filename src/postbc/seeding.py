@@ -11,7 +11,8 @@ from postbc.errors import require
 STREAMS = {
     "ensemble/initialisation": 0, "ensemble/bootstrap": 1, "ensemble/data": 2, "policy/initialisation": 3,
     "pretraining/data": 10, "pretraining/loss": 11, "pretraining/target": 12,
-    "dsrl/initialisation": 400, "dsrl/base": 401, "dsrl/acting": 402, "dsrl/data": 403, "dsrl/noise": 404,
+    "online/initialisation": 400, "online/base": 401, "online/acting": 402, "online/data": 403, "online/noise": 404,
+    "residual/demonstrations": 405,
     "best-of-n/initialisation": 410, "best-of-n/data": 411, "rollouts/acting": 420, "report/actions": 500,
     "evaluation/acting": 7000,
 }  # fmt: skip

@@ -174,8 +174,9 @@ class DSRL(Optimized):
         The denoiser and the critics do not change meanwhile, so all targets are made in one pass.
         """
         size, u = len(features) // steps, noise / self.config.action_magnitude
+        chunks = self.denoise(features, u)  # in float32, as what is played
         with torch.no_grad(), self.compute.autocast():
-            target = self.networks.critics(features, self.denoise(features, u))
+            target = self.networks.critics(features, chunks)
         info: Info = {}
         for batch in zip(features.split(size), u.split(size), target.split(size, 1), strict=True):
             info = self._distill(*batch)
@@ -199,7 +200,9 @@ class DSRL(Optimized):
         config, size, info = self.config, self.config.batch_size, {}
         total = config.utd * size
         fresh = torch.randn(2, total, self.action_dim, generator=noise, device=noise.device)
-        for batch, first, second in zip(memory.sample(sampling, total).split(size), *(f.split(size) for f in fresh), strict=True):
+        for batch, first, second in zip(
+            memory.sample(sampling, total).split(size), *(f.split(size) for f in fresh), strict=True
+        ):
             info = self.update(batch, first, second)
         if config.variant == "na":
             total = config.noise_critic_grad_steps * size

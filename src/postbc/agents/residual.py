@@ -183,7 +183,7 @@ class Residual(Optimized):
 
     def learn(self, memory: NStepReplay, sampling: torch.Generator, noise: torch.Generator) -> Info:
         """`utd` updates; before the first ones, `critic_warmup` of the critics alone. Info of the last."""
-        config, info = self.config, {}
+        config, info = self.config, Info()
         if len(memory) == 0:
             return info
         warm = 0 if self.gradient_steps else config.critic_warmup
@@ -261,9 +261,7 @@ class ResidualAgent(PolicyAgent):
         """Raw named observations of B states -> raw chunks (B, T, A)."""
         state = with_proposals(self.policy, self.policy.encode(observation), self.networks.config.proposals, generator)
         features, chunks = self.networks.proposals(state)
-        flat, _ = self.networks.choose(
-            self.networks.critics, features, self.networks.corrected(features, chunks, self.scale)
-        )
+        flat, _ = self.networks.choose(self.networks.critics, features, self.networks.corrected(features, chunks, self.scale))
         return self.policy.normalization.unnormalize_action(flat.view(-1, self.chunk, self.action_dim))
 
     def save(self, directory: str | Path) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from postbc.errors import InputError, require
 
-#: command words -> (module of this package, one line for the overview). A module has `parse(args)` -> options and `run(options)`.
+#: command words -> (module of this package, one line for the overview). A module has `parse(args)` -> options and `run(options)`, or
+#: a class `Command(last word)` that has them.
 COMMANDS: dict[str, tuple[str, str]] = {
     "demos collect": ("demos_collect", "record scripted operators of several styles and qualities"),
     "demos inspect": ("demos_inspect", "what is in a demonstration file: counts, lengths, ranges, a picture"),
@@ -19,8 +20,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "posterior fit": ("posterior_fit", "Algorithm 1: the posterior, by a bootstrapped ensemble"),
     "pretrain": ("pretrain", "Algorithm 2: BC, σ-BC or PostBC"),
     "evaluate": ("evaluate", "success rates with intervals, episodes and videos"),
-    "finetune dsrl": ("finetune_dsrl", "RL over the policy's latent noise (NA or SAC)"),
-    "finetune best-of-n": ("finetune_best_of_n", "IQL on the policy's rollouts, then the best of N samples"),
+    "finetune dsrl": ("finetune", "RL over the policy's latent noise (NA or SAC)"),
+    "finetune residual": ("finetune", "a small correction of the policy's chunks, learnt off-policy: the fewest steps"),
+    "finetune best-of-n": ("finetune", "IQL on the policy's rollouts, then the best of N samples"),
     "report": ("report", "one self-contained page: table, curves, pictures, commands"),
     "run": ("run", "a whole experiment by name, from demonstrations to report"),
     "recipes": ("recipes", "the experiments that `run` knows"),
@@ -44,7 +46,8 @@ def find(args: list[str]) -> str | None:
 
 def command(words: str) -> Any:
     """The module of a command: `parse(args)` and `run(options)`."""
-    return importlib.import_module(f"postbc.cli.{COMMANDS[words][0]}")
+    module = importlib.import_module(f"postbc.cli.{COMMANDS[words][0]}")
+    return module.Command(words.split()[-1]) if hasattr(module, "Command") else module
 
 
 def options(kind: Any, words: str, args: list[str], **more: Any) -> Any:

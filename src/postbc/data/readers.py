@@ -9,11 +9,19 @@ from typing import Any
 from postbc.data.episodes import Dataset
 from postbc.data.robomimic import PARTS, Listing, list_robomimic, read_robomimic
 from postbc.data.zarr import is_zarr, list_zarr, read_zarr
+from postbc.errors import require
+
+
+def _is_zarr(path: str | Path) -> bool:
+    """Whether it is zarr (else HDF5). InputError for a LeRobot dataset, which is neither."""
+    require(not (Path(path) / "meta/info.json").exists(), "LeRobot datasets are not read yet.", file=path, found="meta/info.json",
+            expected="robomimic HDF5, or zarr as diffusion_policy writes it", remedy="convert it to one of them")  # fmt: skip
+    return is_zarr(Path(path))
 
 
 def list_dataset(path: str | Path) -> Listing:
     """Names of the episodes and filters, without reading an array."""
-    return list_zarr(path) if is_zarr(Path(path)) else list_robomimic(path)
+    return list_zarr(path) if _is_zarr(path) else list_robomimic(path)
 
 
 def read_dataset(
@@ -32,7 +40,7 @@ def read_dataset(
 
     The arguments are theirs. InputError names file and key for whatever cannot be used.
     """
-    if is_zarr(Path(path)):
+    if _is_zarr(path):
         return read_zarr(
             path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, parts=parts,
             environment=environment,

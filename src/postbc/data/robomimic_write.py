@@ -41,6 +41,9 @@ def write_robomimic(
     The same dataset gives the same bytes. InputError when the file cannot be written (full disk, no permission).
     """
     path = Path(path)
+    others = sorted({key for e in dataset for key in e.observations if key != "state" and not is_image(key)})
+    require(not others, "The layout has no place for these observations.", file=path, key=", ".join(others),
+            expected="state and image.<camera>")  # fmt: skip
     check_writable(path)
     if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
         with atomic_path(path) as whole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -91,3 +91,19 @@ def transitions(episode: Episode, successes: np.ndarray, chunk: int, discount: f
         factor[k] = 0.0 if over else discount ** (taken if config.chunk_discount == "per_step" else 1)
     action = episode.actions[np.minimum(row[:, None] + np.arange(chunk), length - 1)]
     return Transitions(row, action, np.minimum(row + chunk, length - 1), reward, factor)
+
+
+def n_step(found: Transitions, steps: int) -> Transitions:
+    """The transitions of an episode with returns over up to `steps` chunks, as :class:`postbc.agents.replay.NStepReplay` makes them.
+
+    One grows by the transition that begins where it ends, as long as there is one; that needs a stride that divides the chunk.
+    """
+    index = {row: k for k, row in enumerate(found.row.tolist())}
+    reward, discount, next_row = found.reward.copy(), found.discount.copy(), found.next_row.copy()
+    for _ in range(steps - 1):
+        following = np.array([index.get(row, -1) for row in next_row.tolist()], np.int64)
+        on = (following >= 0) & (discount > 0)
+        reward[on] += discount[on] * found.reward[following[on]]
+        discount[on] *= found.discount[following[on]]
+        next_row[on] = found.next_row[following[on]]
+    return replace(found, reward=reward, discount=discount, next_row=next_row)

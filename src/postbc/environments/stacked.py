@@ -63,10 +63,13 @@ class StackedEnv:
             if not on.any():
                 break
             step = self.env.step(commands[:, k : k + 1])
-            taken = step.num_steps > 0
-            rewards[:, k], successes[:, k] = step.rewards[:, 0], step.successes[:, 0]
-            executed += step.num_steps
-            terminated, truncated, diverged = terminated | step.terminated, truncated | step.truncated, diverged | step.diverged
+            taken = on & (step.num_steps > 0)
+            rewards[on, k], successes[on, k] = step.rewards[on, 0], step.successes[on, 0]
+            executed += np.where(on, step.num_steps, 0)
+            terminated, truncated, diverged = (
+                so_far | (on & now)
+                for so_far, now in ((terminated, step.terminated), (truncated, step.truncated), (diverged, step.diverged))
+            )
             for name, frames in self._frames.items():
                 frames[taken] = np.concatenate([frames[taken, 1:], step.observation[name][taken, None]], 1)
         if self.terminate_on == "chunk_success":

@@ -20,7 +20,7 @@ from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_traini
 from postbc.data.windows import Windows
 from postbc.errors import InputError, require
 from postbc.experiments.material import Stage
-from postbc.experiments.summary import label
+from postbc.experiments.summary import PRETRAINING, label
 from postbc.policies.base import Policy, load_policy
 from postbc.posterior.factor import Factor
 from postbc.schemas import parse
@@ -198,7 +198,8 @@ def _picture(lot: Sequence[Stage], posteriors: Sequence[Path]) -> Pictured:
             name = label(about.method, about.posterior_weight if about.method == "postbc" else about.sigma)
             named.setdefault(name, policy)
             methods.setdefault(name, about.method)
-    order = sorted(named, key=lambda n: (["bc", "sigma-bc", "postbc"].index(methods[n]), n))[:4]
+    rank = {method: i for i, method in enumerate(PRETRAINING)}
+    order = sorted(named, key=lambda n: (rank.get(methods[n], len(rank)), n))[:4]
     require(order, "They do not say by which method they were pretrained.")
     factor = next(filter(None, (_factor(path, data, seed) for path in posteriors)), None)
     found = action_distribution({n: named[n] for n in order}, data.windows, factor)

@@ -42,6 +42,10 @@ _RC: Any = {
 }  # fmt: skip
 
 
+#: method of pretraining -> name in the palette.
+HUES = {"bc": "bc", "sigma-bc": "sigma", "postbc": "post"}
+
+
 def light(name: str) -> str:
     """A colour of the light palette."""
     return PALETTE[name][0]
@@ -49,12 +53,11 @@ def light(name: str) -> str:
 
 def hues(groups: Sequence[Group]) -> dict[str, str]:
     """Label -> name in the palette: the first BC, σ-BC and PostBC get their own, further variants the spare ones."""
-    own = {"bc": "bc", "sigma-bc": "sigma", "postbc": "post"}
     chosen: dict[str, str] = {}
     spare = ["extra", "extra2"]
     for g in groups:
         if g.label not in chosen:
-            hue = own.get(g.pretraining or "", spare[0])
+            hue = HUES.get(g.pretraining or "", spare[0])
             chosen[g.label] = hue if hue not in chosen.values() else spare[0]
             if chosen[g.label] == spare[0]:
                 spare.reverse()

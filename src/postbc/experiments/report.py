@@ -191,8 +191,7 @@ def actions(content: Content) -> list[tuple[Picture, Table]]:
     content.notes += notes
     parts = []
     for number, item in enumerate(found):
-        hue = {"bc": "bc", "sigma-bc": "sigma", "postbc": "post"}
-        drawn = plots.actions(item.distribution, {name: hue[method] for name, method in item.methods.items()})
+        drawn = plots.actions(item.distribution, {n: plots.HUES.get(method, "extra") for n, method in item.methods.items()})
         caption = (
             f"Samples of the first action of a chunk (normalised units) at one dense and one sparse state of {item.data}, seed "
             f"{item.seed}; + is the demonstrated action. Spread: standard deviation at a state, averaged over action dimensions "

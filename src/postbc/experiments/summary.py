@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -30,7 +30,7 @@ RESULTS_FILE = "results.json"
 LARGEST = 2**26
 """Bytes of a results.json or summary.json that is read."""
 PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC"}
-FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "best-of-n": "Best-of-N"}
+FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "residual": "Residual RL", "best-of-n": "Best-of-N"}
 
 
 @schema
@@ -40,8 +40,8 @@ class Entry:
     task: Text
     """Environment."""
     finetuner: Text
-    pretraining: Literal["bc", "sigma-bc", "postbc"] | None
-    """None: not known (a policy that was not pretrained here)."""
+    pretraining: Text | None
+    """bc, sigma-bc, postbc, or one of your own; None: not known (a policy that was not pretrained here)."""
     seed: Seed
     episodes: Count
     """Evaluation episodes, before and after."""
@@ -283,7 +283,7 @@ def _average(runs: list[Entry]) -> Entry:
 
 
 def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
-    """Every PostBC group against every BC and σ-BC group of its setting, on the seeds that both have; Holm over all of them.
+    """Every PostBC group against every group of its setting that was pretrained otherwise, on the seeds that both have; Holm over all.
 
     The same pretrained policies under another finetuner, with the same success before, are one comparison, not two.
     """
@@ -291,7 +291,7 @@ def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
     found: list[tuple[Group, Group, statistics.Comparison]] = []
     for ours in groups:
         for other in groups:
-            if ours.pretraining != "postbc" or other.pretraining not in ("bc", "sigma-bc") or ours.setting != other.setting:
+            if ours.pretraining != "postbc" or other.pretraining in (None, "postbc") or ours.setting != other.setting:
                 continue
             shared = sorted(set(ours.seeds) & set(other.seeds))
             if shared:

@@ -18,7 +18,7 @@ from postbc.data.belonging import Facts, check_belongs
 from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.environments.registry import Environment, find_environment
 from postbc.errors import InputError, require
-from postbc.evaluation import Evaluation
+from postbc.evaluation import Evaluation, check_shapes
 from postbc.experiments.recipe import Finetuner, Recipe
 from postbc.jobs import JobError, run_jobs
 from postbc.policies.base import POLICY_FILE
@@ -111,12 +111,13 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     """
     environment = find_environment(recipe.environment)
     environment.check()
-    require(
-        "dsrl" not in recipe.finetuners or getattr(recipe.policy, "sampler", None) != "ddpm",
-        "DSRL needs a policy that is deterministic given its noise.", key="policy.sampler", found="ddpm", expected="ddim",
-    )  # fmt: skip
     for method in recipe.methods if "dsrl" in recipe.finetuners else ():
-        recipe.of_method(method).training.require_learning(recipe.data.chunk)
+        own = recipe.of_method(method)
+        require(
+            getattr(own.policy, "sampler", None) != "ddpm", "DSRL needs a policy that is deterministic given its noise.",
+            key="policy.sampler", found="ddpm", expected="ddim",
+        )  # fmt: skip
+        own.training.require_learning(recipe.data.chunk)
     require(
         not recipe.data.image_keys or "postbc" not in recipe.methods or "bc" in recipe.methods,
         "PostBC from images takes the encoder of the BC policy of the same seed.", key="methods", found=", ".join(recipe.methods),
@@ -125,6 +126,11 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
         data = load_training_set(data_of(recipe, output), recipe.seeds[0])
         _check_facts(data.facts, environment, recipe)
+        env = environment.make(1, chunk=1, horizon=1, terminate_on="never")
+        try:
+            check_shapes(data.dataset.shapes, data.dataset.action_dim, env, recipe.demonstrations)
+        finally:
+            env.close()
         return
     operators = environment.name.removeprefix("postbc/") in ("Lift", "Can")
     require(

@@ -18,7 +18,7 @@ from postbc.training.rollouts import ROLLOUTS_FILE
 
 
 @schema
-class BestOfN(Finetune):
+class FinetuneBestOfN(Finetune):
     """Play the pretrained policy, fit an IQL critic on its rollouts, then play the best of N sampled chunks at every step.
 
     Writes, in seed_<seed>/ of the output directory, rollouts.hdf5, agent.safetensors, base_policy.safetensors, results.json and
@@ -33,7 +33,7 @@ class BestOfN(Finetune):
     transitions: TransitionConfig = TransitionConfig()
 
 
-def rollouts_of(config: BestOfN, seed: int) -> Path | None:
+def rollouts_of(config: FinetuneBestOfN, seed: int) -> Path | None:
     """The rollout file of one seed, None to collect. InputError for a number of files that is neither one nor one a seed."""
     if not config.rollouts:
         return None
@@ -47,7 +47,7 @@ def rollouts_of(config: BestOfN, seed: int) -> Path | None:
     return own if own.is_file() else path
 
 
-def run_seed(config: BestOfN, seed: int) -> Result:
+def run_seed(config: FinetuneBestOfN, seed: int) -> Result:
     """Best-of-N for one seed of the policy, resumable.
 
     Raises:

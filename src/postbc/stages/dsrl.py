@@ -13,7 +13,7 @@ from postbc.training.results import Result, read_result
 
 
 @schema
-class Dsrl(Finetune):
+class FinetuneDSRL(Finetune):
     """Finetune a pretrained policy by DSRL: SAC over its latent noise, the policy itself frozen.
 
     Writes, in seed_<seed>/ of the output directory, results.json, agent.safetensors, base_policy.safetensors and metrics.csv.
@@ -23,7 +23,7 @@ class Dsrl(Finetune):
     training: OnlineConfig = OnlineConfig()
 
 
-def run_seed(config: Dsrl, seed: int) -> Result:
+def run_seed(config: FinetuneDSRL, seed: int) -> Result:
     """DSRL for one seed of the policy, resumable.
 
     Raises:

@@ -98,11 +98,10 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
                 folder / EPISODES, evaluation_seeds(config.episodes, config.episode_seed).tolist(), seed
             )
         if evaluation is None or (saved is None and _is_missing(folder, evaluation, config.videos)):
-            with config.compute.autocast():
-                evaluation = evaluate(
-                    agent, environment, episodes=config.episodes, seed=config.episode_seed, num_envs=config.num_envs, agent_seed=seed,
-                    horizon=horizon, record_actions=config.videos > 0,
-                )  # fmt: skip
+            evaluation = evaluate(  # what plays computes in float32, here as in the finetuners' evaluations
+                agent, environment, episodes=config.episodes, seed=config.episode_seed, num_envs=config.num_envs, agent_seed=seed,
+                horizon=horizon, record_actions=config.videos > 0,
+            )  # fmt: skip
             chosen = choose(evaluation, config.videos)
             actions = {str(e.episode_seed): np.asarray(evaluation.actions[e.episode_seed]) for e in chosen}
             saved = 1, {"actions": actions, "chooses_episodes": evaluation.chooses_episodes}

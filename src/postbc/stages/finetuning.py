@@ -12,8 +12,16 @@ from rich.text import Text
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.policies.base import load_policy
+from postbc.progress import say
 from postbc.schemas import Count, Seed, schema
 from postbc.training.results import read_result
+
+#: finetuner -> module of its stage, and its options there. A module has `run_seed(options, seed)`.
+FINETUNERS = {
+    "dsrl": ("postbc.stages.dsrl", "FinetuneDSRL"),
+    "residual": ("postbc.stages.residual", "FinetuneResidual"),
+    "best-of-n": ("postbc.stages.best_of_n", "FinetuneBestOfN"),
+}
 
 
 @schema
@@ -50,6 +58,7 @@ def load_base(path: Path, inference_steps: int | None = None, deterministic: boo
     overrides: dict[str, Any] = {} if inference_steps is None else {"inference_steps": inference_steps}
     policy = load_policy(path, **overrides)
     if deterministic and getattr(policy.config, "sampler", "ddim") != "ddim":
+        say(f"note: {path} samples by {policy.config.sampler.upper()}; DSRL plays it by DDIM, which its noise decides")
         policy = load_policy(path, **overrides, sampler="ddim")
     return policy
 

@@ -13,6 +13,7 @@ from postbc.agents.base import Agent, Batch, PolicyAgent, about_of
 from postbc.agents.best_of_n import BestOfNAgent, BestOfNConfig
 from postbc.agents.iql import IQL, IQLConfig, Networks
 from postbc.agents.networks import Critics, means
+from postbc.agents.replay import Replay
 from postbc.data.transitions import TransitionConfig
 from postbc.devices import Compute
 from postbc.environments.registry import Environment, find_environment
@@ -20,11 +21,10 @@ from postbc.errors import require
 from postbc.evaluation import Evaluation, evaluate
 from postbc.nn import check_finite, check_memory, generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint
-from postbc.progress import progress
+from postbc.progress import progress, say
 from postbc.runs import Checkpoints, Run, digest
 from postbc.schemas import plain
 from postbc.seeding import evaluation_seeds, make_generator
-from postbc.agents.replay import Replay
 from postbc.training.results import RESULTS_FILE, check_policy, rates, to_device, write_result
 from postbc.training.rollouts import collect, read_rollouts, transition_batch
 
@@ -121,7 +121,11 @@ def _own(
 ) -> tuple[Batch, dict[str, float]]:
     """Transitions of rollouts that were collected here: their rewards are 1 at a success and else 0."""
     data = read_rollouts(path, policy, config.observation_keys, ours=True)
-    return transition_batch(data, policy, iql.discount, replace(transitions, success="zero-one"), device)
+    batch, facts = transition_batch(data, policy, iql.discount, replace(transitions, success="zero-one"), device, ours=True)
+    if not facts["success"]:
+        say(f"warning: none of the {facts['episodes']} rollouts succeeded, so the critic has nothing to learn from; the run goes on, "
+            "so that a comparison keeps its seed, but do not expect a gain: roll out more (--best-of-n.episodes)")  # fmt: skip
+    return batch, facts
 
 
 class _Stage:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig, Networks
-from postbc.devices import Compute
-from postbc.environments.registry import Environment, find_environment
+from postbc.environments.registry import Environment
 from postbc.errors import require
-from postbc.evaluation import Evaluation
 from postbc.nn import check_memory
-from postbc.policies.base import Policy, policy_fingerprint
-from postbc.runs import Run
+from postbc.policies.base import Policy
 from postbc.schemas import plain
-from postbc.seeding import make_generator
-from postbc.training.online import Online, OnlineConfig, run_online
-from postbc.training.results import RESULTS_FILE, check_policy, make_env, to_device
+from postbc.training.online import OnlineConfig, finetune_online
 
 
 def finetune_dsrl(
@@ -26,13 +22,7 @@ def finetune_dsrl(
     output: str | Path,
     config: DSRLConfig | None = None,
     training: OnlineConfig | None = None,
-    *,
-    seed: int = 0,
-    compute: Compute | None = None,
-    resume: bool = False,
-    before: Evaluation | None = None,
-    source: str | Path | None = None,
-    allow_version_mismatch: bool = False,
+    **options: Any,
 ) -> DSRLAgent:
     """Finetune `policy` by DSRL and write one seed's run directory: results.json, agent.safetensors, metrics.csv.
 
@@ -40,43 +30,24 @@ def finetune_dsrl(
         policy: its `sample(features, noise)` must be deterministic; its weights are not changed.
         environment: where, or its name.
         output: the run directory.
-        seed: of everything random.
-        resume: go on with the run that `output` holds.
-        before: an evaluation of the policy on the same episodes; without it, it is measured first.
-        source: the policy's file, for messages.
-        allow_version_mismatch: go on although the policy's data come from another version of the simulator.
+        options: seed, compute, resume, before, source, allow_version_mismatch of :func:`postbc.training.online.finetune_online`.
 
     Raises:
-        InputError: a policy of another task or of other sizes, a stochastic sampler, a budget that leaves no learning, a directory
-            with another run. Nothing was written then.
+        InputError: a stochastic sampler; and what :func:`~postbc.training.online.finetune_online` refuses. Nothing was written then.
         NotFiniteError: the learner diverged; the last checkpoint is good.
     """
-    config, training = config or DSRLConfig(), training or OnlineConfig()
-    compute, output = (compute or Compute()).resolved(), Path(output)
-    environment = find_environment(environment) if isinstance(environment, str) else environment
-    device = compute.start()
-    training.require_learning(policy.chunk)
-    policy = to_device(policy, device)
-    check_deterministic(policy, device, source)
-    with torch.device("meta"):
-        networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
-        check_memory(networks, 4, device, "dsrl.hidden")
-    horizon = environment.horizon if training.horizon is None else training.horizon
-    check_policy(policy, environment, horizon, source, allow_version_mismatch)
-    recorded = {
-        "environment": environment.name, "seed": seed, "dsrl": plain(config), "training": plain(training), "compute": plain(compute)
-    }  # fmt: skip
-    with Run(output, recorded, resume=resume, inputs={"policy": policy_fingerprint(policy)}) as run:
-        if not (output / RESULTS_FILE).exists():
-            learner = DSRL(config, policy, make_generator(seed, "dsrl/initialisation", device), compute)
-            env = make_env(environment, policy, training.num_envs, horizon, training.terminate_on)
-            try:
-                run_online(Online(learner, env, training, seed, device), run, environment, horizon, before)
-            finally:
-                env.close()
-        agent = DSRLAgent.load(output, policy, device=device)
-        run.finish()
-    return agent
+    config, source = config or DSRLConfig(), options.get("source")
+
+    def check(policy: Policy, device: torch.device) -> None:
+        check_deterministic(policy, device, source)
+        with torch.device("meta"):
+            networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
+            check_memory(networks, 4, device, "dsrl.hidden")
+
+    return finetune_online(  # type: ignore[no-any-return]
+        policy, environment, output, training or OnlineConfig(), {"dsrl": plain(config)}, check,
+        lambda policy, generator, compute: DSRL(config, policy, generator, compute), DSRLAgent.load, **options,
+    )  # fmt: skip
 
 
 def check_deterministic(policy: Policy, device: str | torch.device = "cpu", source: str | Path | None = None) -> None:

@@ -6,7 +6,8 @@ Before its first gradient step the agent *is* the base policy: what is evaluated
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -16,17 +17,26 @@ from torch import Tensor, nn
 
 from postbc.agents.base import Agent, Batch, PolicyAgent
 from postbc.agents.networks import Info, means
+from postbc.devices import Compute
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination
-from postbc.environments.registry import Environment
+from postbc.environments.registry import Environment, find_environment
 from postbc.errors import require
 from postbc.evaluation import Evaluation, evaluate
 from postbc.nn import check_finite, generator_state, set_generator_state
-from postbc.policies.base import Policy
+from postbc.policies.base import Policy, policy_fingerprint
 from postbc.progress import progress
 from postbc.runs import Checkpoints, Run
-from postbc.schemas import Count, CountOrZero, NonNegative, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, plain, schema
 from postbc.seeding import episode_seed, make_generator
-from postbc.training.results import rates, require_finite_actions, write_result
+from postbc.training.results import (
+    RESULTS_FILE,
+    check_policy,
+    make_env,
+    rates,
+    require_finite_actions,
+    to_device,
+    write_result,
+)
 
 Envs = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -98,7 +108,7 @@ class OnlineConfig:
 
     budget_env_steps: Count = 500_000
     """Environment steps, the initial rollouts included."""
-    num_envs: Envs = 4
+    num_envs: Annotated[int, Field(ge=1, le=1000)] = 4
     """Environments; a vector step advances each by one chunk."""
     initial_steps: CountOrZero = 24_000
     """Environment steps of rollouts with the base policy before learning starts (paper: 24000 Lift and Can, 32000 Square)."""
@@ -177,7 +187,7 @@ class Online:
         self.policy, self.device, n = learner.policy, torch.device(device), config.num_envs
         assert env.num_envs == n
         self.base, self.acting, self.sampling, self.noise = (
-            make_generator(seed, f"dsrl/{use}", device) for use in ("base", "acting", "data", "noise")
+            make_generator(seed, f"online/{use}", device) for use in ("base", "acting", "data", "noise")
         )
         self.memory = learner.memory(min(config.buffer_size, config.budget_env_steps + n * self.policy.chunk), n)
         self.initial_vector_steps = config.initial_vector_steps(self.policy.chunk)
@@ -340,3 +350,73 @@ def run_online(online: Online, run: Run, environment: Environment, horizon: int,
         curve=tuple((int(r["env_steps"]), r["success"]) for r in records), budget_env_steps=config.budget_env_steps,
         episodes=config.eval_episodes,
     )  # fmt: skip
+
+
+# -- a run -----------------------------------------------------------------------------------------------------------------------
+def finetune_online(
+    policy: Policy,
+    environment: Environment | str,
+    output: str | Path,
+    training: OnlineConfig,
+    algorithm: Mapping[str, Any],
+    check: Callable[[Policy, torch.device], None],
+    make_learner: Callable[[Policy, torch.Generator, Compute], Learner],
+    load: Callable[..., Any],
+    *,
+    inputs: Mapping[str, str] | None = None,
+    seed: int = 0,
+    compute: Compute | None = None,
+    resume: bool = False,
+    before: Evaluation | None = None,
+    source: str | Path | None = None,
+    allow_version_mismatch: bool = False,
+) -> Any:
+    """One seed of any learner, from a pretrained policy to results.json, agent.safetensors and metrics.csv in `output`.
+
+    Args:
+        policy: its weights are not changed.
+        environment: where, or its name.
+        output: the run directory.
+        training: budget, environment, evaluation.
+        algorithm: the learner's numbers, for the record: name -> plain values.
+        check: what the learner asks of the policy on its device, before anything is written.
+        make_learner: policy, generator of the initialisation, where to compute -> the learner.
+        load: directory, policy, device=… -> the finished agent.
+        inputs: name -> digest of further inputs, which a resumed run must find again.
+        seed: of everything random.
+        resume: go on with the run that `output` holds.
+        before: an evaluation of the policy on the same episodes; without it, it is measured first.
+        source: the policy's file, for messages.
+        allow_version_mismatch: go on although the policy's data come from another version of the simulator.
+
+    Raises:
+        InputError: a policy of another task or of other sizes, a budget that leaves no learning, a directory with another run. Nothing
+            was written then.
+        NotFiniteError: the learner diverged; the last checkpoint is good.
+    """
+    compute, output = (compute or Compute()).resolved(), Path(output)
+    environment = find_environment(environment) if isinstance(environment, str) else environment
+    device = compute.start()
+    training.require_learning(policy.chunk)
+    policy = to_device(policy, device)
+    check(policy, device)
+    horizon = environment.horizon if training.horizon is None else training.horizon
+    check_policy(policy, environment, horizon, source, allow_version_mismatch)
+    recorded = {
+        "environment": environment.name,
+        "seed": seed,
+        **algorithm,
+        "training": plain(training),
+        "compute": plain(compute),
+    }
+    with Run(output, recorded, resume=resume, inputs={"policy": policy_fingerprint(policy), **(inputs or {})}) as run:
+        if not (output / RESULTS_FILE).exists():
+            learner = make_learner(policy, make_generator(seed, "online/initialisation", device), compute)
+            env = make_env(environment, policy, training.num_envs, horizon, training.terminate_on)
+            try:
+                run_online(Online(learner, env, training, seed, device), run, environment, horizon, before)
+            finally:
+                env.close()
+        agent = load(output, policy, device=device)
+        run.finish()
+    return agent

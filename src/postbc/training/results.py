@@ -1,4 +1,4 @@
-"""What both finetuners share around the algorithm: does the policy belong here, and results.json."""
+"""What the finetuners share around the algorithm: does the policy belong here, and results.json."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Result:
     task: str
     """Name of the environment."""
     finetuner: str
-    """dsrl-na, dsrl-sac or best-of-n."""
+    """dsrl-na, dsrl-sac, residual, best-of-n, or one of your own."""
     pretraining: str | None
-    """bc, sigma-bc or postbc; None: the policy does not say."""
+    """bc, sigma-bc or postbc, or one of your own; None: the policy does not say."""
     seed: Seed
     budget_env_steps: CountOrZero
     """Environment steps that were asked for (DSRL), or that the rollouts took (Best-of-N)."""

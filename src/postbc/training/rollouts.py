@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.readers import read_dataset
 from postbc.data.robomimic import write_robomimic
 from postbc.data.success import step_successes
-from postbc.data.transitions import TransitionConfig, transitions
+from postbc.data.transitions import TransitionConfig, n_step, transitions
 from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.environments.chunk import ChunkEnv
@@ -256,8 +256,11 @@ def read_rollouts(
     observation_keys: Sequence[str] | None = None,
     allow_version_mismatch: bool = False,
     ours: bool = False,
+    names: Iterable[str] | None = None,
 ) -> Dataset:
     """Rollouts of any source that belong to `policy` (a real robot's need no `env_args`); `ours` were collected with it.
+
+    All episodes, or those of `names`.
 
     Raises:
         InputError: the file cannot be used, or is of another task, robot, controller, version or size than the policy.
@@ -265,7 +268,7 @@ def read_rollouts(
     state, facts = "state" in policy.shapes, about_of(policy).facts
     keys: Sequence[str] | None = observation_keys if state else ()
     dataset = read_dataset(
-        path, observation_keys=keys, image_keys=[name for name in policy.shapes if is_image(name)], check_actions=False,
+        path, names=names, observation_keys=keys, image_keys=[name for name in policy.shapes if is_image(name)], check_actions=False,
         parts=("rewards", "dones"), environment={},
     )  # fmt: skip
     for what, found, expected in (
@@ -294,21 +297,29 @@ def encode_all(dataset: Dataset, policy: Policy, device: str | torch.device = "c
 
 
 def transition_batch(
-    dataset: Dataset, policy: Policy, discount: float, config: TransitionConfig, device: str | torch.device = "cpu"
+    dataset: Dataset,
+    policy: Policy,
+    discount: float,
+    config: TransitionConfig,
+    device: str | torch.device = "cpu",
+    ours: bool = False,
+    steps: int = 1,
 ) -> tuple[Batch, dict[str, float]]:
     """All transitions of `dataset` in normalised units, and what they are: episodes, env_steps, success.
 
+    With returns over up to `steps` chunks.
+
     Raises:
-        InputError: no step was successful, or there is not one transition: nothing could be learnt.
+        InputError: no step was successful (unless the rollouts are `ours`), or there is not one transition: nothing could be learnt.
     """
     successes = step_successes(dataset, config.success)
     solved = sum(bool(s.any()) for s in successes)
     require(
-        solved, "There is no success among the rollouts: nothing to learn from.", file=dataset.source, key="rewards",
+        solved or ours, "There is no success among the rollouts: nothing to learn from.", file=dataset.source, key="rewards",
         found=f"0 of {len(dataset)} episodes succeed",
         remedy="use more rollouts, a policy that sometimes succeeds, or say what success is (transitions.success)",
     )  # fmt: skip
-    parts = [transitions(e, s, policy.chunk, discount, config) for e, s in zip(dataset, successes, strict=True)]
+    parts = [n_step(transitions(e, s, policy.chunk, discount, config), steps) for e, s in zip(dataset, successes, strict=True)]
     require(
         sum(map(len, parts)), "The rollouts hold no transition.", file=dataset.source,
         found=f"{dataset.num_steps} steps in {len(dataset)} episodes", expected=f"episodes longer than a chunk ({policy.chunk} steps)",

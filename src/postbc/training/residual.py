@@ -1,0 +1,111 @@
+"""Residual RL of one seed, from a pretrained policy (and its demonstrations) to results.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from postbc.agents.base import Batch, about_of
+from postbc.agents.residual import Networks, Residual, ResidualAgent, ResidualConfig, with_proposals
+from postbc.data.readers import list_dataset
+from postbc.data.transitions import TransitionConfig
+from postbc.environments.registry import Environment
+from postbc.errors import require
+from postbc.nn import check_memory
+from postbc.policies.base import Policy
+from postbc.runs import digest
+from postbc.schemas import plain
+from postbc.seeding import make_generator
+from postbc.training.online import OnlineConfig, finetune_online
+from postbc.training.results import to_device
+from postbc.training.rollouts import read_rollouts, transition_batch
+
+#: What the paper's finetuners share, where they differ from DSRL's: fewer rollouts before learning, and success as the reward.
+TRAINING = OnlineConfig(budget_env_steps=100_000, initial_steps=6000, eval_every=10_000, reward="sparse")
+
+
+def finetune_residual(
+    policy: Policy,
+    environment: Environment | str,
+    output: str | Path,
+    config: ResidualConfig | None = None,
+    training: OnlineConfig | None = None,
+    demonstrations: str | Path | None = None,
+    **options: Any,
+) -> ResidualAgent:
+    """Finetune `policy` by a residual on its chunks; writes one seed's run directory: results.json, agent.safetensors, metrics.csv.
+
+    Args:
+        policy: its weights are not changed.
+        environment: where, or its name.
+        output: the run directory.
+        demonstrations: a file (robomimic HDF5, zarr) whose rewards say what success is: those that the policy was trained on, where it
+            says which and the file is that; else all. None: learn from rollouts alone.
+        options: seed, compute, resume, before, source, allow_version_mismatch of :func:`postbc.training.online.finetune_online`.
+
+    Raises:
+        InputError: demonstrations of another task, or without any success; and what
+            :func:`~postbc.training.online.finetune_online` refuses. Nothing was written then.
+        NotFiniteError: the learner diverged; the last checkpoint is good.
+    """
+    config, training, seed = config or ResidualConfig(), training or TRAINING, options.get("seed", 0)
+    found: list[Batch] = []
+
+    def check(policy: Policy, device: torch.device) -> None:
+        with torch.device("meta"):
+            networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
+            check_memory(networks, 4, device, "residual.hidden")
+        if demonstrations is not None:
+            generator = make_generator(seed, "residual/demonstrations", device)
+            mismatch = options.get("allow_version_mismatch", False)
+            found.append(of_demonstrations(demonstrations, policy, config, training, generator, mismatch))
+
+    return finetune_online(  # type: ignore[no-any-return]
+        policy, environment, output, training, {"residual": plain(config)}, check,
+        lambda policy, generator, compute: Residual(config, policy, generator, compute, found[0] if found else None),
+        ResidualAgent.load, inputs={} if demonstrations is None else {"demonstrations": digest(demonstrations)}, **options,
+    )  # fmt: skip
+
+
+def of_demonstrations(
+    path: str | Path,
+    policy: Policy,
+    config: ResidualConfig,
+    training: OnlineConfig,
+    generator: torch.Generator,
+    allow_version_mismatch: bool = False,
+) -> Batch:
+    """Every window of the demonstrations as an n-step transition between the learner's states.
+
+    Raises:
+        InputError: they do not belong to `policy`, say no success, or the reward is the environment's own, which no file holds.
+    """
+    require(
+        training.reward != "environment", "Demonstrations do not say the environment's own reward.", file=path,
+        key="training.reward", found="environment", expected="sparse or negative", remedy="or leave the demonstrations out",
+    )  # fmt: skip
+    about, names = about_of(policy), None
+    if about.trajectories is not None and about.data == Path(path).name:
+        there = set(list_dataset(path).names)
+        names = [name for name in about.trajectories if name in there]
+        require(names, "The trajectories that the policy was trained on are not in this file.", file=path,
+                found=", ".join(sorted(there))[:80], expected=", ".join(about.trajectories)[:80])  # fmt: skip
+    dataset = read_rollouts(path, policy, _keys(about.facts), allow_version_mismatch, names=names)
+    rules = TransitionConfig(
+        reward="negative" if training.reward == "negative" else "sparse", stride=1, chunk_reward=training.chunk_reward,
+        chunk_discount=training.chunk_discount,
+    )  # fmt: skip
+    policy = to_device(policy, generator.device)
+    batch, _ = transition_batch(dataset, policy, config.discount, rules, generator.device, steps=config.n_step)
+    states = [
+        torch.cat([with_proposals(policy, part, config.proposals, generator) for part in features.split(256)])
+        for features in (batch.features, batch.next_features)
+    ]
+    return batch._replace(features=states[0], next_features=states[1])
+
+
+def _keys(facts: dict[str, Any] | None) -> list[str] | None:
+    keys = (facts or {}).get("state_keys")
+    return list(keys) if keys else None
