@@ -34,7 +34,7 @@ def pretrained(directory: Path, kind: str = "diffusion", seeds: tuple[int, ...] 
     return directory
 
 
-def of_dsrl(policy: Path, output: Path, **more: Any) -> Dsrl:
+def of_dsrl(policy: Path, output: Path, **more: Any) -> FinetuneDSRL:
     return FinetuneDSRL(
         policy, output, environment=REACH,
         dsrl=DSRLConfig(variant="sac", hidden=8, layers=1, utd=1, batch_size=8),
@@ -43,7 +43,7 @@ def of_dsrl(policy: Path, output: Path, **more: Any) -> Dsrl:
     )  # fmt: skip
 
 
-def of_best_of_n(policy: Path, output: Path, **more: Any) -> BestOfN:
+def of_best_of_n(policy: Path, output: Path, **more: Any) -> FinetuneBestOfN:
     return FinetuneBestOfN(
         policy, output, environment=REACH, best_of_n=BestOfNConfig(episodes=20, samples=4, eval_episodes=3, log_every=10),
         iql=IQLConfig(steps=20, hidden=(8,), batch_size=8), **more,
