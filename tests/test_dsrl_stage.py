@@ -94,7 +94,7 @@ def test_resuming_with_other_sampling_is_refused(tmp_path: Path) -> None:
     dsrl(replace(config, resume=True), 0)
     with pytest.raises(InputError, match=r"input of this run[\s\S]*policy"):
         dsrl(replace(config, resume=True, inference_steps=4), 0)
-    save_policy(policy / "seed_0", 4, 2, chunk=2, task="Reach-v0", seed=1)  # another one under the same name
+    save_policy(policy / "seed_0", 4, 2, chunk=2, task="Reach-v0", seed=0, hidden=16)  # another one under the same name
     with pytest.raises(InputError, match=r"input of this run[\s\S]*policy"):
         dsrl(replace(config, resume=True), 0)
     assert read_result(tmp_path / "dsrl/seed_0").seed == 0

@@ -255,7 +255,7 @@ def test_what_is_evaluated_before_learning_is_the_base_policy(tmp_path: Path, mo
     result = finetune(tmp_path, initial_steps=540, eval_every=100)
     assert len(result.curve) == 7
     assert {rate for _, rate in result.curve[:-1]} == {result.success_before}
-    assert played == [PolicyAgent, DSRLAgent]
+    assert played == [PolicyAgent, DSRLAgent, DSRLAgent]  # the last: the best milestone on episodes of its own
 
 
 @pytest.mark.parametrize("initial", [594, 595, 600, 10**6])

@@ -288,7 +288,7 @@ def test_recipes_that_cannot_be_used(values: dict[str, Any], words: str) -> None
 def test_recipes_of_ones_own(tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs/recipes.md").read_text(encoding="utf-8")
     (tmp_path / "page.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
-    assert load_recipe(tmp_path / "page.yaml").of_method("postbc").training.budget_env_steps == 64_000
+    assert load_recipe(tmp_path / "page.yaml").of_method("postbc").dsrl.utd == 8
     (tmp_path / "mine.yaml").write_text("base: lift-laptop\nabout: mine\ndsrl: {utd: 3}\nmethods: [bc]\n")
     mine, laptop = load_recipe(tmp_path / "mine.yaml"), load_recipe("lift-laptop")
     assert (mine.dsrl.utd, mine.dsrl.hidden, mine.methods) == (3, laptop.dsrl.hidden, ("bc",))

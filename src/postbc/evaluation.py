@@ -71,6 +71,8 @@ class Summary:
     """Where it was read from."""
     method: str | None
     """Of its pretraining; None: unknown."""
+    finetuner: str | None
+    """dsrl, residual, best-of-n; None: the pretrained policy itself."""
     agent_seed: Seed
     episode_seed: Seed
     """The first."""

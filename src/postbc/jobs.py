@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -251,6 +252,19 @@ class _Child:
                     os.kill(self.process.pid, number)
 
 
+def load_plugins() -> None:
+    """Import the modules that POSTBC_PLUGINS names (with commas between): they register policies and environments of your own.
+
+    InputError for one that cannot be imported.
+    """
+    for name in filter(None, (word.strip() for word in os.environ.get("POSTBC_PLUGINS", "").split(","))):
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise InputError("A module of your own cannot be imported.", key="POSTBC_PLUGINS", found=f"{name}: {error}",
+                             remedy="give its name as `python -c 'import NAME'` takes it, and mend it") from error  # fmt: skip
+
+
 def _work(job: bytes, log: str, environment: dict[str, str], messages: Any) -> None:
     """The body of a job's process."""
     os.environ.clear()  # the fork server's is that of its first job
@@ -272,6 +286,7 @@ def _work(job: bytes, log: str, environment: dict[str, str], messages: Any) -> N
     listen(send)
     try:
         with interruptible():
+            load_plugins()
             function, arguments = pickle.loads(job)
             function(*arguments)
     except InputError as error:

@@ -21,6 +21,10 @@ EVALUATION_SEED = 1_000_000_000
 """Episode seeds from here on (below 2³²) are evaluation's alone; whatever trains or collects draws below."""
 
 
+BEST_SEED = EVALUATION_SEED + 500_000_000
+"""Evaluation episodes that report an agent which was chosen by its success on others."""
+
+
 def make_generator(seed: int, stream: str, device: str | torch.device = "cpu", offset: int = 0) -> torch.Generator:
     """The generator of one use of one seed, on `device`.
 

@@ -38,6 +38,15 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
+def newcombe_interval(
+    successes: float, trials: int, others: float, other_trials: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the difference of two independent rates, first − second (Newcombe 1998, method 10: of two Wilson intervals)."""
+    p, q = successes / trials, others / other_trials
+    (l1, u1), (l2, u2) = wilson_interval(successes, trials, confidence), wilson_interval(others, other_trials, confidence)
+    return p - q - float(np.hypot(p - l1, u2 - q)), p - q + float(np.hypot(u1 - p, q - l2))
+
+
 def mcnemar(a: Array, b: Array) -> float:
     """Exact two-sided McNemar (sign) test of two (E,) 0/1 outcomes on the same episodes: is one *policy* better than the other?
 

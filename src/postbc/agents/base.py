@@ -61,6 +61,9 @@ class PolicyAgent:
         policy: of normalised units.
     """
 
+    finetuner: str | None = None
+    """Key of :data:`AGENTS`; None: not finetuned."""
+
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.chunk, self.action_dim = policy.chunk, policy.action_dim

@@ -30,6 +30,8 @@ class BestOfNAgent(PolicyAgent):
         aggregate: "min" or "mean" over the critics.
     """
 
+    finetuner = "best-of-n"
+
     def __init__(
         self, policy: Policy, critics: Critics, iql: IQLConfig | None = None, samples: int = 32, aggregate: Aggregate = "min"
     ) -> None:
@@ -75,7 +77,7 @@ class BestOfNAgent(PolicyAgent):
 # -- configuration -------------------------------------------------------------------------------------------------------------
 @schema
 class BestOfNConfig:
-    """Rollouts, the choice among samples, and evaluation (paper.md sections 5 and 6)."""
+    """Rollouts, the choice among samples, and evaluation (the paper's experiments)."""
 
     episodes: Count = 1000
     """Rollouts with the pretrained policy (paper: 1000 or 2000 on Robomimic, 100 on the robot)."""

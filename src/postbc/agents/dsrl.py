@@ -249,6 +249,8 @@ class DSRLAgent(PolicyAgent):
         deterministic: play tanh(mean) instead of a sample (DSRL evaluates stochastically by default).
     """
 
+    finetuner = "dsrl"
+
     def __init__(self, policy: Policy, actor: Actor, config: DSRLConfig, deterministic: bool = False) -> None:
         super().__init__(policy)
         self.actor, self.config, self.deterministic = actor, config, deterministic
@@ -292,7 +294,7 @@ class DSRLAgent(PolicyAgent):
 # -- configuration -------------------------------------------------------------------------------------------------------------
 @schema
 class DSRLConfig:
-    """The algorithm's numbers; defaults are the paper's for DSRL on Robomimic Lift (paper.md section 6) unless said otherwise."""
+    """The algorithm's numbers; defaults are the paper's for DSRL on Robomimic Lift unless said otherwise."""
 
     variant: Literal["na", "sac"] = "na"
     """na: critic on real chunks, noise critic by distillation (sample-efficient). sac: SAC in noise space (cheap)."""

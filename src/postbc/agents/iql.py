@@ -124,7 +124,7 @@ class IQL(Optimized):
 # -- configuration -------------------------------------------------------------------------------------------------------------
 @schema
 class IQLConfig:
-    """The critic's numbers; defaults are the paper's for Best-of-N on Robomimic Lift (paper.md section 6) unless said otherwise."""
+    """The critic's numbers; defaults are the paper's for Best-of-N on Robomimic Lift unless said otherwise."""
 
     steps: Count = 2_000_000
     """Gradient steps (paper: 2,000,000 Robomimic, 50,000 LIBERO, 100,000 to 700,000 WidowX)."""

@@ -252,6 +252,8 @@ class ResidualAgent(PolicyAgent):
         scale: of the residual (less than the configuration's where its ramp was not over).
     """
 
+    finetuner = "residual"
+
     def __init__(self, policy: Policy, networks: Networks, scale: float) -> None:
         super().__init__(policy)
         self.networks, self.scale = networks, scale

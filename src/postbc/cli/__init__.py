@@ -57,6 +57,14 @@ def options(kind: Any, words: str, args: list[str], **more: Any) -> Any:
     return tyro.cli(kind, prog=f"postbc {words}", args=args, **more)
 
 
+def _require_text(word: str) -> None:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise InputError("A name is no text: records could not hold it.", found=repr(word), expected="UTF-8",
+                         remedy="choose another name, or make a link to it") from None  # fmt: skip
+
+
 def given(args: list[str], option: str, default: str) -> str:
     """The value of an option that decides what the others are (`--policy.kind flow`), before they are parsed."""
     for word, following in zip(args, [*args[1:], ""]):
@@ -75,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows a substitute
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # what it says, not where in the code
     args = list(sys.argv[1:] if argv is None else argv)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: your own modules beside where you are
     words = find(args)
     if words is None:
         group = f"{args[0]} " if args and any(known.startswith(f"{args[0]} ") for known in COMMANDS) else ""
@@ -83,10 +93,13 @@ def main(argv: list[str] | None = None) -> int:
         if not asked:
             print(f"\npostbc: there is no command {' '.join(args)!r}", file=sys.stderr)
         return 0 if asked else 2
-    from postbc.jobs import Interrupted, JobError, interruptible
+    from postbc.jobs import Interrupted, JobError, interruptible, load_plugins
 
     try:
         with interruptible():
+            for word in args:
+                _require_text(word)
+            load_plugins()
             module = command(words)
             module.run(module.parse(args[len(words.split()) :]))
     except InputError as error:

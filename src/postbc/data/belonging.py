@@ -66,7 +66,7 @@ class Facts:
                 file=source, key="env_args: env_kwargs.controller_configs", found=repr(controller)[:100],
                 expected="an object, or a list of one")  # fmt: skip
         values = {
-            "environment": environment.get("env_name") or None,
+            "environment": _task(environment.get("env_name")),
             "version": environment.get("env_version") or None,
             "robots": robots or None,
             "controller": {key: controller[key] for key in CONTROLLER if key in controller} if controller else None,
@@ -92,6 +92,11 @@ class Facts:
     def from_dict(values: Any, file: str | None = None) -> Facts:
         """InputError for anything that :meth:`to_dict` does not write."""
         return parse(Facts, values, file)
+
+
+def _task(name: Any) -> Any:
+    """A task as its simulator calls it: `gymnasium:module:My/Task-v0` is My/Task-v0, whatever registers it."""
+    return (name.split(":")[-1] if isinstance(name, str) else name) or None
 
 
 def installed_robosuite() -> str | None:

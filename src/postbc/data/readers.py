@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from postbc.errors import require
 
 def _is_zarr(path: str | Path) -> bool:
     """Whether it is zarr (else HDF5). InputError for a LeRobot dataset, which is neither."""
-    require(not (Path(path) / "meta/info.json").exists(), "LeRobot datasets are not read yet.", file=path, found="meta/info.json",
+    require(not os.path.exists(Path(path) / "meta/info.json"), "LeRobot datasets are not read yet.", file=path, found="meta/info.json",
             expected="robomimic HDF5, or zarr as diffusion_policy writes it", remedy="convert it to one of them")  # fmt: skip
     return is_zarr(Path(path))
 

@@ -8,7 +8,9 @@ observation is its own. Meanwhile whatever happens inside it, where it has to be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,23 @@ from postbc.environments.chunk import ChunkStep, Observations, Termination, chec
 from postbc.environments.saving import StateSaver
 from postbc.environments.spaces import ActionBox, ObservationReader
 from postbc.environments.success import Success, SuccessReader
-from postbc.errors import InputError, require
+from postbc.errors import InputError, NotFiniteError, require
+
+
+@contextlib.contextmanager
+def foreign_code(what: str, doing: str) -> Iterator[None]:
+    """Whatever the environment `what` raises in `doing` is an :class:`InputError` that names both, and the line it comes from."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        raise InputError(
+            "The environment has failed.", key=doing, found=f"{type(error).__name__}: {error}"[:500] + where,
+            expected=f"a {doing} of {what} that raises nothing", remedy="mend the environment",
+        ) from error  # fmt: skip
 
 
 class ChunkAdapter:
@@ -37,6 +55,7 @@ class ChunkAdapter:
         single_resets: whether `env.reset` takes a seed for each environment and options={"reset_mask": (N,) bool}, as those of
             `SyncVectorEnv` and `AsyncVectorEnv` do, in every autoreset mode. Default: those two, and whatever leaves resetting to its
             user. Without, episodes are those that the environment begins by itself (`chooses_episodes` is False).
+        name: what messages call it; default the vector environment's class.
 
     Raises:
         InputError: spaces that are not read, or an environment that does not say how it resets, or cannot serve.
@@ -51,7 +70,9 @@ class ChunkAdapter:
         terminate_on: Termination = "success",
         success: Success = "auto",
         single_resets: bool | None = None,
+        name: str | None = None,
     ) -> None:
+        self.name = name or type(env).__name__
         n = self.num_envs = int(env.num_envs)
         check_options(n, chunk, horizon, terminate_on)
         self.env: Any = env
@@ -108,15 +129,29 @@ class ChunkAdapter:
 
     def _reset_inside(self, mask: NDArray[np.bool_], seeds: list[int | None]) -> Observations:
         """Reset the environments of `mask`, or all if that is not possible or this is the first time; what it observes now."""
-        if self._single:
-            partly = self._began and not mask.all()
-            batch, _ = self.env.reset(seed=seeds, options={"reset_mask": mask.copy()} if partly else None)  # it pops the mask
-        else:
-            partly = False
-            batch, _ = self.env.reset(seed=next((s for s in seeds if s is not None), None))
+        partly = self._single and self._began and not mask.all()
+        with foreign_code(self.name, "reset"):
+            if self._single:
+                batch, _ = self.env.reset(
+                    seed=seeds, options={"reset_mask": mask.copy()} if partly else None
+                )  # it pops the mask
+            else:
+                batch, _ = self.env.reset(seed=next((s for s in seeds if s is not None), None))
+            self._latest = self._read(batch)
         self._inner_over[mask if partly else slice(None)] = False
-        self._began, self._latest = True, self._read(batch)
+        self._began = True
+        self._check_finite(self._latest, mask)
         return self._latest
+
+    def _check_finite(self, observation: Observations, mask: NDArray[np.bool_]) -> None:
+        for name, value in observation.items():
+            bad = mask & ~np.isfinite(value.reshape(len(value), -1)).all(1) if value.dtype != np.uint8 else mask & False
+            if bad.any():
+                i = int(np.flatnonzero(bad)[0])
+                raise NotFiniteError(
+                    "The environment's observation is not finite.", key=name, expected="finite numbers", remedy="mend the environment",
+                    found=f"NaN or infinite in environment {i} of {self.name}, step {int(self._steps[i])} of its episode",
+                )  # fmt: skip
 
     def _check_untouched(self, latest: Observations, others: NDArray[np.bool_]) -> None:
         same = all(
@@ -165,17 +200,23 @@ class ChunkAdapter:
         if self.mode == AutoresetMode.DISABLED and self._inner_over.any():  # who waits would keep the others from being stepped
             self._reset_inside(self._inner_over.copy(), [None] * self.num_envs)
         action = np.where(playing[:, None], action, self._box.idle).astype(self._box.dtype)
-        batch, reward, terminated, truncated, info = self.env.step(action)
-        terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+        with foreign_code(self.name, "step"):
+            batch, reward, terminated, truncated, info = self.env.step(action)
+            terminated, truncated = np.asarray(terminated, bool), np.asarray(truncated, bool)
+            self._latest = self._read(batch)
         over, same_step = terminated | truncated, self.mode == AutoresetMode.SAME_STEP
-        self._latest = self._read(batch)
         for name, value in self._observation.items():
             value[playing] = self._latest[name][playing]
         if same_step:
             self._take_final(info, playing & over)
         self._renewed |= over if same_step else self._inner_over
         self._inner_over = over & (not same_step)
-        reward = np.asarray(reward, float)
+        self._check_finite(self._observation, playing)
+        reward = np.asarray(reward)
+        good = reward.dtype.kind in "biuf" and bool(np.isfinite(reward[playing]).all())
+        require(good, "The environment's reward is no finite number.", key="reward", found=reward[playing].tolist()[:10],
+                expected="finite numbers", remedy="mend the environment")  # fmt: skip
+        reward = reward.astype(float)
         return reward, self._success(info, reward, terminated, over, playing, same_step), terminated, truncated
 
     def _take_final(self, info: Mapping[str, Any], ended: NDArray[np.bool_]) -> None:
@@ -184,7 +225,9 @@ class ChunkAdapter:
             require(last is not None and last[i] is not None, "An episode ended, and its last observation is nowhere.", key="final_obs",
                     found=f"info of {type(self.env).__name__}: {', '.join(k for k in info if k[0] != '_')}",
                     remedy="put it where gymnasium has it, or take another autoreset mode")  # fmt: skip
-            for name, value in self._read.single(last[i]).items():  # type: ignore[index]
+            with foreign_code(self.name, "final_obs"):
+                final = self._read.single(last[i])  # type: ignore[index]
+            for name, value in final.items():
                 self._observation[name][i] = value[0]
 
     def _copy(self) -> Observations:
@@ -194,7 +237,8 @@ class ChunkAdapter:
 
     def get_state(self) -> dict[str, Any] | None:
         """Everything that the future depends on; None where the environments have no `get_state` and `set_state`."""
-        inside = self._saver.get() if self._saver is not None and self._began else None
+        with foreign_code(self.name, "get_state"):
+            inside = self._saver.get() if self._saver is not None and self._began else None
         if inside is None:
             return None
         own = {"running": self._running, "steps": self._steps, "inner_over": self._inner_over}
@@ -209,7 +253,8 @@ class ChunkAdapter:
             raise InputError("These environments cannot be put into a state.", found=type(self.env).__name__)
         if not self._saver.whole:  # episodes of their own for those that wait, and whatever a first reset sets up
             self._reset_inside(np.ones(self.num_envs, bool), [None] * self.num_envs)
-        self._saver.set(state["inside"])
+        with foreign_code(self.name, "set_state"):
+            self._saver.set(state["inside"])
         self._began, self._success.reported = True, bool(state["reported"])
         self._running[:], self._steps[:] = state["running"], state["steps"]
         if self._saver.whole:
@@ -225,13 +270,15 @@ class ChunkAdapter:
         Raises:
             InputError: it was not made with render_mode "rgb_array".
         """
-        frames: Any = self.env.render()
+        with foreign_code(self.name, "render"):
+            frames: Any = self.env.render()
         good = isinstance(frames, tuple | list) and isinstance(frames[i], np.ndarray) and frames[i].ndim == 3
         require(good, "This environment draws no frames.", key="render_mode", found=self.env.render_mode, expected="rgb_array")
         return np.asarray(frames[i], np.uint8)[..., :3]
 
     def close(self) -> None:
-        self.env.close()
+        with foreign_code(self.name, "close"):
+            self.env.close()
 
 
 def _dtype(name: str) -> type:

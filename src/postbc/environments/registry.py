@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from gymnasium.vector import VectorEnv
 
 from postbc.data.belonging import Facts
-from postbc.environments.adapter import ChunkAdapter, Success
+from postbc.environments.adapter import ChunkAdapter, Success, foreign_code
 from postbc.environments.chunk import ChunkEnv, Termination
 from postbc.environments.robosuite.tasks import CONTROL_FREQ, TASKS
 from postbc.errors import InputError, require
@@ -111,11 +111,15 @@ def from_vector_env(
     """
 
     def make(num_envs: int, *, chunk: int, horizon: int, terminate_on: Termination) -> ChunkEnv:
-        return ChunkAdapter(factory(num_envs), chunk, horizon=horizon, terminate_on=terminate_on, success=success, **adapter)
+        with foreign_code(name, "construction"):
+            env = factory(num_envs)
+        return ChunkAdapter(env, chunk, horizon=horizon, terminate_on=terminate_on, success=success, name=name, **adapter)
 
     def film() -> ChunkEnv:
         assert scene is not None
-        return ChunkAdapter(scene(), 1, horizon=ENDLESS, terminate_on="never", success=success, **adapter)
+        with foreign_code(name, "construction"):
+            env = scene()
+        return ChunkAdapter(env, 1, horizon=ENDLESS, terminate_on="never", success=success, name=name, **adapter)
 
     return Environment(name, make, horizon, chunk, fps, lambda: dict(facts or {}), scene=film if scene is not None else None)
 
@@ -137,6 +141,9 @@ def gymnasium_environment(
     import gymnasium
 
     name = f"gymnasium:{identity}"
+    if ":" in identity and importlib.util.find_spec(identity.split(":")[0].split(".")[0]) is not None:
+        with foreign_code(name, "import"):
+            importlib.import_module(identity.split(":")[0])
     try:
         if ":" in identity:
             importlib.import_module(identity.split(":")[0])
@@ -164,8 +171,9 @@ def gymnasium_environment(
             spec, 1, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}, **options, render_mode="rgb_array"
         )
 
-    facts = {"env_name": spec.id, "env_version": None, "type": 2, "env_kwargs": options}
-    fps = int((getattr(creator, "metadata", None) or {}).get("render_fps") or 20)
+    facts = {"env_name": name, "env_version": None, "type": 2, "env_kwargs": options}
+    rate = (getattr(creator, "metadata", None) or {}).get("render_fps")
+    fps = int(rate) if isinstance(rate, int | float) and 1 <= rate <= 1000 else 20
     return from_vector_env(
         factory, name=name, horizon=int(limit or 0), success=success, chunk=1, fps=fps, facts=facts, scene=scene
     )

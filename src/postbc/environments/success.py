@@ -15,6 +15,15 @@ Success = str | float
 KEYS = ("success", "is_success")
 
 
+def truth(key: str, value: Any) -> bool:
+    """Whether a value reported under `key` says success. InputError for anything but booleans, and numbers that are 0 or 1."""
+    found = np.asarray(value)
+    good = found.dtype.kind == "b" or (found.dtype.kind in "iuf" and bool(np.isin(found, (0, 1)).all()))
+    require(good, "Success is yes or no.", key=f'info["{key}"]', found=repr(value)[:100], expected="a boolean, or 0 or 1",
+            remedy='report a boolean, or name another key or rule: from Python, success="…"')  # fmt: skip
+    return bool(found.any())
+
+
 class SuccessReader:
     """Success after one step of a vector environment.
 
@@ -65,7 +74,7 @@ class SuccessReader:
             for i, one in enumerate(info):
                 for key in self.keys:
                     if isinstance(one, Mapping) and one.get(key) is not None:
-                        success[i], said[i] = bool(np.any(one[key])), True
+                        success[i], said[i] = truth(key, one[key]), True
                 self._seen.update(one or {})
             return success, said
         self._seen.update(key for key in info if not key.startswith("_"))
@@ -74,7 +83,7 @@ class SuccessReader:
             if values is None or isinstance(values, Mapping) or len(values) != count:
                 continue
             present = np.asarray(info.get(f"_{key}", np.ones(count)), bool) & np.array([v is not None for v in values], bool)
-            success |= present & np.array([bool(np.any(v)) for v in values], bool)
+            success |= np.array([bool(there) and truth(key, v) for there, v in zip(present, values, strict=True)], bool)
             said |= present
         return success, said
 
@@ -85,7 +94,7 @@ class SuccessReader:
         raise InputError(
             "An episode has ended, and the environment has never said whether its task is solved.", key="success",
             found=f"in info: {', '.join(sorted(self._seen)) or 'nothing'}", expected=" or ".join(f'info["{key}"]' for key in self.keys),
-            remedy='say where it is: success="another key of info"; success="terminated" where an episode ends by itself only when '
-            "it is solved; or success=1.0, the reward of a success. What is reported at an episode's own end only, needs a horizon "
-            "as long as its own",
+            remedy='say where it is, in Python (postbc.environments.from_vector_env): success="another key of info"; '
+            'success="terminated" where an episode ends by itself only when it is solved; or success=1.0, the reward of a success. '
+            "What is reported at an episode's own end only, needs a horizon as long as its own",
         )  # fmt: skip

@@ -69,6 +69,7 @@ class Evaluated:
     episodes: CountOrZero
     agent_seed: Seed | None = None
     method: str | None = None
+    finetuner: str | None = None
 
 
 @dataclass

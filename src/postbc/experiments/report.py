@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import importlib.resources
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -24,7 +25,7 @@ from postbc.experiments import plots, summary, tables
 from postbc.experiments.material import Found, Material, Stage, within
 from postbc.experiments.summary import Entry, Group, Pair, Setting
 from postbc.experiments.tables import MEASURES, Cell, Table, signed
-from postbc.files import write_bytes
+from postbc.files import os_errors, write_bytes
 from postbc.progress import progress
 
 DRAWN = 16
@@ -80,6 +81,11 @@ def gather(directories: Sequence[Path]) -> Content:
         file=", ".join(map(str, directories)), expected="results.json, evaluation.json or run directories of postbc",
         remedy="give the directories of finished runs",
     )  # fmt: skip
+    finished = {e.run for e in entries}
+    for stage in stages:
+        learns = any(k.split(".")[0] in ("training", "iql") for k in stage.config) and "methods" not in stage.config
+        if stage.kind != "finetuning" and learns and stage.name not in finished:
+            more.append(f"{stage.name}: finetuning has not finished (no results.json), and is left out")
     if _one_subset([s for s in stages if s.kind == "pretraining"]):
         more.append(
             "All seeds were pretrained on one and the same set of demonstrations: intervals over seeds hold for these demonstrations, "
@@ -92,6 +98,16 @@ def _one_subset(stages: Sequence[Stage]) -> bool:
     configs = [s.config for s in stages if s.config]
     several = len({s.path.name for s in stages}) > 1
     return several and all(c.get("data.subset_seed") is not None or c.get("data.num_trajectories", 0) is None for c in configs)
+
+
+def _check_ours(output: Path, names: Iterable[str]) -> None:
+    """InputError if a report would replace files that are no former report's."""
+    page = output / "report.html"
+    with os_errors(page, "read"):
+        former = page.is_file() and b'name="generator" content="postbc"' in page.read_bytes()[:2000]
+    taken = [] if former else [name for name in ("report.html", *names) if os.path.lexists(output / name)]
+    require(not taken, "The output directory holds other files, which a report would replace.", file=output, found=", ".join(taken[:5]),
+            remedy="choose another --output")  # fmt: skip
 
 
 def build(directories: Sequence[Path], output: Path, title: str = "Posterior behavioral cloning") -> Content:
@@ -125,6 +141,7 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
             content.files |= {
                 name: text.encode("utf-8", "replace") for name, text in summary.summary_files(content.entries).items()
             }
+        _check_ours(output, content.files)
         content.files["report.html"] = page.encode("utf-8", "replace")  # last: it is there when all is there
         for name, data in content.files.items():
             write_bytes(output / name, data)

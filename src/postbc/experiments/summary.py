@@ -49,6 +49,8 @@ class Entry:
     success_after: Share
     curve: tuple[tuple[CountOrZero, Share], ...]
     """(environment steps, success), steps increasing."""
+    policy: Text | None = None
+    """Kind of the policy; None: not known (written before 0.3)."""
     data: Text | None = None
     """Name of the demonstrations."""
     demonstrations: CountOrZero | None = None
@@ -63,6 +65,10 @@ class Entry:
     rollout_success: Share | None = None
     chunk_success_before: Share | None = None
     chunk_success_after: Share | None = None
+    gradient_steps: CountOrZero | None = None
+    best_env_steps: CountOrZero | None = None
+    success_best: Share | None = None
+    """Of the best milestone, on episodes that did not choose it."""
     run: Text | None = None
     """Directory of the run, relative to those that were given."""
 
@@ -79,7 +85,10 @@ FIELDS = (
     "task", "data", "finetuner", "pretraining", "seed", "demonstrations", "posterior_weight", "sigma", "budget_env_steps",
     "episodes", "success_before", "success_after", "curve", "wall_clock_s", "command", "commit",
 )  # fmt: skip
-OPTIONAL = ("rollout_episodes", "rollout_success", "chunk_success_before", "chunk_success_after", "run")
+OPTIONAL = (
+    "policy", "gradient_steps", "best_env_steps", "success_best", "rollout_episodes", "rollout_success", "chunk_success_before",
+    "chunk_success_after", "run",
+)  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -91,12 +100,15 @@ class Setting(NamedTuple):
     finetuner: str
     budget: str | None
     """80,000 environment steps, or 300 rollouts."""
+    policy: str | None = None
+    """Kind of the policy."""
 
     @property
     def title(self) -> str:
         """For a heading: Lift · 5 demonstrations · DSRL-SAC."""
         number = f"{self.demonstrations} demonstration{'s' if self.demonstrations != 1 else ''}" if self.demonstrations else ""
-        shown = [self.task.removeprefix("postbc/"), number, FINETUNERS.get(self.finetuner, self.finetuner)]
+        policy = f"{self.policy} policy" if self.policy not in (None, "diffusion") else ""
+        shown = [self.task.removeprefix("postbc/"), number, policy, FINETUNERS.get(self.finetuner, self.finetuner)]
         return " · ".join(s for s in shown if s)
 
 
@@ -252,7 +264,7 @@ def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
     """Groups in the order of the entries, and notes. Several runs of one seed in a group are averaged (and noted)."""
     found: dict[tuple[Any, ...], dict[int, list[Entry]]] = {}
     for e in entries:
-        setting = Setting(e.task, e.data, e.demonstrations, e.finetuner, _budget(e))
+        setting = Setting(e.task, e.data, e.demonstrations, e.finetuner, _budget(e), e.policy)
         parameter = {"postbc": e.posterior_weight, "sigma-bc": e.sigma}.get(e.pretraining or "")
         found.setdefault((setting, e.pretraining, parameter), {}).setdefault(e.seed, []).append(e)
     groups, notes = [], []

@@ -25,7 +25,7 @@ from postbc.policies.base import POLICY_FILE
 from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
 from postbc.progress import say
-from postbc.runs import Run
+from postbc.runs import Run, digest
 from postbc.stages.demos import Collect
 from postbc.stages.evaluate import EPISODES, SUMMARY, Evaluate, evaluate_stage
 from postbc.stages.finetuning import load_base
@@ -67,7 +67,8 @@ def run_recipe(recipe: Recipe[Any], output: Path, resume: bool = True) -> Path:
 
     check(recipe, output)
     failed: list[Exception] = []
-    with Run(output, recipe, resume=resume, volatile=VOLATILE, revisable=REVISABLE) as run:
+    inputs = {} if recipe.demonstrations is None else {"demonstrations": digest(recipe.demonstrations)}
+    with Run(output, recipe, resume=resume, inputs=inputs, volatile=VOLATILE, revisable=REVISABLE) as run:
         collect(recipe, output)
         for phase in phases(recipe, output):
             failed += _run(phase, recipe.jobs, output)

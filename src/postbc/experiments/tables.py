@@ -105,7 +105,8 @@ def evaluations(material: Material) -> Table | None:
     for found in material.named("evaluation.json"):
         e = material.json(found, Evaluated)
         if e is not None:
-            where, method = str(Path(found.name).parent), PRETRAINING.get(e.method or "", "–")
+            where, method = str(Path(found.name).parent), PRETRAINING.get(e.method or "", e.method or "–")
+            method += f" after {e.finetuner}" if e.finetuner else ""
             seed = "–" if e.agent_seed is None else str(e.agent_seed)
             rates = [
                 Cell(f"{rate:.3f}", ("[{:.2f}, {:.2f}]".format(*interval),))
@@ -163,8 +164,10 @@ def runs(groups: Sequence[Group]) -> Table | None:
 
 
 def commands(stages: Sequence[Stage], entries: Sequence[Entry]) -> str:
-    """Each command once."""
-    known = [*(s.versions.get("command") for s in stages), *(e.command for e in entries)]
+    """Each command once, in an order in which they can be given."""
+    order = ["posterior", "pretraining", "evaluation", "finetuning"]
+    ordered = sorted(stages, key=lambda s: order.index(s.kind) if s.kind in order else len(order))
+    known = [*(s.versions.get("command") for s in ordered), *(e.command for e in entries)]
     return "\n".join(dict.fromkeys(c for c in known if c))
 
 

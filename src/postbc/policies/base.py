@@ -169,9 +169,13 @@ def save_policy(path: str | Path, policy: Any) -> None:
     """Write `path` (safetensors; everything inference needs) and, beside it, a readable .json of all but the weights.
 
     Raises:
+        InputError: a policy of no registered kind.
         NotFiniteError: a weight is NaN or infinite; nothing is written.
     """
-    path, tree = Path(path), policy_tree(policy)
+    path, kind = Path(path), getattr(getattr(policy, "config", None), "kind", None)
+    require(kind in POLICIES, "No file can hold a policy of no registered kind.", file=path, key="config.kind",
+            found=kind, expected=", ".join(POLICIES), remedy="register it: docs/bring-your-own-policy.md")  # fmt: skip
+    tree = policy_tree(policy)
     check_finite(tree["parameters"], "The policy's weights are not finite; it is not saved.", path)
     write_json(path.with_suffix(".json"), {name: value for name, value in tree.items() if name != "parameters"})
     save_tree(path, tree)

@@ -11,7 +11,7 @@ from postbc.errors import require
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of, seeds_of
+from postbc.stages.seeds import agent_of, require_seed, seeds_of
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import ROLLOUTS_FILE
@@ -55,6 +55,7 @@ def run_seed(config: FinetuneBestOfN, seed: int) -> Result:
     """
     path, rollouts = agent_of(config.policy, seed), rollouts_of(config, seed)
     policy = load_base(path, config.inference_steps)
+    require_seed(policy.about, seed, path)
     simulated = rollouts is None or config.best_of_n.eval_episodes > 0
     environment = environment_of(config.environment, policy.about, path) if simulated else None
     finetune_best_of_n(

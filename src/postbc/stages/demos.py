@@ -55,6 +55,7 @@ class Collect:
                 native=self.native, progress=lambda name, success, length: bar.advance(int(success), steps=length),
             )  # fmt: skip
         dataset = collection.dataset
+        _check_free(self.output, self.overwrite)  # nobody has put something there meanwhile
         write_robomimic(self.output, dataset, model_xml=collection.model_xml)
         table = _table(
             f"{len(dataset)} demonstrations of {self.task}, {dataset.num_steps} steps",
@@ -278,6 +279,8 @@ class Convert:
             say(f"Written: {self.output}. Next: postbc demos inspect {self.output}")
             return
         _check_free(self.output, self.overwrite)
+        require(os.path.realpath(self.output) != os.path.realpath(self.file), "A file cannot be converted into itself.",
+                file=self.output, remedy="choose another --output")  # fmt: skip
         check_writable(self.output)
         steps, episodes, said = self._copy() if is_zarr(self.file) else self._play()
         say(f"Written: {self.output}, {episodes} episodes, {steps} steps{said}. Next: postbc demos inspect {self.output}")

@@ -6,7 +6,7 @@ from postbc.agents.dsrl import DSRLConfig
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of
+from postbc.stages.seeds import agent_of, require_seed
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import OnlineConfig
 from postbc.training.results import Result, read_result
@@ -31,6 +31,7 @@ def run_seed(config: FinetuneDSRL, seed: int) -> Result:
     """
     path = agent_of(config.policy, seed)
     policy = load_base(path, config.inference_steps, deterministic=True)
+    require_seed(policy.about, seed, path)
     finetune_dsrl(
         policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.dsrl, config.training,
         seed=seed, compute=config.compute, resume=config.resume, source=path, allow_version_mismatch=config.allow_version_mismatch,

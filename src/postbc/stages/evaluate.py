@@ -23,7 +23,8 @@ from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds
-from postbc.stages.seeds import agent_of, of_one_seed
+from postbc.stages.seeds import agent_of, of_one_seed, require_seed
+from postbc.training.results import RESULTS_FILE, read_result
 from postbc.videos import check_rendering, choose, name_of, record
 
 EPISODES, SUMMARY, VIDEOS = "episodes.jsonl", "evaluation.json", "videos"
@@ -82,6 +83,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     path = agent_of(config.policy, seed)
     overrides = {} if config.inference_steps is None else {"inference_steps": config.inference_steps}
     agent, about = load_agent(path, device, **overrides)
+    require_seed(about, seed, path)
     environment = environment_of(config.environment, about, path)
     horizon = environment.horizon if config.horizon is None else config.horizon
     check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)
@@ -113,7 +115,8 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
             state: Any = saved[1]
             if not (folder / SUMMARY).exists():
                 summary = Summary(
-                    environment=environment.name, policy=str(path), method=about.method, horizon=horizon, chunk=agent.chunk,
+                    environment=environment.name, policy=str(path), method=about.method,
+                    finetuner=getattr(agent, "finetuner", None), horizon=horizon, chunk=agent.chunk,
                     chooses_episodes=bool(state["chooses_episodes"]), **evaluation.summary(),
                 )  # fmt: skip
                 write_json(folder / SUMMARY, plain(summary))
@@ -132,6 +135,8 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
         return find_environment(name)
     facts = about.facts or {}
     known = about.task or facts.get("environment")
+    if not known and (file / RESULTS_FILE).is_file():
+        known = read_result(file).task
     require(known, "The policy does not say what environment it was trained for.", file=file, key="environment",
             remedy="give --environment, for example postbc/Lift")  # fmt: skip
     found, keys = find_environment(str(known)), tuple(facts.get("state_keys") or ())

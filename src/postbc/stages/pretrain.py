@@ -102,7 +102,7 @@ def describe(config: Pretrain[Any], pretraining: PretrainingConfig, data: Traini
         posterior_weight=pretraining.posterior_weight if method == "postbc" else None,
         sigma=pretraining.sigma if method == "sigma-bc" else None,
         seed=seed,
-        task=data.facts.environment,
+        task=data.dataset.environment.get("env_name") or None,
         data=Path(config.data.demonstrations).name,
         demonstrations=len(data.dataset),
         trajectories=tuple(data.dataset.names),

@@ -8,7 +8,7 @@ from postbc.agents.residual import ResidualConfig
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of
+from postbc.stages.seeds import agent_of, require_seed
 from postbc.training.online import OnlineConfig
 from postbc.training.residual import TRAINING, finetune_residual
 from postbc.training.results import Result, read_result
@@ -35,6 +35,7 @@ def run_seed(config: FinetuneResidual, seed: int) -> Result:
     """
     path = agent_of(config.policy, seed)
     policy = load_base(path, config.inference_steps)
+    require_seed(policy.about, seed, path)
     finetune_residual(
         policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.residual,
         config.training, config.demonstrations, seed=seed, compute=config.compute, resume=config.resume, source=path,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from postbc.agents.base import AGENT_FILE, load_agent
 from postbc.errors import require
-from postbc.policies.base import POLICY_FILE
+from postbc.policies.base import POLICY_FILE, About
 from postbc.schemas import plain
 
 
@@ -45,7 +46,9 @@ def agents_in(path: Path) -> dict[int, Path]:
         found = {}
         for folder in path.glob("seed_*"):
             number = folder.name.removeprefix("seed_")
-            if number.isdecimal() and any((folder / name).is_file() for name in (POLICY_FILE, AGENT_FILE)):
+            if re.fullmatch("0|[1-9][0-9]*", number, re.ASCII) and any(
+                (folder / name).is_file() for name in (POLICY_FILE, AGENT_FILE)
+            ):
                 found[int(number)] = folder
         if found:
             return dict(sorted(found.items()))
@@ -65,6 +68,12 @@ def agent_of(policy: Path, seed: int) -> Path:
     there = agents_in(policy)
     _require_there(policy, there, (seed,))
     return there[seed]
+
+
+def require_seed(about: About, seed: int, path: Path) -> None:
+    """InputError if what lies at a seed's place says that it is another seed's: two rows of a table would be one policy."""
+    require(about.seed in (None, seed), "This is another seed's policy.", file=path, key="seed", found=about.seed, expected=seed,
+            remedy="put each seed's files where they were written, or give this one alone: --policy " + str(path))  # fmt: skip
 
 
 def _require_there(policy: Path, there: Mapping[int, Path], seeds: Iterable[int]) -> None:

@@ -24,10 +24,11 @@ from postbc.errors import require
 from postbc.evaluation import Evaluation, evaluate
 from postbc.nn import check_finite, generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint
-from postbc.progress import progress
+from postbc.progress import progress, say
 from postbc.runs import Checkpoints, Run
-from postbc.schemas import Count, CountOrZero, NonNegative, plain, schema
-from postbc.seeding import episode_seed, make_generator
+from postbc.schemas import Count, CountOrZero, NonNegative, Share, parse, plain, schema
+from postbc.seeding import BEST_SEED, EVALUATION_SEED, episode_seed, make_generator
+from postbc.statistics import newcombe_interval, wilson_interval
 from postbc.training.results import (
     RESULTS_FILE,
     check_policy,
@@ -104,7 +105,7 @@ class Learner(Protocol):
 
 @schema
 class OnlineConfig:
-    """Environment, budget and evaluation of an online run (paper.md section 6; field.md A.1)."""
+    """Environment, budget and evaluation of an online run (the paper's tables; DSRL's published settings)."""
 
     budget_env_steps: Count = 500_000
     """Environment steps, the initial rollouts included."""
@@ -118,6 +119,8 @@ class OnlineConfig:
     """Episodes of the first and the last evaluation."""
     curve_episodes: Count | None = None
     """Episodes of those between; default eval_episodes."""
+    stop_at: Share | None = None
+    """Stop as soon as an evaluation is surely better than this: its lower 95 % bound (Wilson) is above. Default: spend the budget."""
     eval_envs: Envs = 10
     """Environments while evaluating (at most one an episode)."""
     deterministic_eval: bool = False
@@ -297,59 +300,147 @@ class Online:
 
 
 # -- the loop --------------------------------------------------------------------------------------------------------------------
-def run_online(online: Online, run: Run, environment: Environment, horizon: int, before: Evaluation | None = None) -> None:
-    """Until the budget is spent: step, log, evaluate, checkpoint; then write the agent and the result."""
-    config, seed = online.config, online.seed
-    records: list[dict[str, float]] = []  # evaluations so far, the first of the pretrained policy
-    found = run.load()
-    if found is not None:
-        with run.restoring():
+BEST = "best"
+"""Folder, in a run's directory, of the milestone that did best."""
+
+
+@schema
+class Milestone:
+    """An evaluation during training."""
+
+    env_steps: CountOrZero
+    success: Share
+    chunk_success: Share
+    episodes: Count
+    learnt: bool
+    """Whether there had been a gradient step: else it is the pretrained policy."""
+
+
+class Loop:
+    """A run: until the budget is spent or the target is reached, step, log, evaluate, checkpoint; then the agent and the result."""
+
+    def __init__(self, online: Online, run: Run, environment: Environment, horizon: int) -> None:
+        self.online, self.run, self.environment, self.horizon, self.config = online, run, environment, horizon, online.config
+        self.milestones: list[Milestone] = []  # the first of the pretrained policy
+        self.checkpoints = Checkpoints(run, self.config.checkpoint_seconds)
+        self.warned = False
+
+    @property
+    def best(self) -> Milestone | None:
+        """The first milestone of highest success among those that have learnt."""
+        return max((m for m in self.milestones if m.learnt), key=lambda m: m.success, default=None)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the last milestone is surely above `stop_at`."""
+        last, target = self.milestones[-1], self.config.stop_at
+        return last.learnt and target is not None and wilson_interval(last.success * last.episodes, last.episodes)[0] > target
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint, if there is one."""
+        found, online, config = self.run.load(), self.online, self.config
+        if found is None:
+            return
+        with self.run.restoring():
             online.load_state_dict(found[1]["online"])
             most = online.vector_steps * config.num_envs * online.policy.chunk
             require(online.env_steps == found[0] and online.vector_steps <= online.env_steps <= most, "The counts do not fit.",
                     key="env_steps", found=f"{online.env_steps} in {online.vector_steps} vector steps", expected=found[0])  # fmt: skip
-            records = [{k: float(r[k]) for k in ("env_steps", "success", "chunk_success")} for r in found[1]["records"]]
-    checkpoints = Checkpoints(run, config.checkpoint_seconds)
+            self.milestones = [parse(Milestone, dict(m)) for m in found[1]["milestones"]]
+            require(self.milestones, "There is no evaluation of the pretrained policy.", key="milestones")
+        if self.best is not None and self.best.env_steps == online.env_steps:  # it was being saved, perhaps
+            self._keep()
 
-    def save() -> None:
-        checkpoints.save(online.env_steps, {"online": online.state_dict(), "records": records})
+    def save(self) -> None:
+        self.checkpoints.save(
+            self.online.env_steps, {"online": self.online.state_dict(), "milestones": [plain(m) for m in self.milestones]}
+        )
 
-    def measure(episodes: int, known: Mapping[str, float] | None = None) -> None:
+    def _keep(self) -> None:
+        self.online.agent().save(self.run.directory / BEST)  # type: ignore[attr-defined]
+
+    def _evaluate(self, agent: Agent, episodes: int, first: int = EVALUATION_SEED) -> dict[str, float]:
+        return rates(
+            evaluate(
+                agent, self.environment, episodes=episodes, seed=first, num_envs=self.config.eval_envs, agent_seed=self.online.seed,
+                horizon=self.horizon, progress=False,
+            )
+        )  # fmt: skip
+
+    def measure(self, episodes: int, known: Mapping[str, float] | None = None) -> None:
+        """A milestone; a new best one is kept."""
+        online, best = self.online, self.best
         if known is None:
             check_finite(online.learner.networks.state_dict(), f"The networks have diverged by environment step {online.env_steps}.",
                          remedy="lower the learning rate (lr)")  # fmt: skip
-            known = rates(
-                evaluate(
-                    online.agent(), environment, episodes=episodes, num_envs=config.eval_envs, agent_seed=seed, horizon=horizon,
-                    progress=False,
-                )
-            )  # fmt: skip
-        records.append({"env_steps": online.env_steps, "success": known["success"], "chunk_success": known["chunk_success"]})
-        run.log(online.env_steps, {f"evaluation/{name}": known[name] for name in ("success", "chunk_success")})
+            known = self._evaluate(online.agent(), episodes)
+        milestone = Milestone(online.env_steps, known["success"], known["chunk_success"], episodes, online.has_learnt)
+        self.milestones.append(milestone)
+        self.run.log(online.env_steps, {f"evaluation/{name}": known[name] for name in ("success", "chunk_success")})
+        if milestone.learnt:
+            self._warn(milestone)
+            if best is None or milestone.success > best.success:
+                self.save()  # before: what is kept is then always what a resumed run knows of
+                self._keep()
 
-    if not records:
-        measure(config.eval_episodes, rates(before) if before else None)
-        save()
-    with progress(online.learner.name, config.budget_env_steps, online.env_steps) as bar:
-        while online.env_steps < config.budget_env_steps:
-            start = online.env_steps
-            info = online.step()
-            if online.vector_steps % config.log_every == 0:
-                run.log(online.env_steps, means(info, online.env_steps) | online.rollout_metrics())
-            last = online.env_steps >= config.budget_env_steps
-            if last or online.env_steps // config.eval_every > start // config.eval_every:
-                # nothing has been learnt yet: the base policy, which was measured at step 0
-                measure(config.eval_episodes if last else config.curve_episodes or config.eval_episodes,
-                        None if online.has_learnt else records[0])  # fmt: skip
-            bar.advance(online.env_steps - start, success=records[-1]["success"])
-            if checkpoints.due and not last:
-                save()
-    online.learner.agent(config.deterministic_eval).save(run.directory)
-    write_result(
-        run, online.policy, records[0], records[-1], finetuner=online.learner.name, task=environment.name, seed=seed,
-        curve=tuple((int(r["env_steps"]), r["success"]) for r in records), budget_env_steps=config.budget_env_steps,
-        episodes=config.eval_episodes,
-    )  # fmt: skip
+    def _warn(self, now: Milestone) -> None:
+        first = self.milestones[0]
+        _, upper = newcombe_interval(now.success * now.episodes, now.episodes, first.success * first.episodes, first.episodes)
+        if upper < 0 and not self.warned:
+            self.warned = True
+            say(
+                f"warning: after {now.env_steps:,} environment steps {self.online.learner.name} succeeds in {now.success:.2f} of its "
+                f"episodes, the pretrained policy in {first.success:.2f}: significantly less. Usual causes: learning from too few "
+                "initial rollouts (training.initial_steps), too large steps or too many of them (lr, utd), exploration that drowns the "
+                "policy (DSRL: init_temperature; residual: scale), or a reward that does not say what success is. The run goes on; "
+                f"the best milestone is kept in {BEST}/.",
+                stderr=True,
+            )
+
+    def go(self, before: Evaluation | None = None) -> None:
+        """The whole of it; `before` is an evaluation of the pretrained policy on the same episodes."""
+        online, config, run = self.online, self.config, self.run
+        self.resume()
+        if not self.milestones:
+            self.measure(config.eval_episodes, rates(before) if before else None)
+            self.save()
+        with progress(online.learner.name, config.budget_env_steps, online.env_steps) as bar:
+            while online.env_steps < config.budget_env_steps and not self.reached:
+                start = online.env_steps
+                info = online.step()
+                if online.vector_steps % config.log_every == 0:
+                    run.log(online.env_steps, means(info, online.env_steps) | online.rollout_metrics())
+                last = online.env_steps >= config.budget_env_steps
+                if last or online.env_steps // config.eval_every > start // config.eval_every:
+                    # nothing has been learnt yet: the base policy, which was measured at step 0
+                    known = None if online.has_learnt else plain(self.milestones[0])
+                    self.measure(config.eval_episodes if last else config.curve_episodes or config.eval_episodes, known)
+                bar.advance(online.env_steps - start, success=self.milestones[-1].success)
+                if self.checkpoints.due and not last:
+                    self.save()
+        self.finish()
+
+    def finish(self) -> None:
+        """Write the agent and the result. The best milestone is reported on episodes of its own: it was chosen by the others."""
+        online, config, run, first, best = self.online, self.config, self.run, self.milestones[0], self.best
+        last = self.milestones[-1]
+        if last.episodes < config.eval_episodes:  # stopped at a milestone of the curve
+            del self.milestones[-1]
+            self.measure(config.eval_episodes)
+            last = self.milestones[-1]
+        online.learner.agent(config.deterministic_eval).save(run.directory)
+        kept: dict[str, Any] = {}
+        if best is not None:
+            agent = online.agent()
+            if best.env_steps != online.env_steps:
+                agent = type(agent).load(run.directory / BEST, online.policy, device=online.device)  # type: ignore[attr-defined]
+            fresh = self._evaluate(agent, config.eval_episodes, BEST_SEED)
+            kept = {"best_env_steps": best.env_steps, "success_best": fresh["success"]}
+        write_result(
+            run, online.policy, plain(first), plain(last), finetuner=online.learner.name, task=self.environment.name, seed=online.seed,
+            curve=tuple((m.env_steps, m.success) for m in self.milestones), budget_env_steps=config.budget_env_steps,
+            episodes=config.eval_episodes, gradient_steps=online.learner.gradient_steps, **kept,
+        )  # fmt: skip
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------------------
@@ -414,7 +505,7 @@ def finetune_online(
             learner = make_learner(policy, make_generator(seed, "online/initialisation", device), compute)
             env = make_env(environment, policy, training.num_envs, horizon, training.terminate_on)
             try:
-                run_online(Online(learner, env, training, seed, device), run, environment, horizon, before)
+                Loop(Online(learner, env, training, seed, device), run, environment, horizon).go(before)
             finally:
                 env.close()
         agent = load(output, policy, device=device)

@@ -92,7 +92,7 @@ def of_demonstrations(
         names = [name for name in about.trajectories if name in there]
         require(names, "The trajectories that the policy was trained on are not in this file.", file=path,
                 found=", ".join(sorted(there))[:80], expected=", ".join(about.trajectories)[:80])  # fmt: skip
-    dataset = read_rollouts(path, policy, _keys(about.facts), allow_version_mismatch, names=names)
+    dataset = read_rollouts(path, policy, None, allow_version_mismatch, names=names)
     rules = TransitionConfig(
         reward="negative" if training.reward == "negative" else "sparse", stride=1, chunk_reward=training.chunk_reward,
         chunk_discount=training.chunk_discount,
@@ -104,8 +104,3 @@ def of_demonstrations(
         for features in (batch.features, batch.next_features)
     ]
     return batch._replace(features=states[0], next_features=states[1])
-
-
-def _keys(facts: dict[str, Any] | None) -> list[str] | None:
-    keys = (facts or {}).get("state_keys")
-    return list(keys) if keys else None

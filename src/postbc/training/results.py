@@ -48,6 +48,14 @@ class Result:
     """(environment steps executed, success) from step 0 on."""
     wall_clock_s: NonNegative
     """Seconds of all attempts together."""
+    gradient_steps: CountOrZero | None = None
+    """Steps of the optimisers, all networks of a step counted once."""
+    best_env_steps: CountOrZero | None = None
+    """When the milestone of highest success was evaluated (folder `best`). None: nothing was learnt online."""
+    success_best: Share | None = None
+    """Of that agent, on episodes that did not choose it."""
+    policy: str | None = None
+    """Kind of the policy: diffusion, flow, …; None: not known."""
     data: str | None = None
     """Name of the demonstrations' file."""
     demonstrations: CountOrZero | None = None
@@ -67,10 +75,11 @@ def write_result(
     """Write results.json; `before` and `after` are :func:`rates`, `fields` the further fields."""
     about, (first, last) = about_of(policy), ({} if r is None else r for r in (before, after))
     result = Result(
-        pretraining=about.method, data=about.data, demonstrations=about.demonstrations, posterior_weight=about.posterior_weight,
-        sigma=about.sigma, success_before=first.get("success"), success_after=last.get("success"),
-        chunk_success_before=first.get("chunk_success"), chunk_success_after=last.get("chunk_success"),
-        wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"), commit=run.versions.get("commit"), **fields,
+        pretraining=about.method, policy=getattr(getattr(policy, "config", None), "kind", None), data=about.data,
+        demonstrations=about.demonstrations, posterior_weight=about.posterior_weight, sigma=about.sigma,
+        success_before=first.get("success"), success_after=last.get("success"), chunk_success_before=first.get("chunk_success"),
+        chunk_success_after=last.get("chunk_success"), wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"),
+        commit=run.versions.get("commit"), **fields,
     )  # fmt: skip
     write_json(run.directory / RESULTS_FILE, plain(result))
     return result

@@ -266,7 +266,8 @@ def read_rollouts(
         InputError: the file cannot be used, or is of another task, robot, controller, version or size than the policy.
     """
     state, facts = "state" in policy.shapes, about_of(policy).facts
-    keys: Sequence[str] | None = observation_keys if state else ()
+    own = (facts or {}).get("state_keys") or None
+    keys: Sequence[str] | None = (observation_keys or own) if state else ()
     dataset = read_dataset(
         path, names=names, observation_keys=keys, image_keys=[name for name in policy.shapes if is_image(name)], check_actions=False,
         parts=("rewards", "dones"), environment={},
