@@ -302,6 +302,73 @@ def test_what_a_crowd_must_say_and_do() -> None:
     late.close()
 
 
+class Faulty(Line):
+    """Fails in one way, in the third step of an episode where it is of stepping."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault = fault
+
+    def reset(self, **options: Any) -> Any:
+        if self.fault == "reset raises":
+            raise OSError("no hardware")
+        observation, info = super().reset(**options)
+        return (observation * np.nan if self.fault == "nan at reset" else observation), info
+
+    def step(self, action: np.ndarray) -> Any:
+        observation, reward, terminated, truncated, info = super().step(action)
+        if self.count < 3:
+            return observation, reward, terminated, truncated, info
+        if self.fault == "step raises":
+            raise RuntimeError("motor off")
+        if self.fault == "step exits":
+            raise SystemExit("bye")
+        if self.fault == "four values":
+            return observation, reward, terminated, info
+        changed = {
+            "nan": (observation * np.nan, reward), "wide": (np.zeros(5), reward), "reward": (observation, "good"),
+            "nan reward": (observation, np.nan),
+        }.get(self.fault, (observation, reward))  # fmt: skip
+        said = {"text": "False", "nan success": np.nan, "two": 2}
+        return *changed, terminated, truncated, {"success": said.get(self.fault, info["success"])}
+
+
+FAULTS = {
+    "reset raises": r"failed[\s\S]*reset[\s\S]*OSError: no hardware[\s\S]*my/Line", "nan at reset": r"not finite[\s\S]*state",
+    "step raises": r"failed[\s\S]*step[\s\S]*RuntimeError: motor off[\s\S]*test_chunk", "step exits": "SystemExit: bye",
+    "four values": "failed[\\s\\S]*step", "nan": r"not finite[\s\S]*my/Line, step 3", "wide": "failed", "reward": "reward|failed",
+    "nan reward": "finite number", "text": "yes or no[\\s\\S]*'False'", "nan success": "yes or no",
+    "two": "yes or no",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_environment_that_fails_is_an_input_error_that_names_it(fault: str, mode: AutoresetMode) -> None:
+    environment = from_vector_env(lambda n: vector("sync", mode, lambda: Faulty(fault), n), name="my/Line", horizon=HORIZON)
+    env = environment.make(2, chunk=1, horizon=HORIZON, terminate_on="never")
+
+    def episode() -> None:
+        env.reset([1, 2])
+        for _ in range(4):
+            env.step(np.zeros((2, 1, 1)))
+
+    with pytest.raises(InputError, match=FAULTS[fault]):
+        episode()
+
+
+def test_an_environment_that_cannot_be_made_is_an_input_error() -> None:
+    def factory(n: int) -> VectorEnv:
+        raise TypeError("unexpected keyword argument 'render_mode'")
+
+    environment = from_vector_env(factory, name="my/Line", horizon=9, scene=lambda: factory(1))
+    with pytest.raises(InputError, match=r"construction[\s\S]*render_mode"):
+        environment.make(1, chunk=1, horizon=9, terminate_on="never")
+    assert environment.scene is not None
+    with pytest.raises(InputError, match="construction"):
+        environment.scene()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_success_that_is_never_reported_is_an_error_at_the_first_end(mode: AutoresetMode) -> None:
     for options in ({"says": "never"}, {"key": "solved"}):

@@ -30,7 +30,7 @@ from postbc.files import first_not_finite, load_tree, save_tree
 from postbc.policies.base import About
 from postbc.runs import Checkpoints
 from postbc.schemas import parse
-from postbc.seeding import EVALUATION_SEED, make_generator
+from postbc.seeding import BEST_SEED, EVALUATION_SEED, make_generator
 from postbc.training import online as module
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import Online, OnlineConfig, chunk_returns
@@ -361,6 +361,59 @@ def test_an_agent_of_nan_is_not_played_on_and_not_evaluated(tmp_path: Path, monk
     with pytest.raises(NotFiniteError, match="diverged by environment step"):
         finetune(tmp_path)
     assert not (tmp_path / "agent.safetensors").exists()
+
+
+# -- milestones ----------------------------------------------------------------------------------------------------------------
+def scripted(monkeypatch: pytest.MonkeyPatch, *rates: float) -> list[int]:
+    """Evaluations that say `rates` one after the other; the first episode seeds that were asked for."""
+    said, asked = list(rates), list[int]()
+
+    class Fixed:
+        def __init__(self, rate: float) -> None:
+            self.success_rate = self.chunk_success_rate = rate
+
+    def evaluation(*args: Any, seed: int, **options: Any) -> Any:
+        asked.append(seed)
+        return Fixed(said.pop(0))
+
+    monkeypatch.setattr(module, "evaluate", evaluation)
+    return asked
+
+
+def test_the_best_milestone_is_kept_and_reported_on_episodes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = scripted(monkeypatch, 0.4, 0.5, 0.9, 0.9, 0.6, 0.8)
+    result = finetune(tmp_path, initial_steps=60, eval_every=150)
+    assert [rate for _, rate in result.curve] == [0.4, 0.5, 0.9, 0.9, 0.6]
+    assert (result.success_before, result.success_after, result.success_best) == (0.4, 0.6, 0.8)
+    assert result.best_env_steps == result.curve[2][0]  # the first of the two
+    assert set(asked[:-1]) == {EVALUATION_SEED}
+    assert asked[-1] == BEST_SEED
+    last, best = (load_tree(tmp_path / name / "agent.safetensors")["parameters"] for name in (".", "best"))
+    assert not all(torch.equal(last[name], best[name]) for name in last)
+
+
+def test_a_target_stops_the_run_when_it_is_surely_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """19 of 20 is not surely above 0.75 (Wilson: 0.76 is); 0.9 of 20 is not. The end is measured on all episodes."""
+    scripted(monkeypatch, 0.4, 0.9, 0.95, 0.85, 0.8)
+    result = finetune(tmp_path, initial_steps=60, eval_every=100, eval_episodes=40, curve_episodes=20, stop_at=0.75)
+    assert len(result.curve) == 3
+    assert result.curve[-1][1] == result.success_after == 0.85
+    assert result.curve[-1][0] < 350
+    assert result.budget_env_steps == 600
+
+
+def test_a_fall_below_the_pretrained_policy_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, 0.8, 0.7, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+    finetune(tmp_path, initial_steps=60, eval_every=100, eval_episodes=50)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("significantly less") == 1
+    assert "0.20" in said
+    assert "0.80" in said
+    assert "Usual causes" in said
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------------------

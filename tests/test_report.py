@@ -194,6 +194,41 @@ def test_a_pretraining_of_ones_own_is_a_baseline_as_well(tmp_path: Path) -> None
     assert "&lt;b&gt;dagger" in page
 
 
+def test_policies_of_different_kinds_are_not_averaged(tmp_path: Path) -> None:
+    write(tmp_path / "a", result("postbc", 0) | {"policy": "diffusion"})
+    write(tmp_path / "b", result("postbc", 0) | {"policy": "flow"})
+    groups, notes = group(collect([tmp_path])[0])
+    assert notes == []
+    assert [g.setting.title for g in groups] == [
+        "Lift · 5 demonstrations · DSRL-SAC",
+        "Lift · 5 demonstrations · flow policy · DSRL-SAC",
+    ]
+
+
+def test_a_run_without_an_end_is_noted(tmp_path: Path) -> None:
+    write(tmp_path / "a", result("bc", 0), result("bc", 1), config={"training": {"num_envs": 2}})
+    (tmp_path / "a/seed_1/results.json").unlink()
+    text, _ = check(build_at(tmp_path / "a", tmp_path / "report"))
+    assert "seed_1: finetuning has not finished" in text
+    assert "seed_0: finetuning has not finished" not in text
+
+
+def test_a_report_replaces_reports_alone(tmp_path: Path) -> None:
+    write(tmp_path / "runs", result("bc", 0))
+    for name in ("summary.json", "report.html", "plots/curve.png"):
+        output = tmp_path / name.replace("/", "-")
+        (output / name).parent.mkdir(parents=True)
+        (output / name).write_text("mine")
+        if name == "plots/curve.png":  # a picture of another name is no report's
+            build([tmp_path / "runs"], output)
+            continue
+        with pytest.raises(InputError, match="would replace"):
+            build([tmp_path / "runs"], output)
+        assert [p.name for p in output.iterdir()] == [name]
+    build([tmp_path / "runs"], tmp_path / "report")
+    build([tmp_path / "runs"], tmp_path / "report")  # its own
+
+
 # -- files ---------------------------------------------------------------------------------------------------------------------
 def test_summary_and_csv(tmp_path: Path) -> None:
     build([experiment(tmp_path / "runs")], tmp_path / "report")

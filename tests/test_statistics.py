@@ -15,6 +15,14 @@ from postbc import statistics as s
 
 
 # -- intervals -----------------------------------------------------------------------------------------------------------------
+def test_newcombes_interval_of_his_own_table() -> None:
+    """Newcombe 1998, Statistics in Medicine 17, table II, method 10: 56/70 − 48/80."""
+    low, high = s.newcombe_interval(56, 70, 48, 80)
+    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+    low, high = s.newcombe_interval(5, 56, 0, 29)
+    assert (round(low, 4), round(high, 4)) == (-0.0381, 0.1926)
+
+
 def test_wilson_hand_computed() -> None:
     # 8 of 10, z = 1.959964: centre (0.8 + 0.192073)/1.384146 = 0.716735, half 1.415979·√(0.016 + 0.009604) = 0.226573
     assert s.wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)

@@ -140,17 +140,17 @@ class ChunkAdapter:
             self._latest = self._read(batch)
         self._inner_over[mask if partly else slice(None)] = False
         self._began = True
-        self._check_finite(self._latest, mask)
+        self._check_finite(self._latest, mask, 0)
         return self._latest
 
-    def _check_finite(self, observation: Observations, mask: NDArray[np.bool_]) -> None:
+    def _check_finite(self, observation: Observations, mask: NDArray[np.bool_], later: int) -> None:
         for name, value in observation.items():
             bad = mask & ~np.isfinite(value.reshape(len(value), -1)).all(1) if value.dtype != np.uint8 else mask & False
             if bad.any():
                 i = int(np.flatnonzero(bad)[0])
                 raise NotFiniteError(
-                    "The environment's observation is not finite.", key=name, expected="finite numbers", remedy="mend the environment",
-                    found=f"NaN or infinite in environment {i} of {self.name}, step {int(self._steps[i])} of its episode",
+                    "The environment's observation is not finite.", key=name, remedy="mend the environment",
+                    found=f"NaN or infinite in environment {i} of {self.name}, step {(int(self._steps[i]) + 1) * later} of its episode",
                 )  # fmt: skip
 
     def _check_untouched(self, latest: Observations, others: NDArray[np.bool_]) -> None:
@@ -211,7 +211,7 @@ class ChunkAdapter:
             self._take_final(info, playing & over)
         self._renewed |= over if same_step else self._inner_over
         self._inner_over = over & (not same_step)
-        self._check_finite(self._observation, playing)
+        self._check_finite(self._observation, playing, 1)
         reward = np.asarray(reward)
         good = reward.dtype.kind in "biuf" and bool(np.isfinite(reward[playing]).all())
         require(good, "The environment's reward is no finite number.", key="reward", found=reward[playing].tolist()[:10],
