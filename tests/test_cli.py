@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import postbc
+from made import save_policy
 from postbc import cli
 from postbc.jobs import Interrupted
 
@@ -111,3 +112,41 @@ def test_the_library_does_not_import_the_command_line():
         inside = path.relative_to(root)
         if inside.parts[0] != "cli" and inside.name != "__main__.py":
             assert "postbc.cli" not in path.read_text(encoding="utf-8"), inside
+
+
+def test_modules_of_ones_own_are_imported_in_every_process(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from postbc.environments import ENVIRONMENTS\nfrom postbc.environments.registry import gymnasium_environment\n"
+        "ENVIRONMENTS['my/Reach'] = lambda: gymnasium_environment('reach:Reach-v0')\n"
+    )
+    for seed in (0, 1):
+        save_policy(tmp_path / f"policy/seed_{seed}", 4, 2, chunk=2, task="Reach-v0", seed=seed)
+    options = [
+        "evaluate",
+        "--policy",
+        "policy",
+        "--environment",
+        "my/Reach",
+        "--episodes",
+        "2",
+        "--videos",
+        "0",
+        "--jobs",
+        "2",
+        "--output",
+    ]
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    for plugins, status in (("mine", 0), ("", 2), ("nobody", 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "postbc", *options, f"out-{plugins}"], cwd=tmp_path, capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": path, "POSTBC_PLUGINS": plugins},
+        )  # fmt: skip
+        assert done.returncode == status, done.stderr
+        assert ("POSTBC_PLUGINS" in done.stderr) == (plugins == "nobody")
+    assert len(list(tmp_path.glob("out-mine/seed_*/evaluation.json"))) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text there")
+def test_a_name_that_is_no_text_is_refused(capsys):
+    assert cli.main(["evaluate", "--policy", "a", "--output", os.fsdecode(b"b\xff")]) == 2
+    assert "no text" in capsys.readouterr().err

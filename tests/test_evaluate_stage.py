@@ -300,3 +300,15 @@ if __name__ == "__main__":
     kill_at_every_operation(
         lambda d: evaluate_stage(config(here / "bc", d, **small), 3), here / "killed", ("*/versions.json",), stride=7
     )
+
+
+def test_a_policy_at_another_seeds_place_is_refused_and_odd_names_are_no_seeds(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        policy(tmp_path / f"p/seed_{seed}", seed=seed)
+    for name in ("seed_00", "seed_٣", "seed_x"):
+        shutil.copytree(tmp_path / "p/seed_1", tmp_path / "p" / name)
+    assert seeds_of(config(tmp_path / "p", tmp_path / "out")) == [0, 1]
+    shutil.copy(tmp_path / "p/seed_1/policy.safetensors", tmp_path / "p/seed_0/policy.safetensors")
+    with pytest.raises(InputError, match="another seed"):
+        evaluate_stage(config(tmp_path / "p", tmp_path / "out"), 0)
+    assert not (tmp_path / "out").exists()
