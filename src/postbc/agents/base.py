@@ -104,6 +104,7 @@ AGENT_FILE, BASE_POLICY_FILE = "agent.safetensors", "base_policy.safetensors"
 #: name in an agent's file -> "module:Class" of the finetuned agents; a class has `load(directory, policy=None, device="cpu")`.
 AGENTS: dict[str, str] = {
     "dsrl": "postbc.agents.dsrl:DSRLAgent",
+    "dppo": "postbc.agents.dppo:DPPOAgent",
     "residual": "postbc.agents.residual:ResidualAgent",
     "best-of-n": "postbc.agents.best_of_n:BestOfNAgent",
 }

@@ -133,6 +133,7 @@ class Optimized:
     networks: nn.Module
     optimizers: dict[str, torch.optim.Adam]
     gradient_steps: int = 0
+    on_policy = False
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser moments, gradient steps."""

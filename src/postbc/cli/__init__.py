@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "Algorithm 2: BC, σ-BC or PostBC"),
     "evaluate": ("evaluate", "success rates with intervals, episodes and videos"),
     "finetune dsrl": ("finetune", "RL over the policy's latent noise (NA or SAC)"),
+    "finetune dppo": ("finetune", "PPO through the policy's last denoising steps"),
     "finetune residual": ("finetune", "a small correction of the policy's chunks, learnt off-policy: the fewest steps"),
     "finetune best-of-n": ("finetune", "IQL on the policy's rollouts, then the best of N samples"),
     "report": ("report", "one self-contained page: table, curves, pictures, commands"),

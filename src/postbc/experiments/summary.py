@@ -30,7 +30,7 @@ RESULTS_FILE = "results.json"
 LARGEST = 2**26
 """Bytes of a results.json or summary.json that is read."""
 PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC"}
-FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "residual": "Residual RL", "best-of-n": "Best-of-N"}
+FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "dppo": "DPPO", "residual": "Residual RL", "best-of-n": "Best-of-N"}
 
 
 @schema

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from postbc.errors import require
+from postbc.policies.chains import Chain, diffusion_chain
 from postbc.policies.mlp import MLPPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.policies.schedules import Schedule, add_noise, ddim, ddpm
@@ -96,3 +97,10 @@ class DiffusionPolicy(MLPPolicy):
             times = torch.arange(self.schedule.steps - 1, -1, -1, device=features.device)
             x = ddpm(self.network.predictor(features, times), self.schedule, x, draw, clip)
         return x.view(-1, self.chunk, self.action_dim)
+
+    def chain(self, steps: int | None = None) -> Chain:
+        """Sampling as a chain of Gaussians: DDPM, or DDIM with η = 1 in fewer `steps`."""
+        steps = self.config.denoising_steps if steps is None else steps
+        require(steps <= self.config.denoising_steps, "A chain has more steps than the policy was trained with.", key="steps",
+                found=steps, expected=f"at most denoising_steps = {self.config.denoising_steps}")  # fmt: skip
+        return diffusion_chain(self.schedule, steps, self.config.denoised_clip)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from postbc.errors import require
+from postbc.policies.chains import Chain, flow_chain
 from postbc.policies.diffusion import Layers, Steps, Widths
 from postbc.policies.mlp import MLPPolicy
 from postbc.policies.networks.encoders import EncoderConfig
@@ -79,3 +80,7 @@ class FlowPolicy(MLPPolicy):
         if self.config.sample_clip is not None:
             x = x.clamp(-self.config.sample_clip, self.config.sample_clip)
         return x.view(-1, self.chunk, self.action_dim)
+
+    def chain(self, steps: int | None = None) -> Chain:
+        """Sampling as a chain of Gaussians of no width: Euler's steps."""
+        return flow_chain(self.config.inference_steps if steps is None else steps, self.config.sample_clip, TIME_SCALE)

@@ -19,6 +19,7 @@ from postbc.training.results import read_result
 #: finetuner -> module of its stage, and its options there. A module has `run_seed(options, seed)`.
 FINETUNERS = {
     "dsrl": ("postbc.stages.dsrl", "FinetuneDSRL"),
+    "dppo": ("postbc.stages.dppo", "FinetuneDPPO"),
     "residual": ("postbc.stages.residual", "FinetuneResidual"),
     "best-of-n": ("postbc.stages.best_of_n", "FinetuneBestOfN"),
 }

@@ -62,12 +62,14 @@ class Learner(Protocol):
         policy: the base policy.
         discount: γ.
         gradient_steps: that were made so far.
+        on_policy: learns from whole iterations, and its agent plays as the policy does until it has learnt.
     """
 
     name: str
     policy: Policy
     discount: float
     gradient_steps: int
+    on_policy: bool
 
     @property
     def networks(self) -> nn.Module:
@@ -269,7 +271,9 @@ class Online:
 
     def agent(self) -> Agent:
         """What plays now: before the first gradient step the base policy itself."""
-        return self.learner.agent(self.config.deterministic_eval) if self.has_learnt else PolicyAgent(self.policy)
+        if self.has_learnt or self.learner.on_policy:
+            return self.learner.agent(self.config.deterministic_eval)  # type: ignore[no-any-return]
+        return PolicyAgent(self.policy)
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimisers, memory, environment, generators and counters."""
@@ -408,7 +412,7 @@ class Loop:
             while online.env_steps < config.budget_env_steps and not self.reached:
                 start = online.env_steps
                 info = online.step()
-                if online.vector_steps % config.log_every == 0:
+                if info if online.learner.on_policy else online.vector_steps % config.log_every == 0:
                     run.log(online.env_steps, means(info, online.env_steps) | online.rollout_metrics())
                 last = online.env_steps >= config.budget_env_steps
                 if last or online.env_steps // config.eval_every > start // config.eval_every:
