@@ -36,6 +36,10 @@ TINY: dict[str, Any] = {
     "pretraining": {"steps": 20, "batch_size": 16, "posterior_weight": 0.5},
     "dsrl": {"variant": "sac", "hidden": 16, "layers": 1, "utd": 1, "batch_size": 16},
     "training": {"budget_env_steps": 120, "num_envs": 2, "initial_steps": 48, "eval_every": 10_000},
+    "dppo": {"ft_denoising_steps": 2, "n_steps": 5, "epochs": 1, "critic_hidden": 8},
+    "dppo_training": {"budget_env_steps": 40, "num_envs": 2, "eval_every": 1000},
+    "residual": {"hidden": 8, "critics": 2, "utd": 2, "batch_size": 8, "critic_warmup": 2, "proposals": 2},
+    "residual_training": {"budget_env_steps": 100, "num_envs": 2, "initial_steps": 20, "eval_every": 50},
     "best_of_n": {"episodes": 6, "samples": 3}, "iql": {"steps": 20, "hidden": [16], "batch_size": 16},
     "per_method": {"sigma-bc": {"dsrl.utd": 2, "iql.expectile": 0.7}}, "episodes": 4, "num_envs": 2,
 }  # fmt: skip
@@ -75,14 +79,20 @@ def test_pretraining_alone_and_then_the_rest_of_the_methods(tmp_path: Path) -> N
 
 
 def test_a_whole_experiment_by_two_processes_and_again_by_one(tmp_path: Path) -> None:
-    both = {"methods": ["postbc"], "seeds": [0], "per_method": {"postbc": {"dsrl.utd": 2}}}
+    both = {
+        "methods": ["postbc"], "seeds": [0], "per_method": {"postbc": {"dsrl.utd": 2}},
+        "finetuners": ["best-of-n", "dsrl", "residual", "dppo"],
+    }  # fmt: skip
     report = run_recipe(tiny(tmp_path, jobs=2, **both), tmp_path / "x")
     entries = json.loads((report / "summary.json").read_text())
-    assert {(e["pretraining"], e["finetuner"]) for e in entries} == {("postbc", "dsrl-sac"), ("postbc", "best-of-n")}
+    assert {(e["pretraining"], e["finetuner"]) for e in entries} == {
+        ("postbc", f) for f in ("dsrl-sac", "best-of-n", "residual", "dppo")
+    }
     for e in entries:
         assert (e["task"], e["demonstrations"], e["episodes"]) == ("gymnasium:reach:Reach-v0", 3, 4)
         assert e["curve"][0] == [0, e["success_before"]]
-        assert e["success_before"] == entries[0]["success_before"]  # of the same policy on the same episodes, whoever finetunes
+        same = e["success_before"] == entries[0]["success_before"]  # of the same policy on the same episodes, whoever finetunes
+        assert same or e["finetuner"] == "dppo"  # which samples it by DDPM
     recorded = yaml.safe_load((tmp_path / "x/dsrl/postbc/seed_0/config.yaml").read_text())
     assert recorded["dsrl"]["utd"] == 2
     assert not (tmp_path / "x/logs").exists()

@@ -13,8 +13,10 @@ import yaml
 from pydantic import Field
 
 from postbc.agents.best_of_n import BestOfNConfig
+from postbc.agents.dppo import DPPOConfig
 from postbc.agents.dsrl import DSRLConfig
 from postbc.agents.iql import IQLConfig
+from postbc.agents.residual import ResidualConfig
 from postbc.data.training_set import TrainingSetConfig
 from postbc.data.transitions import TransitionConfig
 from postbc.devices import Compute
@@ -24,18 +26,28 @@ from postbc.policies.base import policy_class
 from postbc.posterior.ensemble import EnsembleConfig
 from postbc.pretraining import Method, PretrainingConfig
 from postbc.schemas import Count, CountOrZero, Seed, parse, plain, schema
+from postbc.training.dppo import DPPOTraining
 from postbc.training.online import OnlineConfig
+from postbc.training.residual import ResidualTraining
 
 P = TypeVar("P")
-Finetuner = Literal["dsrl", "best-of-n"]
+Finetuner = Literal["dsrl", "dppo", "residual", "best-of-n"]
+#: Fields of the finetuners.
+FINETUNING = (
+    "dsrl", "training", "dppo", "dppo_training", "residual", "residual_training", "residual_demonstrations", "best_of_n", "iql",
+    "transitions",
+)  # fmt: skip
 #: What a method may have of its own.
-DIFFERING = ("policy", "pretraining", "pretraining_epochs", "dsrl", "training", "best_of_n", "iql", "transitions")
+DIFFERING = ("policy", "pretraining", "pretraining_epochs", *FINETUNING)
 
 #: Fields of the recipe that stand for fields of its stages.
 ONCE = {
-    "episodes": (("training", "eval_episodes"), ("best_of_n", "eval_episodes")),
-    "horizon": (("training", "horizon"), ("best_of_n", "horizon")),
-    "num_envs": (("training", "eval_envs"), ("best_of_n", "num_envs")),
+    name: (*((training, key) for training in ("training", "dppo_training", "residual_training")), ("best_of_n", of_best_of_n))
+    for name, key, of_best_of_n in (
+        ("episodes", "eval_episodes", "eval_episodes"),
+        ("horizon", "horizon", "horizon"),
+        ("num_envs", "eval_envs", "num_envs"),
+    )
 }
 
 
@@ -112,11 +124,18 @@ class Recipe(Generic[P]):
     """Epochs of pretraining instead of pretraining.steps."""
     dsrl: DSRLConfig = field(default_factory=DSRLConfig)
     training: OnlineConfig = field(default_factory=OnlineConfig)
+    """Of DSRL."""
+    dppo: DPPOConfig = field(default_factory=DPPOConfig)
+    dppo_training: DPPOTraining = field(default_factory=DPPOTraining)
+    residual: ResidualConfig = field(default_factory=ResidualConfig)
+    residual_training: ResidualTraining = field(default_factory=ResidualTraining)
+    residual_demonstrations: bool = True
+    """Give residual RL the demonstrations (which need rewards)."""
     best_of_n: BestOfNConfig = field(default_factory=BestOfNConfig)
     iql: IQLConfig = field(default_factory=IQLConfig)
     transitions: TransitionConfig = field(default_factory=TransitionConfig)
     per_method: Annotated[dict[Method, dict[str, Any]], _WORDS] = field(default_factory=dict)
-    """What differs for a method, any field of policy, pretraining, dsrl, training, best_of_n, iql or transitions: sigma-bc.dsrl.utd=10.
+    """What differs for a method, any field of the policy, pretraining or a finetuner: sigma-bc.dsrl.utd=10.
     Given on the command line it replaces all of the recipe's differences."""
     episodes: Count = 200
     """Evaluation episodes a seed, before and after finetuning."""

@@ -19,7 +19,7 @@ from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.environments.registry import Environment, find_environment
 from postbc.errors import InputError, require
 from postbc.evaluation import Evaluation, check_shapes
-from postbc.experiments.recipe import Finetuner, Recipe
+from postbc.experiments.recipe import FINETUNING, Finetuner, Recipe
 from postbc.jobs import JobError, run_jobs
 from postbc.policies.base import POLICY_FILE
 from postbc.posterior.saved import POSTERIOR_FILE
@@ -32,14 +32,16 @@ from postbc.stages.finetuning import load_base
 from postbc.stages.posterior import PosteriorFit, fit_posterior
 from postbc.stages.pretrain import Pretrain, pretrain_policy
 from postbc.training.best_of_n import finetune_best_of_n
+from postbc.training.dppo import finetune_dppo
 from postbc.training.dsrl import finetune_dsrl
+from postbc.training.residual import finetune_residual
 from postbc.training.results import RESULTS_FILE
 
 DEMONSTRATIONS = "demonstrations.hdf5"
 #: Fields that do not belong to the experiment, and those that may change between two runs into one directory: their stages
 #: check them against their own records.
 VOLATILE = ("output", "jobs", "videos", "about", "source", "size")
-REVISABLE = ("methods", "finetuners", "seeds", "dsrl", "training", "best_of_n", "iql", "transitions", "per_method", "compute")
+REVISABLE = ("methods", "finetuners", "seeds", *FINETUNING, "per_method", "compute")
 
 
 class Job(NamedTuple):
@@ -112,8 +114,13 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     """
     environment = find_environment(recipe.environment)
     environment.check()
-    for method in recipe.methods if "dsrl" in recipe.finetuners else ():
+    for method in recipe.methods:
         own = recipe.of_method(method)
+        for finetuner, training in (("residual", own.residual_training), ("dppo", own.dppo_training)):
+            if finetuner in recipe.finetuners:
+                training.require_learning(recipe.data.chunk)
+        if "dsrl" not in recipe.finetuners:
+            continue
         require(
             getattr(own.policy, "sampler", None) != "ddpm", "DSRL needs a policy that is deterministic given its noise.",
             key="policy.sampler", found="ddpm", expected="ddim",
@@ -203,7 +210,7 @@ def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
     posteriors = [posterior_job(s) for _ in postbc for s in recipe.seeds]
     first = [pretrain_job(m, s) for m in recipe.methods if m != "postbc" for s in recipe.seeds]
     second = [pretrain_job(m, s) for m in postbc for s in recipe.seeds]
-    finetuners = sorted(recipe.finetuners, key=lambda f: f != "dsrl")  # the longest first
+    finetuners = sorted(recipe.finetuners, key=["dppo", "dsrl", "residual", "best-of-n"].index)  # the longest first
     last = [finetune_job(f, m, s) for f in finetuners for m in recipe.methods for s in recipe.seeds]
     return [first, posteriors, second, last] if images else [posteriors, first + second, last]
 
@@ -237,17 +244,28 @@ def finetune(recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Me
     """Finetune the policy of one seed and method, starting from the evaluation that it already has."""
     own, policies, where = recipe.of_method(method), output / "pretraining" / method, output / finetuner / method
     policy = load_base(_seed(output, f"pretraining/{method}", seed), deterministic=finetuner == "dsrl")
+    run = where / f"seed_{seed}"
     before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES)
     common: dict[str, Any] = {
         "seed": seed, "compute": own.compute, "resume": True, "before": before, "source": policies / f"seed_{seed}",
         "allow_version_mismatch": own.data.allow_version_mismatch,
     }  # fmt: skip
+    evaluated: dict[str, Any] = {"eval_episodes": own.episodes, "horizon": own.horizon}
     if finetuner == "dsrl":
-        training = replace(own.training, eval_episodes=own.episodes, horizon=own.horizon, eval_envs=own.num_envs)
-        finetune_dsrl(policy, own.environment, where / f"seed_{seed}", own.dsrl, training, **common)
+        finetune_dsrl(
+            policy, own.environment, run, own.dsrl, replace(own.training, **evaluated, eval_envs=own.num_envs), **common
+        )
+    elif finetuner == "dppo":
+        finetune_dppo(
+            policy, own.environment, run, own.dppo, replace(own.dppo_training, **evaluated, eval_envs=own.num_envs), **common
+        )
+    elif finetuner == "residual":
+        demonstrations = data_of(own, output).demonstrations if own.residual_demonstrations else None
+        training = replace(own.residual_training, **evaluated, eval_envs=own.num_envs)
+        finetune_residual(policy, own.environment, run, own.residual, training, demonstrations, **common)
     else:
-        config = replace(own.best_of_n, eval_episodes=own.episodes, horizon=own.horizon, num_envs=own.num_envs)
-        finetune_best_of_n(policy, own.environment, where / f"seed_{seed}", config, own.iql, own.transitions, **common)
+        config = replace(own.best_of_n, **evaluated, num_envs=own.num_envs)
+        finetune_best_of_n(policy, own.environment, run, config, own.iql, own.transitions, **common)
     if recipe.videos:
         films = replace(
             _evaluation(own, where, output / "evaluation" / f"{method}-{finetuner}", seed), videos=recipe.videos, episodes=10

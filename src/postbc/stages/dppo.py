@@ -8,8 +8,7 @@ from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, load_base
 from postbc.stages.seeds import agent_of, require_seed
-from postbc.training.dppo import TRAINING, finetune_dppo
-from postbc.training.online import OnlineConfig
+from postbc.training.dppo import DPPOTraining, finetune_dppo
 from postbc.training.results import Result, read_result
 
 
@@ -21,7 +20,7 @@ class FinetuneDPPO(Finetune):
     """
 
     dppo: DPPOConfig = DPPOConfig()
-    training: OnlineConfig = TRAINING
+    training: DPPOTraining = DPPOTraining()
 
     def __post_init__(self) -> None:
         super().__post_init__()

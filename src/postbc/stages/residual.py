@@ -9,8 +9,7 @@ from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, load_base
 from postbc.stages.seeds import agent_of, require_seed
-from postbc.training.online import OnlineConfig
-from postbc.training.residual import TRAINING, finetune_residual
+from postbc.training.residual import ResidualTraining, finetune_residual
 from postbc.training.results import Result, read_result
 
 
@@ -24,7 +23,7 @@ class FinetuneResidual(Finetune):
     demonstrations: Path | None = None
     """The policy's demonstrations, with rewards (robomimic HDF5, zarr): a share of every batch. Default: rollouts alone."""
     residual: ResidualConfig = ResidualConfig()
-    training: OnlineConfig = TRAINING
+    training: ResidualTraining = ResidualTraining()
 
 
 def run_seed(config: FinetuneResidual, seed: int) -> Result:

@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from postbc.agents.dppo import DPPO, DPPOAgent, DPPOConfig, Networks
+from postbc.environments.chunk import Termination
 from postbc.environments.registry import Environment
 from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import Policy
-from postbc.schemas import plain
+from postbc.schemas import Count, CountOrZero, plain, schema
 from postbc.training.online import OnlineConfig, finetune_online
 
-#: DPPO's published settings for robomimic's Lift: 81 iterations of 300 chunks in 50 environments, evaluated every tenth.
-TRAINING = OnlineConfig(
-    budget_env_steps=4_860_000, num_envs=50, initial_steps=0, eval_every=600_000, reward="sparse", terminate_on="never"
-)
+
+@schema
+class DPPOTraining(OnlineConfig):
+    """DPPO's published settings for robomimic's Lift: 81 iterations of 300 chunks in 50 environments, evaluated every tenth."""
+
+    budget_env_steps: Count = 4_860_000
+    """Environment steps (Lift 81 iterations of 60,000; Can 151; Square 201 of 80,000)."""
+    num_envs: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Environments; a vector step advances each by one chunk."""
+    initial_steps: CountOrZero = 0
+    """None: an iteration is the policy's own."""
+    eval_every: Count = 600_000
+    """Environment steps between evaluations."""
+    reward: Literal["negative", "sparse", "environment"] = "sparse"
+    """An environment step earns success − 1, success, or what the environment itself gives."""
+    terminate_on: Termination = "never"
+    """What ends a training episode besides the horizon."""
 
 
 def finetune_dppo(
@@ -43,7 +58,7 @@ def finetune_dppo(
             :func:`~postbc.training.online.finetune_online` refuses. Nothing was written then.
         NotFiniteError: the learner diverged; the last checkpoint is good.
     """
-    config, training, source = config or DPPOConfig(), training or TRAINING, options.get("source")
+    config, training, source = config or DPPOConfig(), training or DPPOTraining(), options.get("source")
     options.pop("before", None)
 
     def check(policy: Policy, device: torch.device) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -16,14 +16,25 @@ from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import Policy
 from postbc.runs import digest
-from postbc.schemas import plain
+from postbc.schemas import Count, CountOrZero, plain, schema
 from postbc.seeding import make_generator
 from postbc.training.online import OnlineConfig, finetune_online
 from postbc.training.results import to_device
 from postbc.training.rollouts import read_rollouts, transition_batch
 
-#: What the paper's finetuners share, where they differ from DSRL's: fewer rollouts before learning, and success as the reward.
-TRAINING = OnlineConfig(budget_env_steps=100_000, initial_steps=6000, eval_every=10_000, reward="sparse")
+
+@schema
+class ResidualTraining(OnlineConfig):
+    """Where it differs from DSRL's: fewer rollouts before learning, and success as the reward."""
+
+    budget_env_steps: Count = 100_000
+    """Environment steps, the initial rollouts included."""
+    initial_steps: CountOrZero = 6000
+    """Environment steps of rollouts with the base policy before learning starts."""
+    eval_every: Count = 10_000
+    """Environment steps between evaluations."""
+    reward: Literal["negative", "sparse", "environment"] = "sparse"
+    """An environment step earns success − 1, success, or what the environment itself gives (without demonstrations)."""
 
 
 def finetune_residual(
@@ -50,7 +61,7 @@ def finetune_residual(
             :func:`~postbc.training.online.finetune_online` refuses. Nothing was written then.
         NotFiniteError: the learner diverged; the last checkpoint is good.
     """
-    config, training, seed = config or ResidualConfig(), training or TRAINING, options.get("seed", 0)
+    config, training, seed = config or ResidualConfig(), training or ResidualTraining(), options.get("seed", 0)
     found: list[Batch] = []
 
     def check(policy: Policy, device: torch.device) -> None:
