@@ -205,6 +205,24 @@ def test_policies_of_different_kinds_are_not_averaged(tmp_path: Path) -> None:
     ]
 
 
+def test_steps_to_the_threshold_are_in_the_report(tmp_path: Path) -> None:
+    def curve(*rates: float) -> list[list[float]]:
+        return [[1000 * k, rate] for k, rate in enumerate(rates)]
+
+    for seed, (bc, post) in enumerate(
+        [((0.5, 0.6, 0.7), (0.5, 0.8, 0.95)), ((0.5, 0.9, 0.9), (0.5, 0.9, 0.9)), ((0.5, 0.7, 0.8),) * 2]
+    ):
+        write(tmp_path / "bc", result("bc", seed, curve=curve(*bc), gradient_steps=400))
+        write(tmp_path / "post", result("postbc", seed, curve=curve(*post), gradient_steps=600))
+    text, _ = check(build_at(tmp_path, tmp_path / "report"))
+    section = text.split("How soon")[1].split("</section>")[0]
+    assert "not reached" in section  # BC: the middle one of three
+    assert "1 of 3 seeds" in section
+    assert "1,667" in section  # PostBC: seeds at 1,000, 1,667 and never
+    assert "log-rank against BC" in section
+    assert "600" in section
+
+
 def test_a_run_without_an_end_is_noted(tmp_path: Path) -> None:
     write(tmp_path / "a", result("bc", 0), result("bc", 1), config={"training": {"num_envs": 2}})
     (tmp_path / "a/seed_1/results.json").unlink()

@@ -235,3 +235,22 @@ def test_trimmed_means_and_sign_tests_are_scipys(scores, only_a, only_b):
     a, b = np.repeat([1, 0], [only_a, only_b]), np.repeat([0, 1], [only_a, only_b])
     expected = stats.binomtest(only_a, only_a + only_b, 0.5).pvalue if only_a + only_b else 1.0
     assert s.mcnemar(a, b) == pytest.approx(expected)
+
+
+def test_the_log_rank_test_is_the_one_written_out() -> None:
+    """Observed minus expected among those still on their way, at every time that somebody gets there."""
+    a, b, end = [3.0, 5.0, None, 8.0, 5.0], [6.0, None, None, 9.0], 10.0
+    times = sorted({v for v in a + b if v is not None})
+    observed = expected = variance = 0.0
+    for t in times:
+        at_risk = [sum(v is None or v >= t for v in group) for group in (a, b)]
+        events = [sum(v == t for v in group) for group in (a, b)]
+        n, d = sum(at_risk), sum(events)
+        observed, expected = observed + events[0], expected + d * at_risk[0] / n
+        if n > 1:
+            variance += d * at_risk[0] / n * at_risk[1] / n * (n - d) / (n - 1)
+    z = (observed - expected) / math.sqrt(variance)
+    p = math.erfc(abs(z) / math.sqrt(2))
+    assert s.log_rank(a, b, ([end] * 5, [end] * 4)) == pytest.approx(p, rel=1e-6)
+    assert s.log_rank([None, None], [None, 4.0], ([end] * 2, [end] * 2)) == 1.0
+    assert s.log_rank(a, a, ([end] * 5, [end] * 5)) == pytest.approx(1.0)

@@ -77,6 +77,48 @@ def before_after(groups: Sequence[Group]) -> Table:
     return Table(["pretraining", "seeds", "before", "after", "gain", *(["mean over budget"] if curves else [])], rows, caption)
 
 
+THRESHOLD = 0.9
+"""Success to which environment steps are counted."""
+
+
+def efficiency(groups: Sequence[Group]) -> Table | None:
+    """How soon: environment steps to a threshold, area, gradient steps and time, of runs with a learning curve."""
+    rows = []
+    for g in (g for g in groups if any(len(curve) > 2 for curve in g.curves)):
+        steps = [statistics.steps_to_threshold(curve, THRESHOLD) for curve in g.curves]
+        reached = sorted(s for s in steps if s is not None)
+        middle = sorted(math.inf if s is None else s for s in steps)[(len(steps) - 1) // 2]
+        ranks = []
+        for other in groups:
+            if g.pretraining == "postbc" and other.setting == g.setting and other.pretraining not in (None, "postbc"):
+                theirs = [statistics.steps_to_threshold(curve, THRESHOLD) for curve in other.curves]
+                ends = tuple([curve[-1][0] for curve in of.curves] for of in (g, other))
+                p = statistics.log_rank(steps, theirs, ends)  # type: ignore[arg-type]
+                ranks.append(f"log-rank against {other.label}: p = {p:.2g}")
+        mean, low, high = statistics.mean_interval(g.values("area"))
+        area = (f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]",) if len(g.runs) > 1 else ()
+        gradient = [run.gradient_steps for run in g.runs if run.gradient_steps is not None]
+        minutes = [run.wall_clock_s / 60 for run in g.runs if run.wall_clock_s]
+        rows.append(
+            [
+                Cell(g.label, (g.setting.title, *((g.setting.budget,) if g.setting.budget else ()))),
+                Cell(f"{middle:,.0f}" if math.isfinite(middle) else "not reached", (f"{len(reached)} of {len(steps)} seeds", *ranks)),
+                Cell(f"{mean:.3f}", area),
+                Cell(f"{sum(gradient) / len(gradient):,.0f}" if gradient else "–"),
+                Cell(f"{sum(minutes) / len(minutes):.1f} min" if minutes else "–"),
+            ]
+        )  # fmt: skip
+    caption = (
+        f"Environment steps at which the interpolated curve first reaches {THRESHOLD:g}: the middle seed (of an even number the lower), "
+        "seeds that never do so counted as later than all; gradient steps and time a seed"
+    )
+    return (
+        Table(["pretraining", f"steps to {THRESHOLD:g}", "mean over budget", "gradient steps", "time"], rows, caption)
+        if rows
+        else None
+    )
+
+
 def comparisons(pairs_of: Mapping[str, Sequence[Pair]]) -> list[Table]:
     """Every difference with its interval, p-values and verdict."""
     tables = []
