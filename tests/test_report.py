@@ -209,9 +209,8 @@ def test_steps_to_the_threshold_are_in_the_report(tmp_path: Path) -> None:
     def curve(*rates: float) -> list[list[float]]:
         return [[1000 * k, rate] for k, rate in enumerate(rates)]
 
-    for seed, (bc, post) in enumerate(
-        [((0.5, 0.6, 0.7), (0.5, 0.8, 0.95)), ((0.5, 0.9, 0.9), (0.5, 0.9, 0.9)), ((0.5, 0.7, 0.8),) * 2]
-    ):
+    late, soon, never = (0.5, 0.8, 0.95), (0.5, 0.9, 0.9), (0.5, 0.7, 0.8)
+    for seed, (bc, post) in enumerate([(never, late), (soon, soon), (never, never)]):
         write(tmp_path / "bc", result("bc", seed, curve=curve(*bc), gradient_steps=400))
         write(tmp_path / "post", result("postbc", seed, curve=curve(*post), gradient_steps=600))
     text, _ = check(build_at(tmp_path, tmp_path / "report"))

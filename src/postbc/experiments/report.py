@@ -126,11 +126,8 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
         for number, of in enumerate(content.settings):
             context["settings"].append(setting(content, of, number))
             bar.advance()
-        context |= {
-            "answer": answer(content),
-            "comparisons": tables.comparisons(content.pairs),
-            "efficiency": tables.efficiency(content.groups),
-        }
+        context |= {"answer": answer(content), "comparisons": tables.comparisons(content.pairs)}
+        context["efficiency"] = tables.efficiency(content.groups)
         context["actions"] = actions(content)
         bar.advance()
         context |= {"posterior": posterior(content), "videos": videos(content), "runs": tables.runs(content.groups)}

@@ -109,14 +109,11 @@ def efficiency(groups: Sequence[Group]) -> Table | None:
             ]
         )  # fmt: skip
     caption = (
-        f"Environment steps at which the interpolated curve first reaches {THRESHOLD:g}: the middle seed (of an even number the lower), "
-        "seeds that never do so counted as later than all; gradient steps and time a seed"
+        f"Environment steps at which the interpolated curve first reaches {THRESHOLD:g}: the middle seed (of an even number the "
+        "lower), seeds that never do so counted as later than all; gradient steps and time a seed"
     )
-    return (
-        Table(["pretraining", f"steps to {THRESHOLD:g}", "mean over budget", "gradient steps", "time"], rows, caption)
-        if rows
-        else None
-    )
+    header = ["pretraining", f"steps to {THRESHOLD:g}", "mean over budget", "gradient steps", "time"]
+    return Table(header, rows, caption) if rows else None
 
 
 def comparisons(pairs_of: Mapping[str, Sequence[Pair]]) -> list[Table]:
