@@ -25,7 +25,7 @@ from postbc.runs import Checkpoints, Run
 from postbc.schemas import Count, NonNegative, Positive, Share, Width, schema
 from postbc.seeding import make_generator
 
-Method = Literal["bc", "sigma-bc", "postbc"]
+Method = Literal["bc", "sigma-bc", "postbc", "value-dice"]
 
 
 @schema
@@ -33,7 +33,7 @@ class PretrainingConfig:
     """Algorithm 2 and the optimiser (paper, Table of pretraining; DPPO)."""
 
     method: Method = "postbc"
-    """Target of the regression: bc, sigma-bc or postbc."""
+    """Target of the regression: bc, sigma-bc or postbc; or value-dice, which is no regression (postbc.value_dice)."""
     posterior_weight: NonNegative = 1.0
     """α, multiplies the posterior's standard deviation (postbc)."""
     sigma: NonNegative = 0.1
@@ -128,6 +128,8 @@ class Pretraining:
         compute: Compute | None = None,
     ) -> None:
         missing = lacking(policy)
+        require(config.method != "value-dice", "ValueDICE is no regression.", key="pretraining.method", found="value-dice",
+                remedy="see postbc.value_dice")  # fmt: skip
         require(
             isinstance(policy, torch.nn.Module) and not missing, "This is not a policy that can be trained.",
             found=type(policy).__name__ + (" without " + ", ".join(missing) if missing else ""),
@@ -247,16 +249,30 @@ def pretrain(
         InputError: PostBC without a factor, or with one of other windows.
         NotFiniteError: the loss or a weight is not finite.
     """
-    training = Pretraining(policy, windows, config, seed, factor, compute)
+    train(
+        Pretraining(policy, windows, config, seed, factor, compute), f"pretraining {config.method}, seed {seed}", config.steps, run,
+        log_every, checkpoint_seconds,
+    )  # fmt: skip
+    return policy
+
+
+def train(
+    training: Any, title: str, steps: int, run: Run | None = None, log_every: int = 1000, checkpoint_seconds: float = 60.0
+) -> None:
+    """The loop of a pretraining (`step`, `done`, `state`, `load_state`, `finish`): `steps` steps, resumable when a `run` is given.
+
+    Raises:
+        NotFiniteError: the loss or a weight is not finite.
+    """
     found = run.load() if run else None
     if run and found:
         with run.restoring():
             training.load_state(found[1])
     checkpoints = Checkpoints(run, checkpoint_seconds)
-    with progress(f"pretraining {config.method}, seed {seed}", config.steps, training.done) as bar:
-        while training.done < config.steps:
+    with progress(title, steps, training.done) as bar:
+        while training.done < steps:
             loss = training.step()
-            if training.done % log_every == 0 or training.done == config.steps:
+            if training.done % log_every == 0 or training.done == steps:
                 if not bool(torch.isfinite(loss)):
                     raise NotFiniteError("The loss is not finite; the policy is not saved.", key=f"step {training.done}",
                                          found=loss.item(), remedy=REMEDY)  # fmt: skip
@@ -266,4 +282,3 @@ def pretrain(
                 checkpoints.save(training.done, training.state())
             bar.advance(loss=loss)
     training.finish()
-    return policy

@@ -10,6 +10,7 @@ from postbc.errors import require
 #: What each stream of a seed's random numbers is for. Numbers are never reused, so that no use disturbs another.
 STREAMS = {
     "ensemble/initialisation": 0, "ensemble/bootstrap": 1, "ensemble/data": 2, "policy/initialisation": 3,
+    "value-dice/initialisation": 5, "value-dice/data": 6, "value-dice/noise": 7,
     "pretraining/data": 10, "pretraining/loss": 11, "pretraining/target": 12,
     "online/initialisation": 400, "online/base": 401, "online/acting": 402, "online/data": 403, "online/noise": 404,
     "residual/demonstrations": 405,

@@ -29,6 +29,7 @@ from postbc.schemas import Count, CountOrZero, Seed, parse, plain, schema
 from postbc.training.dppo import DPPOTraining
 from postbc.training.online import OnlineConfig
 from postbc.training.residual import ResidualTraining
+from postbc.value_dice import ValueDICEConfig
 
 P = TypeVar("P")
 Finetuner = Literal["dsrl", "dppo", "residual", "best-of-n"]
@@ -38,7 +39,7 @@ FINETUNING = (
     "transitions",
 )  # fmt: skip
 #: What a method may have of its own.
-DIFFERING = ("policy", "pretraining", "pretraining_epochs", *FINETUNING)
+DIFFERING = ("policy", "pretraining", "pretraining_epochs", "value_dice", *FINETUNING)
 
 #: Fields of the recipe that stand for fields of its stages.
 ONCE = {
@@ -122,6 +123,8 @@ class Recipe(Generic[P]):
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     pretraining_epochs: Count | None = None
     """Epochs of pretraining instead of pretraining.steps."""
+    value_dice: ValueDICEConfig = field(default_factory=ValueDICEConfig)
+    """Of the method value-dice, whose policy is a Gaussian one."""
     dsrl: DSRLConfig = field(default_factory=DSRLConfig)
     training: OnlineConfig = field(default_factory=OnlineConfig)
     """Of DSRL."""
@@ -182,7 +185,8 @@ class Recipe(Generic[P]):
             )  # fmt: skip
             where[last] = value
         try:
-            return parse_recipe({**values, "pretraining": {**values["pretraining"], "method": method}})
+            own = parse_recipe({**values, "pretraining": {**values["pretraining"], "method": method}})
+            return with_policy(own, "gaussian") if method == "value-dice" else own
         except InputError as error:
             raise InputError(f"What differs for {method} cannot be used. {error}", key=f"per_method: {method}") from None
 

@@ -29,7 +29,7 @@ Text = Annotated[str, Field(max_length=10_000)]
 RESULTS_FILE = "results.json"
 LARGEST = 2**26
 """Bytes of a results.json or summary.json that is read."""
-PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC"}
+PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC", "value-dice": "ValueDICE"}
 FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "dppo": "DPPO", "residual": "Residual RL", "best-of-n": "Best-of-N"}
 
 

@@ -234,7 +234,8 @@ def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> No
     own, where = recipe.of_method(method), output / "pretraining" / method
     posterior = output / "posterior" if method == "postbc" else None
     config = Pretrain(
-        data_of(own, output), where, own.policy, posterior, (seed,), own.pretraining, own.pretraining_epochs, own.compute, resume=True
+        data_of(own, output), where, own.policy, posterior, (seed,), own.pretraining, own.value_dice,
+        None if method == "value-dice" else own.pretraining_epochs, own.compute, resume=True,
     )  # fmt: skip
     pretrain_policy(config, seed)
     evaluate_stage(_evaluation(own, where, output / "evaluation" / method, seed), seed)

@@ -80,6 +80,7 @@ def lacking(policy: Any) -> list[str]:
 POLICIES: dict[str, str] = {
     "diffusion": "postbc.policies.diffusion:DiffusionPolicy",
     "flow": "postbc.policies.flow:FlowPolicy",
+    "gaussian": "postbc.policies.gaussian:GaussianPolicy",
 }
 
 

@@ -13,11 +13,11 @@ from postbc.policies.networks.encoders import Encoder
 from postbc.policies.networks.mlp import DiffusionMLP
 
 
-class MLPPolicy(nn.Module):
-    """A policy in normalised units whose network predicts a chunk-shaped vector from a noisy chunk, a time and features.
+class EncodingPolicy(nn.Module):
+    """An encoder and a normalisation: what every policy of the product has, whatever its network.
 
     Args:
-        config: architecture (encoder, hidden, layers, time_dim, condition_hidden) and sampling.
+        config: `encoder`, and whatever the network needs.
         shapes: what it observes.
         action_dim: A.
         chunk: T.
@@ -43,11 +43,22 @@ class MLPPolicy(nn.Module):
         self.encoder = Encoder(config.encoder, shapes, observation_steps, generator)
         self.shapes, self.observation_steps, self.feature_dim = self.encoder.shapes, observation_steps, self.encoder.feature_dim
         self.normalization = normalization
-        self.network = DiffusionMLP(
-            self.feature_dim, chunk * action_dim, generator, config.hidden, config.layers, config.time_dim, config.condition_hidden
-        )  # fmt: skip
 
     def encode(self, observation: Observation) -> Tensor:
         """Raw named observations of B states -> features (B, F)."""
         features: Tensor = self.encoder(observation, self.normalization)
         return features
+
+
+class MLPPolicy(EncodingPolicy):
+    """A policy whose network predicts a chunk-shaped vector from a noisy chunk, a time and features; arguments as those above.
+
+    Its configuration says hidden, layers, time_dim and condition_hidden.
+    """
+
+    def __init__(self, config: Any, shapes: Shapes, action_dim: int, chunk: int, normalization: Normalization,
+                 generator: torch.Generator, observation_steps: int = 1, about: About | None = None) -> None:  # fmt: skip
+        super().__init__(config, shapes, action_dim, chunk, normalization, generator, observation_steps, about)
+        self.network = DiffusionMLP(
+            self.feature_dim, chunk * action_dim, generator, config.hidden, config.layers, config.time_dim, config.condition_hidden
+        )  # fmt: skip

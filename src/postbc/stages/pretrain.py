@@ -14,19 +14,20 @@ from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
-from postbc.pretraining import PretrainingConfig, pretrain
+from postbc.pretraining import PretrainingConfig, pretrain, train
 from postbc.runs import Run
 from postbc.schemas import Count, Seed, plain, schema
 from postbc.seeding import make_generator
 from postbc.stages.posterior import posterior_factor
 from postbc.stages.seeds import epochs_to_steps, of_one_seed
+from postbc.value_dice import ValueDICE, ValueDICEConfig, check_policy
 
 C = TypeVar("C")
 
 
 @schema
 class Pretrain(Generic[C]):
-    """Pretrain a policy by BC, σ-BC or PostBC (Algorithm 2).
+    """Pretrain a policy by BC, σ-BC or PostBC (Algorithm 2), or by ValueDICE (--policy.kind gaussian).
 
     Writes seed_<seed>/policy.safetensors (averaged weights, everything inference needs) and policy.json into the output directory.
     """
@@ -35,12 +36,14 @@ class Pretrain(Generic[C]):
     output: Path
     """Directory of the stage; each seed's run is seed_<seed> in it."""
     policy: C
-    """Kind, architecture and sampling."""
+    """Kind (--policy.kind diffusion, flow or gaussian; each has options of its own), architecture and sampling."""
     posterior: Path | None = None
     """Directory that `postbc posterior fit` wrote (postbc only)."""
     seeds: tuple[Seed, ...] = (0,)
     """One policy a seed."""
     pretraining: PretrainingConfig = PretrainingConfig()
+    value_dice: ValueDICEConfig = ValueDICEConfig()
+    """Of pretraining.method value-dice, which has none of the other's numbers."""
     epochs: Count | None = None
     """Epochs instead of pretraining.steps (paper: 3000)."""
     compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
@@ -80,14 +83,30 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             config.data.observation_steps, about,
         )  # fmt: skip
 
+    dice = pretraining.method == "value-dice"
     with torch.device("meta"):
-        check_memory(build(), 5, device, "policy")
+        blank = build()
+        check_memory(blank, 5, device, "policy")
+    if dice:
+        check_policy(blank)
+        require(
+            config.epochs is None,
+            "ValueDICE counts steps.",
+            key="epochs",
+            found=config.epochs,
+            remedy="give --value-dice.steps",
+        )
+        pretraining = dataclasses.replace(pretraining, steps=config.value_dice.steps)
     moved = ("compute", "data.demonstrations", *(("posterior",) if factor is not None else ()))
     recorded = of_one_seed(config, seed)
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
         if not (run.directory / POLICY_FILE).exists():
             policy = build(describe(config, pretraining, data, seed, run))
-            pretrain(policy, data.windows, pretraining, seed, factor, config.compute, run)
+            if dice:
+                trainer = ValueDICE(policy, data.windows, config.value_dice, seed, config.compute)
+                train(trainer, f"ValueDICE, seed {seed}", config.value_dice.steps, run)
+            else:
+                pretrain(policy, data.windows, pretraining, seed, factor, config.compute, run)
             save_policy(run.directory / POLICY_FILE, policy)
         policy = load_policy(run.directory, device)
         run.finish()
