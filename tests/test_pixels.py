@@ -1,7 +1,8 @@
-"""From pixels alone: a policy pretrained by PostBC on frames, no state among its observations, finetuned by both finetuners."""
+"""From pixels alone: a policy pretrained by PostBC on frames, no state among its observations, under every finetuner."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import torch
 
 from postbc.agents.base import load_agent
 from postbc.agents.best_of_n import BestOfNConfig
+from postbc.agents.dppo import DPPOConfig
 from postbc.agents.dsrl import DSRLConfig
 from postbc.agents.iql import IQLConfig
+from postbc.agents.residual import ResidualConfig
+from postbc.data.episodes import Dataset
 from postbc.data.normalization import fit_normalization
 from postbc.data.readers import read_dataset
+from postbc.data.robomimic import write_robomimic
 from postbc.data.transitions import TransitionConfig
 from postbc.data.windows import Windows
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
@@ -23,8 +28,10 @@ from postbc.posterior import EnsembleConfig, fit_ensemble, window_features
 from postbc.pretraining import PretrainingConfig, pretrain
 from postbc.seeding import make_generator
 from postbc.training.best_of_n import finetune_best_of_n
+from postbc.training.dppo import finetune_dppo
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import OnlineConfig
+from postbc.training.residual import finetune_residual
 from postbc.training.results import read_result
 from test_pretraining import pixel_demonstrations
 from toy import environment
@@ -82,3 +89,40 @@ def test_best_of_n_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path
     rollouts = read_dataset(tmp_path / "rollouts.hdf5", observation_keys=(), image_keys=["image.top"])
     assert rollouts.shapes == {"image.top": (3, 32, 32)}
     assert len(np.unique(np.asarray(rollouts[0].observations["image.top"][0]))) > 2
+
+
+def test_residual_rl_finetunes_from_pixels_with_their_demonstrations(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "demonstrations.hdf5", with_rewards(pixel_demonstrations(10, 0.2)))
+    config = ResidualConfig(
+        hidden=32, critics=3, scale=1.0, ramp=50, utd=8, critic_warmup=50, discount=0.9, lr=3e-3, tau=0.02, batch_size=64
+    )
+    training = OnlineConfig(
+        budget_env_steps=2000, initial_steps=400, eval_every=2000, eval_episodes=60, num_envs=4, reward="sparse"
+    )
+    finetune_residual(policy, environment(pixels=True), tmp_path / "run", config, training, path)
+    result = read_result(tmp_path / "run")
+    assert result.success_before is not None
+    assert result.success_after is not None
+    assert result.success_after > result.success_before + 0.1
+    check_plays_alone(tmp_path / "run")
+
+
+def with_rewards(data: Dataset) -> Dataset:
+    """The last step of each is the success."""
+    return replace(data, episodes=tuple(replace(e, rewards=np.eye(len(e))[-1].astype(np.float32)) for e in data))
+
+
+def test_dppo_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    config = DPPOConfig(
+        ft_denoising_steps=4, sampling_steps=4, n_steps=10, batch_size=200, epochs=5, critic_hidden=32, discount=0.95, actor_lr=5e-4,
+        critic_warmup_iterations=2,
+    )  # fmt: skip
+    training = OnlineConfig(
+        budget_env_steps=12_000, initial_steps=0, eval_every=12_000, eval_episodes=60, num_envs=20, reward="sparse"
+    )
+    finetune_dppo(policy, environment(pixels=True), tmp_path, config, training)
+    result = read_result(tmp_path)
+    assert result.success_before is not None
+    assert result.success_after is not None
+    assert result.success_after >= result.success_before
+    check_plays_alone(tmp_path)
