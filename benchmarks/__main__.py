@@ -22,6 +22,7 @@ FIGURES = {
     "bench_dsrl": {"dsrl_sac_update": 1.1},
     "bench_iql": {"iql_update": 1.1},
     "bench_finetuners": {"dppo_update": 1.5, "residual_update": 1.5},
+    "bench_lift_to_90": {"lift_to_90": 5.0},
     "bench_control": {
         "control_steps_lift": 5.0, "control_steps_can": 4.0, "control_steps_square": 4.0, "control_thread_scaling": 1.7,
         "control_fraction_of_mj_step": 0.7,
