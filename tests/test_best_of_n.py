@@ -406,6 +406,20 @@ def test_a_stage_that_is_interrupted_ends_alike(tmp_path: Path, monkeypatch: pyt
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+def test_rollouts_of_another_run_are_refused_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: IQL, *args: Any) -> Any:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(IQL, "learn", failing)
+        with pytest.raises(Interrupted):
+            stage(tmp_path / "a")
+    other = collect_rollouts(ToyPolicy(drift=0.6), environment(), 8, tmp_path / "b", seed=4)
+    other.replace(tmp_path / "a/rollouts.hdf5")
+    with pytest.raises(InputError, match="not those that this run began"):
+        stage(tmp_path / "a")
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("when", ["at random", "at every operation"])
 def test_kills_change_nothing(tmp_path: Path, when: str) -> None:

@@ -82,6 +82,24 @@ def test_an_interruption_is_one_line(monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("resumable", [True, False])
+def test_only_what_can_be_resumed_says_so(monkeypatch, capsys, resumable):
+    class Stage:
+        if resumable:
+            resume = False
+
+    class Module:
+        def parse(self, args):
+            return Stage()
+
+        def run(self, config):
+            raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(cli, "command", lambda words: Module())
+    assert cli.main(["doctor"]) == 130
+    assert ("--resume" in capsys.readouterr().err) == resumable
+
+
 def test_sigterm_is_an_interruption(tmp_path):
     code = (
         "import signal, os, sys, time; from postbc import cli\n"

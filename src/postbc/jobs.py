@@ -38,7 +38,7 @@ class Interrupted(KeyboardInterrupt):
     """SIGINT, SIGTERM or SIGHUP arrived; `number` says which. Its text is one clear line."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted ({signal.Signals(number).name}); the same command with --resume goes on")
+        super().__init__(f"interrupted ({signal.Signals(number).name})")
         self.number = number
 
     @property

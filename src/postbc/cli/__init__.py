@@ -96,13 +96,15 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if asked else 2
     from postbc.jobs import Interrupted, JobError, interruptible, load_plugins
 
+    chosen: Any = None
     try:
         with interruptible():
             for word in args:
                 _require_text(word)
             load_plugins()
             module = command(words)
-            module.run(module.parse(args[len(words.split()) :]))
+            chosen = module.parse(args[len(words.split()) :])
+            module.run(chosen)
     except InputError as error:
         print(f"postbc {words}: {error}", file=sys.stderr)
         return 2
@@ -114,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"postbc {words}: The operating system refuses: {error.strerror or error}{named}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f"postbc {words}: {error}", file=sys.stderr)
+        again = "; the same command with --resume goes on" if hasattr(chosen, "resume") else ""
+        print(f"postbc {words}: {error}{again}", file=sys.stderr)
         return error.status
     return 0

@@ -26,7 +26,7 @@ from postbc.runs import Checkpoints, Run, digest
 from postbc.schemas import plain
 from postbc.seeding import evaluation_seeds, make_generator
 from postbc.training.results import RESULTS_FILE, check_policy, rates, to_device, write_result
-from postbc.training.rollouts import collect, read_rollouts, transition_batch
+from postbc.training.rollouts import ROLLOUTS_FILE, collect, read_rollouts, transition_batch
 
 
 def finetune_best_of_n(
@@ -99,9 +99,9 @@ def finetune_best_of_n(
                     policy, environment, config.episodes, run, state, seed=seed, num_envs=config.num_envs, horizon=horizon,
                     device=device, checkpoint_seconds=config.checkpoint_seconds,
                 )  # fmt: skip
-                given = _own(path, policy, iql, transitions, config, device)
+                given, inputs["rollouts"] = _own(path, policy, iql, transitions, config, device), digest(path)
             batch, facts = given
-            critics = train_critics(policy, iql, batch, seed, run, at, state, config, compute, device)
+            critics = train_critics(policy, iql, batch, seed, run, at, state, config, compute, device, inputs["rollouts"])
             agent = BestOfNAgent(policy, critics, iql, config.samples, config.aggregate)
             agent.save(output)
             after, steps = stage.measured("after", agent), int(facts["env_steps"])
@@ -160,8 +160,12 @@ def train_critics(
     config: BestOfNConfig,
     compute: Compute,
     device: str | torch.device = "cpu",
+    source: str = "",
 ) -> Critics:
-    """IQL on fixed transitions, going on from the run's `state` loaded `at` a step, bit for bit; the online critics."""
+    """IQL on fixed transitions, going on from the run's `state` loaded `at` a step, bit for bit; the online critics.
+
+    `source` is the digest of their file: a run goes on with the same one.
+    """
     action_dim = policy.chunk * policy.action_dim
     data = Replay(len(batch.reward), policy.feature_dim, action_dim, device)
     data.add(batch)
@@ -170,9 +174,12 @@ def train_critics(
     checkpoints = Checkpoints(run, config.checkpoint_seconds)
 
     def save() -> None:
-        checkpoints.save(done, {"learner": learner.state_dict(), "sampling": generator_state(sampling), "done": done})
+        checkpoints.save(done, {"learner": learner.state_dict(), "sampling": generator_state(sampling), "done": done,
+                                "rollouts": source})  # fmt: skip
 
     if "learner" in state:
+        require(state.get("rollouts") == source, "The rollouts are not those that this run began to learn from.",
+                file=run.directory / ROLLOUTS_FILE, remedy="put the former file back, or choose another --output")  # fmt: skip
         with run.restoring():
             done = int(state["done"])
             require(done == at <= iql.steps, "The checkpoint is of another run.", key="done", found=done, expected=at)
