@@ -109,6 +109,18 @@ def test_a_whole_experiment_by_two_processes_and_again_by_one(tmp_path: Path) ->
     assert all(Path(name).name in ("results.json", "summary.json", "results.csv") for name in differing), differing  # seconds
 
 
+def test_value_dice_beside_postbc(tmp_path: Path) -> None:
+    """Its policy is a Gaussian one, whatever the recipe's is; the report compares it as a baseline."""
+    both = {"methods": ["value-dice", "postbc"], "seeds": [0], "finetuners": ["dsrl", "best-of-n"]}
+    report = run_recipe(tiny(tmp_path, value_dice={"steps": 10, "hidden": 8, "batch_size": 8}, **both), tmp_path / "x")
+    entries = json.loads((report / "summary.json").read_text())
+    assert {(e["pretraining"], e["policy"]) for e in entries} == {("value-dice", "gaussian"), ("postbc", "diffusion")}
+    assert "ValueDICE" in (report / "report.html").read_text()
+    with pytest.raises(InputError, match="sampled by a chain"):
+        run_recipe(tiny(tmp_path, methods=["value-dice"], seeds=[0], finetuners=["dppo"]), tmp_path / "y")
+    assert not (tmp_path / "y").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kills_of_the_whole_experiment_change_nothing(tmp_path: Path) -> None:
     tiny(tmp_path)  # the demonstrations

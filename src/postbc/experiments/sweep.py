@@ -21,7 +21,7 @@ from postbc.errors import InputError, require
 from postbc.evaluation import Evaluation, check_shapes
 from postbc.experiments.recipe import FINETUNING, Finetuner, Recipe
 from postbc.jobs import JobError, run_jobs
-from postbc.policies.base import POLICY_FILE
+from postbc.policies.base import POLICY_FILE, policy_class
 from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
 from postbc.progress import say
@@ -119,6 +119,11 @@ def check(recipe: Recipe[Any], output: Path) -> None:
         for finetuner, training in (("residual", own.residual_training), ("dppo", own.dppo_training)):
             if finetuner in recipe.finetuners:
                 training.require_learning(recipe.data.chunk)
+        require(
+            "dppo" not in recipe.finetuners or hasattr(policy_class(own.policy.kind), "chain"),
+            "DPPO needs a policy that is sampled by a chain.", key="policy.kind", found=f"{own.policy.kind} ({method})",
+            expected="diffusion or flow", remedy="leave DPPO or this method out",
+        )  # fmt: skip
         if "dsrl" not in recipe.finetuners:
             continue
         require(
