@@ -404,6 +404,24 @@ def test_a_target_stops_the_run_when_it_is_surely_reached(tmp_path: Path, monkey
     assert result.budget_env_steps == 600
 
 
+def test_a_run_that_was_killed_at_its_target_goes_on_to_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last evaluation, on more episodes, is below the target: it has stopped all the same."""
+    options: dict[str, Any] = {
+        "initial_steps": 60,
+        "eval_every": 100,
+        "eval_episodes": 40,
+        "curve_episodes": 20,
+        "stop_at": 0.75,
+    }
+    scripted(monkeypatch, 0.4, 0.9, 0.95, 0.96)  # and then it dies
+    with pytest.raises(IndexError):
+        finetune(tmp_path, **options)
+    asked = scripted(monkeypatch, 0.7, 0.8)
+    result = finetune(tmp_path, **options)
+    assert asked == [EVALUATION_SEED, BEST_SEED] or asked == [BEST_SEED]
+    assert len(result.curve) == 3
+
+
 def test_a_fall_below_the_pretrained_policy_is_said_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

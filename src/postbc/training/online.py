@@ -327,18 +327,12 @@ class Loop:
         self.online, self.run, self.environment, self.horizon, self.config = online, run, environment, horizon, online.config
         self.milestones: list[Milestone] = []  # the first of the pretrained policy
         self.checkpoints = Checkpoints(run, self.config.checkpoint_seconds)
-        self.warned = False
+        self.warned = self.stopped = False  # said that it has fallen; reached its target
 
     @property
     def best(self) -> Milestone | None:
         """The first milestone of highest success among those that have learnt."""
         return max((m for m in self.milestones if m.learnt), key=lambda m: m.success, default=None)
-
-    @property
-    def reached(self) -> bool:
-        """Whether the last milestone is surely above `stop_at`."""
-        last, target = self.milestones[-1], self.config.stop_at
-        return last.learnt and target is not None and wilson_interval(last.success * last.episodes, last.episodes)[0] > target
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
@@ -352,13 +346,14 @@ class Loop:
                     key="env_steps", found=f"{online.env_steps} in {online.vector_steps} vector steps", expected=found[0])  # fmt: skip
             self.milestones = [parse(Milestone, dict(m)) for m in found[1]["milestones"]]
             require(self.milestones, "There is no evaluation of the pretrained policy.", key="milestones")
+            self.stopped = bool(found[1]["stopped"])
         if self.best is not None and self.best.env_steps == online.env_steps:  # it was being saved, perhaps
             self._keep()
 
     def save(self) -> None:
-        self.checkpoints.save(
-            self.online.env_steps, {"online": self.online.state_dict(), "milestones": [plain(m) for m in self.milestones]}
-        )
+        milestones = [plain(m) for m in self.milestones]
+        state = {"online": self.online.state_dict(), "milestones": milestones, "stopped": self.stopped}
+        self.checkpoints.save(self.online.env_steps, state)
 
     def _keep(self) -> None:
         self.online.agent().save(self.run.directory / BEST)  # type: ignore[attr-defined]
@@ -382,6 +377,8 @@ class Loop:
         self.milestones.append(milestone)
         self.run.log(online.env_steps, {f"evaluation/{name}": known[name] for name in ("success", "chunk_success")})
         if milestone.learnt:
+            target = self.config.stop_at
+            self.stopped |= target is not None and wilson_interval(milestone.success * episodes, episodes)[0] > target
             self._warn(milestone)
             if best is None or milestone.success > best.success:
                 self.save()  # before: what is kept is then always what a resumed run knows of
@@ -409,7 +406,7 @@ class Loop:
             self.measure(config.eval_episodes, rates(before) if before else None)
             self.save()
         with progress(online.learner.name, config.budget_env_steps, online.env_steps) as bar:
-            while online.env_steps < config.budget_env_steps and not self.reached:
+            while online.env_steps < config.budget_env_steps and not self.stopped:
                 start = online.env_steps
                 info = online.step()
                 if info if online.learner.on_policy else online.vector_steps % config.log_every == 0:
