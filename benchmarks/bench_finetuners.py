@@ -88,7 +88,9 @@ class Shape:
     feature_dim, chunk, action_dim = S, T, A
 
 
-def residual_update(critics: int = 10, hidden: int = 256, proposals: int = 1, repeats: int = 7) -> dict[str, object]:
+def residual_update(
+    critics: int = 10, hidden: int = 256, proposals: int = 1, precision: Any = "float32", repeats: int = 7
+) -> dict[str, object]:
     """Milliseconds a step of critics and actor, against SAC with as many critics."""
     from stable_baselines3 import SAC
     from stable_baselines3.common.logger import configure
@@ -100,7 +102,7 @@ def residual_update(critics: int = 10, hidden: int = 256, proposals: int = 1, re
         demonstration_share=0.0,
     )  # fmt: skip
     generator = make_generator(0, "online/initialisation")
-    learner = Residual(config, Shape(), generator)  # type: ignore[arg-type]
+    learner = Residual(config, Shape(), generator, Compute(device="cpu", precision=precision))  # type: ignore[arg-type]
     memory, wide = learner.memory(10_000, 1), S + proposals * D
     memory.add(
         Batch(
@@ -131,7 +133,7 @@ def residual_update(critics: int = 10, hidden: int = 256, proposals: int = 1, re
     return {
         "ours": 1e3 * ours / steps, "theirs": 1e3 * theirs / steps, "unit": "ms an update", "ratio": theirs / ours,
         "what": f"residual RL, a step of {critics} critics and of the actor, 2x{hidden} LayerNorm, batch {BATCH}, {proposals} "
-        f"proposal, against stable-baselines3's SAC with {critics} critics; one thread each",
+        f"proposal, {precision}, against stable-baselines3's SAC with {critics} critics; one thread each",
     }  # fmt: skip
 
 
@@ -143,7 +145,7 @@ def run() -> dict[str, dict[str, object]]:
     except ImportError:
         print("residual_update is left out: stable-baselines3 is not installed (pip install 'postbc[dev]')")
         return found
-    return {**found, "residual_update": residual_update()}
+    return {**found, "residual_update": residual_update(), "residual_update_bfloat16": residual_update(precision="auto")}
 
 
 if __name__ == "__main__":

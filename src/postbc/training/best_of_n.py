@@ -109,7 +109,7 @@ def finetune_best_of_n(
                 run, policy, score, after, finetuner="best-of-n", seed=seed, budget_env_steps=steps, episodes=config.eval_episodes,
                 task=environment.name if environment else about_of(policy).task or "unknown",
                 curve=((0, score["success"]), (steps, after["success"])) if score and after else (),
-                rollout_episodes=int(facts["episodes"]), rollout_success=facts["success"],
+                gradient_steps=iql.steps, rollout_episodes=int(facts["episodes"]), rollout_success=facts["success"],
             )  # fmt: skip
         agent = BestOfNAgent.load(output, policy, device=device)
         run.finish()
