@@ -39,7 +39,7 @@ from postbc.seeding import make_generator
 from postbc.training.dppo import finetune_dppo
 from postbc.training.online import Online, OnlineConfig
 from postbc.training.results import Result, read_result
-from toy import PointReach, ToyPolicy, environment
+from toy import PointReach, ToyPolicy, environment, stopped
 
 F, T, A = 4, 2, 2
 D = T * A
@@ -337,20 +337,10 @@ def test_before_it_has_learnt_it_plays_as_the_policy_by_ddpm() -> None:
     )
 
 
-def test_a_resumed_run_ends_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_ends_bit_for_bit(tmp_path: Path) -> None:
     whole = finetune(tmp_path / "whole")
-    original, left = Online.step, [9]  # in the middle of the second iteration
-
-    def step(self: Online) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("stop")
-        return original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Online, "step", step)
-        with pytest.raises(RuntimeError, match="stop"):
-            finetune(tmp_path / "cut", checkpoint_seconds=0.0)
+    with stopped(Online, "step", 9, RuntimeError("stop")):  # in the middle of the second iteration
+        finetune(tmp_path / "cut", checkpoint_seconds=0.0)
     assert finetune(tmp_path / "cut", checkpoint_seconds=0.0).curve == whole.curve
     assert (tmp_path / "cut/agent.safetensors").read_bytes() == (tmp_path / "whole/agent.safetensors").read_bytes()
     assert (tmp_path / "cut/metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()

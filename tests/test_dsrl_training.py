@@ -35,7 +35,7 @@ from postbc.training import online as module
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import Online, OnlineConfig, chunk_returns
 from postbc.training.results import Result, read_result
-from toy import PointReach, ToyPolicy, environment
+from toy import PointReach, ToyPolicy, environment, stopped
 
 CONFIG = DSRLConfig(
     variant="sac", hidden=16, layers=2, lr=1e-3, batch_size=32, utd=2, init_temperature=0.02, noise_critic_grad_steps=2, discount=0.97
@@ -439,23 +439,13 @@ class Interrupted(RuntimeError):
     pass
 
 
-def interrupted_after(steps: int, directory: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-    original, left = Online.step, [steps]
-
-    def step(self: Online) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise Interrupted
-        return original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Online, "step", step)
-        with pytest.raises(Interrupted):
-            finetune(directory, checkpoint_seconds=0.0, **options)
+def interrupted_after(steps: int, directory: Path, **options: Any) -> None:
+    with stopped(Online, "step", steps, Interrupted("stop")):
+        finetune(directory, checkpoint_seconds=0.0, **options)
 
 
-def test_resuming_with_another_policy_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    interrupted_after(70, tmp_path, monkeypatch)
+def test_resuming_with_another_policy_is_refused(tmp_path: Path) -> None:
+    interrupted_after(70, tmp_path)
     with pytest.raises(InputError, match=r"input of this run[\s\S]*policy"):
         finetune(tmp_path, ToyPolicy(3, drift=0.31), checkpoint_seconds=0.0)
 
@@ -472,7 +462,7 @@ def test_an_environment_without_states_goes_on_with_fresh_episodes_and_says_so(
     where = replace(environment(), make=make)
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "due", property(lambda self: True))
-        interrupted_after(70, tmp_path, monkeypatch, where=where)
+        interrupted_after(70, tmp_path, where=where)
     seen = {s for env in envs for s in env.asked if s < EVALUATION_SEED}
     envs.clear()
     with pytest.warns(UserWarning, match="fresh episodes"):

@@ -27,7 +27,7 @@ from postbc.training.online import Online, OnlineConfig
 from postbc.training.residual import finetune_residual
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import collect_rollouts
-from toy import PointReach, ToyPolicy, environment
+from toy import PointReach, ToyPolicy, environment, stopped
 
 F, D = 4, 4
 CONFIG = ResidualConfig(
@@ -243,20 +243,10 @@ def test_the_memory_holds_what_was_played(tmp_path: Path) -> None:
     torch.testing.assert_close(rows.next_features[whole][:, :2], moved[whole], atol=1e-5, rtol=0)
 
 
-def test_a_resumed_run_ends_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_ends_bit_for_bit(tmp_path: Path) -> None:
     whole = finetune(tmp_path / "whole")
-    original, left = Online.step, [60]
-
-    def step(self: Online) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("stop")
-        return original(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Online, "step", step)
-        with pytest.raises(RuntimeError, match="stop"):
-            finetune(tmp_path / "cut", checkpoint_seconds=0.0)
+    with stopped(Online, "step", 60, RuntimeError("stop")):
+        finetune(tmp_path / "cut", checkpoint_seconds=0.0)
     again = finetune(tmp_path / "cut", checkpoint_seconds=0.0)
     assert (again.curve, again.success_best, again.gradient_steps) == (whole.curve, whole.success_best, whole.gradient_steps)
     for name in ("agent.safetensors", "best/agent.safetensors"):

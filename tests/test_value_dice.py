@@ -33,6 +33,7 @@ from postbc.value_dice import (
     orthogonal_penalty,
     transitions,
 )
+from toy import stopped
 
 S, A, T = 3, 2, 2
 
@@ -186,18 +187,9 @@ def test_the_stage_pretrains_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch
     policy = stage(tmp_path / "whole")
     assert policy.about.method == "value-dice"
     assert policy.about.steps == 40
-    original, left = ValueDICE.step, [25]
-
-    def step(self: ValueDICE) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise RuntimeError("stop")
-        return original(self)
-
     with monkeypatch.context() as patch:
-        patch.setattr(ValueDICE, "step", step)
         patch.setattr("postbc.runs.Checkpoints.due", property(lambda self: True))
-        with pytest.raises(RuntimeError, match="stop"):
+        with stopped(ValueDICE, "step", 25, RuntimeError("stop")):
             stage(tmp_path / "cut")
     again = stage(tmp_path / "cut")
     for a, b in zip(policy.network.parameters(), again.network.parameters(), strict=True):

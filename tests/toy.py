@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -91,6 +93,23 @@ class PointReach:
 
     def close(self) -> None:
         pass
+
+
+@contextlib.contextmanager
+def stopped(owner: type, name: str, calls: int, error: Exception) -> Iterator[None]:
+    """Inside, the method `name` of `owner` raises `error` after so many calls, which must end what is inside."""
+    original, left = getattr(owner, name), [calls]
+
+    def method(self: Any, *args: Any) -> Any:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error
+        return original(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, method)
+        with pytest.raises(type(error), match=str(error)):
+            yield
 
 
 def environment(**options: Any) -> Environment:

@@ -64,6 +64,11 @@ class MLP(nn.Sequential):
         super().__init__(*layers, linear(inputs, outputs, generator))
 
 
+def gaussian_log_density(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """log N(x; mean, std²), component by component."""
+    return -0.5 * ((x - mean) / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+
+
 # -- stacks --------------------------------------------------------------------------------------------------------------------
 class StackedLinear(nn.Module):
     """M linear layers as one batched product: (M, B, i) -> (M, B, o); the initialisation is that of :func:`linear`."""

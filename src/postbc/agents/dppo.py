@@ -22,7 +22,7 @@ from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, 
 from postbc.agents.networks import Info, Optimized, adam, descend
 from postbc.devices import Compute
 from postbc.errors import require
-from postbc.nn import linear
+from postbc.nn import gaussian_log_density, linear
 from postbc.policies.base import Observation, Policy
 from postbc.policies.chains import Chain
 from postbc.policies.networks.mlp import ResidualBlock
@@ -90,9 +90,7 @@ def sample_chain(
 
 def log_probability(mean: Tensor, std: Tensor, following: Tensor) -> Tensor:
     """Mean over the chunk's components of log N(following; mean, std²), each clamped to [−5, 2] as published: (B, D) -> (B,)."""
-    z = (following - mean) / std
-    each = -0.5 * z.square() - std.log() - 0.9189385332046727  # ½·log 2π
-    return each.clamp(-5, 2).mean(-1)
+    return gaussian_log_density(following, mean, std).clamp(-5, 2).mean(-1)
 
 
 # -- advantages ----------------------------------------------------------------------------------------------------------------

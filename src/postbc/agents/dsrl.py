@@ -13,10 +13,9 @@ Everything is in normalised units; s are the policy's features.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, save_agent
@@ -34,9 +33,7 @@ from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import Activation, polyak
 from postbc.policies.base import Observation, Policy
-from postbc.schemas import Count, CountOrZero, Positive, Share, StepShare, Width, schema
-
-Layers = Annotated[int, Field(ge=1, le=99)]
+from postbc.schemas import Count, CountOrZero, Layers, Positive, Share, StepShare, Width, schema
 
 
 # -- networks ------------------------------------------------------------------------------------------------------------------

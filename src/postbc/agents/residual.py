@@ -27,9 +27,7 @@ from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import MLP, Activation, polyak
 from postbc.policies.base import Observation, Policy
-from postbc.schemas import Count, CountOrZero, NonNegative, Positive, Share, StepShare, Width, schema
-
-Layers = Annotated[int, Field(ge=1, le=99)]
+from postbc.schemas import Count, CountOrZero, Layers, NonNegative, Positive, Share, StepShare, Width, schema
 
 
 # -- networks ------------------------------------------------------------------------------------------------------------------
@@ -64,9 +62,13 @@ class Networks(nn.Module):
         features, chunks = state.split((self.feature_dim, self.config.proposals * self.action_dim), -1)
         return features.repeat_interleave(self.config.proposals, 0), chunks.reshape(-1, self.action_dim)
 
+    def residual(self, features: Tensor, chunks: Tensor) -> Tensor:
+        """tanh f(s, b): (N, F), (N, D) -> (N, D)."""
+        return torch.tanh(self.actor(torch.cat((features, chunks), -1)).float())
+
     def corrected(self, features: Tensor, chunks: Tensor, scale: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """clip(b + scale·clip(tanh f(s, b) + noise)): (N, F), (N, D) -> (N, D)."""
-        residual = torch.tanh(self.actor(torch.cat((features, chunks), -1)).float())
+        residual = self.residual(features, chunks)
         if noise is not None:
             residual = (residual + noise).clamp(-1, 1)
         return (chunks + scale * residual).clamp(-1, 1)
@@ -78,6 +80,11 @@ class Networks(nn.Module):
         best = q.mean(0).argmax(-1)
         rows = torch.arange(len(best), device=best.device)
         return chunks.view(-1, m, self.action_dim)[rows, best], q[:, rows, best]
+
+    def play(self, state: Tensor, scale: Tensor | float, noise: Tensor | None = None) -> Tensor:
+        """(B, F + M·D), noise (B·M, D) -> the corrected proposal that the critics like best (B, D)."""
+        features, chunks = self.proposals(state)
+        return self.choose(self.critics, features, self.corrected(features, chunks, scale, noise))[0]
 
 
 # -- losses --------------------------------------------------------------------------------------------------------------------
@@ -101,7 +108,7 @@ def critic_loss(networks: Networks, batch: Batch, scale: Tensor, subset: Tensor)
 def actor_loss(networks: Networks, state: Tensor, scale: Tensor, penalty: float) -> tuple[Tensor, Info]:
     """mean [−mean_i Q_i(s, b + scale·u) + penalty·‖u‖²/D], u = tanh f(s, b), over all proposals b of the states."""
     features, chunks = networks.proposals(state)
-    u = torch.tanh(networks.actor(torch.cat((features, chunks), -1)).float())
+    u = networks.residual(features, chunks)
     q = networks.critics(features, (chunks + scale * u).clamp(-1, 1))
     loss = -q.mean() + penalty * u.square().mean()
     return loss, {"actor/loss": loss.detach(), "actor/residual": u.detach().abs()}
@@ -208,10 +215,9 @@ class Residual(Optimized):
     @torch.no_grad()
     def act(self, state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(N, F + M·D) -> the chunk to play (N, T, A), normalised, and what the replay stores: the same, flattened."""
-        features, chunks = self.networks.proposals(state)
-        noise = torch.randn(chunks.shape, generator=generator, device=chunks.device) * self.config.exploration
-        corrected = self.networks.corrected(features, chunks, self.scale, noise)
-        flat, _ = self.networks.choose(self.networks.critics, features, corrected)
+        shape = (len(state) * self.config.proposals, self.action_dim)
+        noise = torch.randn(shape, generator=generator, device=state.device) * self.config.exploration
+        flat = self.networks.play(state, self.scale, noise)
         return flat.view(-1, self.policy.chunk, self.policy.action_dim), flat
 
     @torch.no_grad()
@@ -262,8 +268,7 @@ class ResidualAgent(PolicyAgent):
     def act(self, observation: Observation, generator: torch.Generator) -> Tensor:
         """Raw named observations of B states -> raw chunks (B, T, A)."""
         state = with_proposals(self.policy, self.policy.encode(observation), self.networks.config.proposals, generator)
-        features, chunks = self.networks.proposals(state)
-        flat, _ = self.networks.choose(self.networks.critics, features, self.networks.corrected(features, chunks, self.scale))
+        flat = self.networks.play(state, self.scale)
         return self.policy.normalization.unnormalize_action(flat.view(-1, self.chunk, self.action_dim))
 
     def save(self, directory: str | Path) -> None:

@@ -257,17 +257,14 @@ def finetune(recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Me
         "allow_version_mismatch": own.data.allow_version_mismatch,
     }  # fmt: skip
     evaluated: dict[str, Any] = {"eval_episodes": own.episodes, "horizon": own.horizon}
+    online = {**evaluated, "eval_envs": own.num_envs}
     if finetuner == "dsrl":
-        finetune_dsrl(
-            policy, own.environment, run, own.dsrl, replace(own.training, **evaluated, eval_envs=own.num_envs), **common
-        )
+        finetune_dsrl(policy, own.environment, run, own.dsrl, replace(own.training, **online), **common)
     elif finetuner == "dppo":
-        finetune_dppo(
-            policy, own.environment, run, own.dppo, replace(own.dppo_training, **evaluated, eval_envs=own.num_envs), **common
-        )
+        finetune_dppo(policy, own.environment, run, own.dppo, replace(own.dppo_training, **online), **common)
     elif finetuner == "residual":
         demonstrations = data_of(own, output).demonstrations if own.residual_demonstrations else None
-        training = replace(own.residual_training, **evaluated, eval_envs=own.num_envs)
+        training = replace(own.residual_training, **online)
         finetune_residual(policy, own.environment, run, own.residual, training, demonstrations, **common)
     else:
         config = replace(own.best_of_n, **evaluated, num_envs=own.num_envs)

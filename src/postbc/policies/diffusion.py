@@ -13,10 +13,9 @@ from postbc.policies.chains import Chain, diffusion_chain
 from postbc.policies.mlp import MLPPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.policies.schedules import Schedule, add_noise, ddim, ddpm
-from postbc.schemas import Positive, Width, schema
+from postbc.schemas import Layers, Positive, Width, schema
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
-Layers = Annotated[int, Field(ge=1, le=99)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=9)]
 
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from postbc.errors import require
 from postbc.policies.chains import Chain, flow_chain
-from postbc.policies.diffusion import Layers, Steps, Widths
+from postbc.policies.diffusion import Steps, Widths
 from postbc.policies.mlp import MLPPolicy
 from postbc.policies.networks.encoders import EncoderConfig
-from postbc.schemas import Positive, Width, schema
+from postbc.schemas import Layers, Positive, Width, schema
 
 TIME_SCALE = 100.0
 """Times in [0, 1] are embedded as a diffusion of this many steps would be."""

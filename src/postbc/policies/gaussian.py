@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from postbc.nn import MLP
+from postbc.nn import MLP, gaussian_log_density
 from postbc.policies.mlp import EncodingPolicy
 from postbc.policies.networks.encoders import EncoderConfig
-from postbc.schemas import Width, schema
+from postbc.schemas import Layers, Width, schema
 
 LOG_STD = (-5.0, 2.0)
 EDGE = 1 - 1e-3
@@ -26,7 +25,7 @@ class GaussianConfig:
     """A squashed Gaussian over action chunks."""
     hidden: Width = 256
     """Width of the MLP."""
-    layers: Annotated[int, Field(ge=1, le=99)] = 2
+    layers: Layers = 2
     """Hidden layers."""
     encoder: EncoderConfig = EncoderConfig()
     """From images to features."""
@@ -75,8 +74,7 @@ class GaussianPolicy(EncodingPolicy):
         """(B, F), (B, T, A) -> (B,): −log π(chunk | s)/D, without randomness; times `weight` (B,)."""
         mean, std = self.distribution(self._state(features))
         action = chunk.flatten(1).clamp(-EDGE, EDGE)
-        before = torch.atanh(action)
-        log_density = -0.5 * ((before - mean) / std).square() - std.log() - 0.9189385332046727 - torch.log(1 - action.square())
+        log_density = gaussian_log_density(torch.atanh(action), mean, std) - torch.log(1 - action.square())
         losses = -log_density.mean(-1)
         return losses if weight is None else losses * weight
 

@@ -10,8 +10,8 @@ from postbc.data.transitions import TransitionConfig
 from postbc.errors import require
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
-from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of, require_seed, seeds_of
+from postbc.stages.finetuning import Finetune, base_of
+from postbc.stages.seeds import seeds_of
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import ROLLOUTS_FILE
@@ -53,9 +53,8 @@ def run_seed(config: FinetuneBestOfN, seed: int) -> Result:
     Raises:
         InputError: see :func:`postbc.training.best_of_n.finetune_best_of_n`.
     """
-    path, rollouts = agent_of(config.policy, seed), rollouts_of(config, seed)
-    policy = load_base(path, config.inference_steps)
-    require_seed(policy.about, seed, path)
+    rollouts = rollouts_of(config, seed)
+    path, policy = base_of(config, seed)
     simulated = rollouts is None or config.best_of_n.eval_episodes > 0
     environment = environment_of(config.environment, policy.about, path) if simulated else None
     finetune_best_of_n(

@@ -6,8 +6,7 @@ from postbc.agents.dppo import DPPOConfig
 from postbc.errors import require
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
-from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of, require_seed
+from postbc.stages.finetuning import Finetune, base_of
 from postbc.training.dppo import DPPOTraining, finetune_dppo
 from postbc.training.results import Result, read_result
 
@@ -34,9 +33,7 @@ def run_seed(config: FinetuneDPPO, seed: int) -> Result:
     Raises:
         InputError: see :func:`postbc.training.dppo.finetune_dppo`.
     """
-    path = agent_of(config.policy, seed)
-    policy = load_base(path)
-    require_seed(policy.about, seed, path)
+    path, policy = base_of(config, seed)
     finetune_dppo(
         policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.dppo, config.training,
         seed=seed, compute=config.compute, resume=config.resume, source=path, allow_version_mismatch=config.allow_version_mismatch,

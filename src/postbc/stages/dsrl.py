@@ -5,8 +5,7 @@ from __future__ import annotations
 from postbc.agents.dsrl import DSRLConfig
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
-from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of, require_seed
+from postbc.stages.finetuning import Finetune, base_of
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import OnlineConfig
 from postbc.training.results import Result, read_result
@@ -29,9 +28,7 @@ def run_seed(config: FinetuneDSRL, seed: int) -> Result:
     Raises:
         InputError: see :func:`postbc.training.dsrl.finetune_dsrl`.
     """
-    path = agent_of(config.policy, seed)
-    policy = load_base(path, config.inference_steps, deterministic=True)
-    require_seed(policy.about, seed, path)
+    path, policy = base_of(config, seed, deterministic=True)
     finetune_dsrl(
         policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.dsrl, config.training,
         seed=seed, compute=config.compute, resume=config.resume, source=path, allow_version_mismatch=config.allow_version_mismatch,

@@ -14,6 +14,7 @@ from postbc.errors import require
 from postbc.policies.base import load_policy
 from postbc.progress import say
 from postbc.schemas import Count, Seed, schema
+from postbc.stages.seeds import agent_of, require_seed
 from postbc.training.results import read_result
 
 #: finetuner -> module of its stage, and its options there. A module has `run_seed(options, seed)`.
@@ -62,6 +63,14 @@ def load_base(path: Path, inference_steps: int | None = None, deterministic: boo
         say(f"note: {path} samples by {policy.config.sampler.upper()}; DSRL plays it by DDIM, which its noise decides")
         policy = load_policy(path, **overrides, sampler="ddim")
     return policy
+
+
+def base_of(config: Finetune, seed: int, deterministic: bool = False) -> tuple[Path, Any]:
+    """Where a seed's pretrained policy lies, and the policy. InputError if it is another seed's; see :func:`load_base`."""
+    path = agent_of(config.policy, seed)
+    policy = load_base(path, config.inference_steps, deterministic)
+    require_seed(policy.about, seed, path)
+    return path, policy
 
 
 def table(output: Path, seeds: list[int]) -> Table:

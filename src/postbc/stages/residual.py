@@ -7,8 +7,7 @@ from pathlib import Path
 from postbc.agents.residual import ResidualConfig
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
-from postbc.stages.finetuning import Finetune, load_base
-from postbc.stages.seeds import agent_of, require_seed
+from postbc.stages.finetuning import Finetune, base_of
 from postbc.training.residual import ResidualTraining, finetune_residual
 from postbc.training.results import Result, read_result
 
@@ -32,9 +31,7 @@ def run_seed(config: FinetuneResidual, seed: int) -> Result:
     Raises:
         InputError: see :func:`postbc.training.residual.finetune_residual`.
     """
-    path = agent_of(config.policy, seed)
-    policy = load_base(path, config.inference_steps)
-    require_seed(policy.about, seed, path)
+    path, policy = base_of(config, seed)
     finetune_residual(
         policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.residual,
         config.training, config.demonstrations, seed=seed, compute=config.compute, resume=config.resume, source=path,
