@@ -20,6 +20,9 @@ from postbc.seeding import EVALUATION_SEED
 #: SHA-256 of the commands of the first house's hands in `test_the_first_houses_hands`.
 HANDS = "e336976a5ec429cf31f724b6100812bd7a7732ccc684762317ce138dfbdc4c3a"
 
+#: Everybody but the proficient.
+MULTI_HUMAN = ("better", "okay", "worse")
+
 
 def observation(rng: np.random.Generator, n: int) -> np.ndarray:
     """(n, 19) like Lift's: the hand above a cube, pointing down."""
@@ -33,11 +36,11 @@ def observation(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def test_the_first_houses_hands() -> None:
-    """Six people at both tasks, 60 steps, the hand following its commands. Rounded: SciPy's rotations differ in the last bits."""
+    """The six people of the first house at both tasks, 60 steps, the hand following its commands. Rounded: SciPy's rotations differ in the last bits."""
     digest = hashlib.sha256()
     for task in GEOMETRIES:
         hands = ScriptedOperators(task, 6, 60)
-        for i, operator in enumerate(OPERATORS.values()):
+        for i, operator in enumerate(find_operators(MULTI_HUMAN)):
             hands.begin(i, operator, [3, i, 0, 1])
         x = observation(np.random.default_rng(1), 6)
         for _ in range(60):
@@ -75,13 +78,13 @@ def test_seeds_and_people_differ() -> None:
         return np.stack([hands.act(x) for _ in range(5)]).tobytes()
 
     assert first_commands("operator_a", 1) == first_commands("operator_a", 1)
-    assert len({first_commands(name, seed) for name in OPERATORS for seed in range(3)}) == 18
+    assert len({first_commands(name, seed) for name in OPERATORS for seed in range(3)}) == 24
 
 
 def test_finding_operators() -> None:
     assert [o.name for o in find_operators(["worse", "operator_a", "operator_e"])] == ["operator_a", "operator_e", "operator_f"]
-    assert len(find_operators(["all"])) == len(OPERATORS) == 6
-    assert sorted(o.quality for o in OPERATORS.values()) == ["better"] * 2 + ["okay"] * 2 + ["worse"] * 2
+    assert len(find_operators(["all"])) == len(OPERATORS) == 8
+    assert sorted(o.quality for o in OPERATORS.values()) == [q for q in ("better", "okay", "proficient", "worse") for _ in "12"]
     for bad in ([], ["operator_q"]):
         with pytest.raises(InputError):
             find_operators(bad)
@@ -98,7 +101,7 @@ class TestCollected:
         pytest.importorskip("robosuite")
         from postbc.environments.robosuite.collect import collect
 
-        return collect("Lift", num=7, seed=3, num_envs=7)
+        return collect("Lift", num=7, operators=MULTI_HUMAN, seed=3, num_envs=7)
 
     def test_what_is_collected(self, collection) -> None:  # type: ignore[no-untyped-def]
         dataset: Dataset = collection.dataset
@@ -108,7 +111,7 @@ class TestCollected:
         assert dataset.filters["operator_a"] == ("demo_0", "demo_6")  # people take turns
         assert dataset.filters["better"] == ("demo_0", "demo_1", "demo_6")
         assert {n: kept for n, (kept, _) in collection.attempts.items()} == {
-            n: 2 if n == "operator_a" else 1 for n in OPERATORS
+            o.name: 2 if o.name == "operator_a" else 1 for o in find_operators(MULTI_HUMAN)
         }
         assert set(collection.model_xml) == set(dataset.names)
         for episode in dataset:
@@ -129,7 +132,7 @@ class TestCollected:
     def test_number_of_environments_does_not_matter(self, collection, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         from postbc.environments.robosuite.collect import collect
 
-        again = collect("Lift", num=7, seed=3, num_envs=3)
+        again = collect("Lift", num=7, operators=MULTI_HUMAN, seed=3, num_envs=3)
         assert again.attempts == collection.attempts
         assert again.model_xml == collection.model_xml
         one, two = (
@@ -159,14 +162,19 @@ def test_hopeless_operator() -> None:
 
 @pytest.mark.simulator
 @pytest.mark.slow
-def test_can() -> None:
+@pytest.mark.parametrize(("task", "proficient"), [("Lift", 48), ("Can", 116)])
+def test_the_proficient_are_as_quick_as_people(task: str, proficient: int) -> None:
+    """Within a third of the mean length of robomimic's PH sets, and nobody misses."""
     pytest.importorskip("robosuite")
     from postbc.environments.robosuite.collect import collect
 
-    dataset = collect("Can", num=1, operators=["operator_a"]).dataset
-    assert dataset.state_dims == (3, 4, 2, 14)
-    assert dataset[0].rewards is not None
-    assert dataset[0].rewards[-1] == 1
+    collection = collect(task, num=4, operators=["proficient"], seed=1, num_envs=4)
+    dataset = collection.dataset
+    assert dataset.state_dims == (3, 4, 2, {"Lift": 10, "Can": 14}[task])
+    assert set(dataset.filters) == {"operator_g", "operator_h", "proficient"}
+    assert 0.67 < dataset.lengths.mean() / proficient < 1.33
+    assert all(kept == tried for kept, tried in collection.attempts.values())
+    assert all(episode.rewards is not None and episode.rewards[-1] == 1 for episode in dataset)
 
 
 @pytest.mark.simulator

@@ -16,7 +16,7 @@ from postbc.schemas import Count, CountOrZero, Seed, schema
 
 @schema
 class Collect:
-    """Record demonstrations by scripted operators: six people of three qualities, successes only, the same file for the same seed."""
+    """Record demonstrations by scripted operators: eight people of four qualities, successes only, the same file for the same seed."""
 
     output: Path
     """File to write (robomimic HDF5)."""
@@ -25,7 +25,7 @@ class Collect:
     num: Count = 50
     """Demonstrations in all, shared equally among the operators."""
     operators: tuple[str, ...] = ("all",)
-    """operator_a … operator_f, or a quality (better, okay, worse), or all."""
+    """operator_a … operator_h, or a quality (proficient, better, okay, worse), or all."""
     seed: Seed = 0
     """Decides initial states, habits and noise; the number of environments does not."""
     num_envs: Count = 8

@@ -1,1 +1,1 @@
-"""Scripted operators: six people of three qualities who demonstrate robosuite's Lift and Can."""
+"""Scripted operators: eight people of four qualities who demonstrate robosuite's Lift and Can."""

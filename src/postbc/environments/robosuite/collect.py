@@ -115,7 +115,7 @@ def collect(
     Args:
         task: "Lift" or "Can".
         num: successes wanted in all.
-        operators: names, qualities ("better", "okay", "worse") or "all".
+        operators: names, qualities ("proficient", "better", "okay", "worse") or "all".
         seed: decides everything; ``num_envs`` does not change the result.
         num_envs: environments run side by side.
         horizon: control steps after which an unsolved episode counts as failed; default the task's (Lift 250, Can 450).
