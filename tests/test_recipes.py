@@ -237,12 +237,15 @@ def test_the_papers_pretraining() -> None:
     assert table_of("paper-can-best-of-n") == (300, 1, 1024, 10, 500, 1.0, 0.025)
     assert table_of("paper-square-best-of-n") == (300, 1, 1024, 10, 500, 1.0, 0.025)
     assert table_of("paper-square-best-of-n-2000") == (300, 1, 1024, 10, 500, 2.0, 0.025)
+    assert table_of("paper-lift-dppo") == (5, 4, 512, 100, 3000, 0.5, 0.1)
+    assert table_of("paper-can-dppo") == (10, 4, 1024, 100, 6000, 0.25, 0.05)
+    assert table_of("paper-square-dppo") == (30, 4, 1024, 10, 3000, 1.0, 0.05)
     for name in (n for n in names() if n.startswith("paper-")):
-        r, dsrl = load_recipe(name), name.endswith("dsrl")
+        r, dsrl, finetuner = load_recipe(name), name.endswith("dsrl"), "-".join(name.removesuffix("-2000").split("-")[2:])
         assert (r.pretraining_epochs, r.policy.denoising_steps, r.policy.layers, r.ensemble.layers) == (3000, 100, 3, 3)
         assert (r.policy.sampler, r.policy.inference_steps) == (("ddim", 8) if dsrl else ("ddpm", 8))
         assert (r.ensemble.bootstrap, r.ensemble.hidden, r.episodes, len(r.seeds)) == ("trajectory", r.policy.hidden, 200, 5)
-        assert r.finetuners == (("dsrl",) if dsrl else ("best-of-n",))
+        assert r.finetuners == (finetuner,)
         assert name.split("-")[1] in r.environment.lower()
 
 
@@ -256,6 +259,16 @@ def test_the_papers_dsrl() -> None:
         assert (d.lr, d.batch_size, d.target_entropy, d.tau, r.training.num_envs) == (3e-4, 256, 0.0, 0.005, 4)
         assert r.training.reward == "negative"
         assert {m: r.of_method(m).dsrl.utd for m in r.methods} == {"bc": 20, "sigma-bc": 10, "postbc": 20}
+
+
+def test_the_published_dppo() -> None:
+    """DPPO's configuration files for robomimic: 50 environments; iterations, vector steps and batch of each task; an evaluation every ten iterations."""
+    for task, (iterations, steps, batch) in {"lift": (81, 300, 7500), "can": (151, 300, 7500), "square": (201, 400, 10_000)}.items():
+        r = load_recipe(f"paper-{task}-dppo")
+        assert (r.dppo.n_steps, r.dppo.batch_size, r.dppo.ft_denoising_steps, r.dppo.sampling_steps) == (steps, batch, 10, None)
+        iteration = steps * r.dppo_training.num_envs * r.data.chunk
+        assert (r.dppo_training.num_envs, r.dppo_training.budget_env_steps) == (50, iterations * iteration)
+        assert (r.dppo_training.eval_every, r.dppo_training.reward) == (10 * iteration, "sparse")
 
 
 def test_the_papers_best_of_n() -> None:
