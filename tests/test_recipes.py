@@ -262,8 +262,9 @@ def test_the_papers_dsrl() -> None:
 
 
 def test_the_published_dppo() -> None:
-    """DPPO's configuration files for robomimic: 50 environments; iterations, vector steps and batch of each task; an evaluation every ten iterations."""
-    for task, (iterations, steps, batch) in {"lift": (81, 300, 7500), "can": (151, 300, 7500), "square": (201, 400, 10_000)}.items():
+    """DPPO's configuration files for robomimic: iterations, vector steps and batch of each task; evaluated every ten iterations."""
+    published = {"lift": (81, 300, 7500), "can": (151, 300, 7500), "square": (201, 400, 10_000)}
+    for task, (iterations, steps, batch) in published.items():
         r = load_recipe(f"paper-{task}-dppo")
         assert (r.dppo.n_steps, r.dppo.batch_size, r.dppo.ft_denoising_steps, r.dppo.sampling_steps) == (steps, batch, 10, None)
         iteration = steps * r.dppo_training.num_envs * r.data.chunk

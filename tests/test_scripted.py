@@ -36,7 +36,7 @@ def observation(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def test_the_first_houses_hands() -> None:
-    """The six people of the first house at both tasks, 60 steps, the hand following its commands. Rounded: SciPy's rotations differ in the last bits."""
+    """Six people at both tasks, 60 steps, the hand following its commands. Rounded: SciPy's rotations differ in the last bits."""
     digest = hashlib.sha256()
     for task in GEOMETRIES:
         hands = ScriptedOperators(task, 6, 60)
