@@ -200,8 +200,9 @@ def test_a_time_limit_bootstraps_from_its_own_last_observation_or_as_published_f
         )
 
 
-def test_the_ratio_is_exactly_one_before_the_first_update() -> None:
-    learner, memory = filled()
+@pytest.mark.parametrize("noise", [None, 0.3])
+def test_the_ratio_is_exactly_one_before_the_first_update(noise: float | None) -> None:
+    learner, memory = filled() if noise is None else filled(replace(CONFIG, max_noise_std=noise), "flow")
     rows = learner.rows(memory)
     new = learner.log_probabilities(rows.features[:50], rows.x[:50], rows.following[:50], rows.step[:50])
     again = learner.log_probabilities(rows.features[:50], rows.x[:50], rows.following[:50], rows.step[:50])
@@ -284,12 +285,12 @@ def test_a_policy_that_has_moved_too_far_ends_the_iteration() -> None:
     assert learner.gradient_steps < 6
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "flow"])
-def test_on_a_bandit_it_finds_the_optimum(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "most"), [("diffusion", None), ("flow", None), ("flow", 0.3)])
+def test_on_a_bandit_it_finds_the_optimum(kind: str, most: float | None) -> None:
     """One state, reward −|first action − 0.5|: the policy's mean goes there, whatever it was."""
     config = DPPOConfig(
         ft_denoising_steps=4, n_steps=8, batch_size=256, epochs=4, critic_hidden=16, critic_warmup_iterations=2, actor_lr=1e-3,
-        clip=0.2, clip_first=0.2, discount=0.0, sampling_steps=4,
+        clip=0.2, clip_first=0.2, discount=0.0, sampling_steps=4, max_noise_std=most,
     )  # fmt: skip
     learner = DPPO(config, policy(kind), make_generator(0, "online/initialisation"))
     sampling, noise, acting = (torch.Generator().manual_seed(k) for k in range(3))
@@ -306,6 +307,35 @@ def test_on_a_bandit_it_finds_the_optimum(kind: str) -> None:
     agent = learner.agent()
     played = agent.act({"state": torch.zeros(256, F)}, torch.Generator().manual_seed(9))[:, 0, 0]
     assert float((played - 0.5).abs().mean()) < 0.12
+    if (
+        most is not None
+    ):  # the noise of the component that is rewarded, at the last step, is less than the others', which matter not
+        std = learner.networks.noise(state[:1], torch.tensor([3]))[0].detach()
+        assert float(std[0]) < 0.9 * float(std[1:].mean())
+
+
+def test_learnt_noise_by_hand() -> None:
+    """Between its bounds, of the state and the step; log-probabilities are of it; what is drawn has it; it learns with the actor."""
+    config = replace(CONFIG, max_noise_std=0.3)
+    learner = DPPO(config, policy("flow"), make_generator(0, "online/initialisation"))
+    noise, features, step = learner.networks.noise, normal(6, F), torch.tensor([0, 1, 2, 0, 1, 2])
+    std = noise(100 * features, step).detach()
+    assert std.shape == (6, D)
+    assert 0.1 <= float(std.min()) < float(std.max()) <= 0.3
+    x, after = normal(6, D, seed=1), normal(6, D, seed=2)
+    mean, _ = learner.chain.distribution(learner.networks.actor, features, x, step + 5)
+    expected = torch.distributions.Normal(mean, noise(features, step)).log_prob(after).clamp(-5, 2).mean(-1)
+    torch.testing.assert_close(learner.log_probabilities(features, x, after, step), expected)
+    many = features[:1].expand(20_000, F)
+    chains = learner.act(many, torch.Generator().manual_seed(0))[1].view(-1, 4, D)
+    mean, _ = learner.chain.distribution(learner.networks.actor, many, chains[:, 2], torch.full((20_000,), 7))
+    drawn = (chains[:, 3] - mean).detach().std(0)
+    torch.testing.assert_close(drawn, noise(many[:1], torch.tensor([2]))[0].detach(), rtol=0.05, atol=0)
+    learner, memory = filled(config, "flow")
+    learner.iterations = 1
+    before = [p.clone() for p in learner.networks.noise.parameters()]
+    learner.learn(memory, torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    assert all(not torch.equal(a, b) for a, b in zip(before, learner.networks.noise.parameters(), strict=True))
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------------------
@@ -337,11 +367,13 @@ def test_before_it_has_learnt_it_plays_as_the_policy_by_ddpm() -> None:
     )
 
 
-def test_a_resumed_run_ends_bit_for_bit(tmp_path: Path) -> None:
-    whole = finetune(tmp_path / "whole")
+@pytest.mark.parametrize(("kind", "noise"), [("diffusion", None), ("flow", 0.3)])
+def test_a_resumed_run_ends_bit_for_bit(tmp_path: Path, kind: str, noise: float | None) -> None:
+    made, config = policy(kind, seed=3), replace(CONFIG, max_noise_std=noise)
+    whole = finetune(tmp_path / "whole", made, config)
     with stopped(Online, "step", 9, RuntimeError("stop")):  # in the middle of the second iteration
-        finetune(tmp_path / "cut", checkpoint_seconds=0.0)
-    assert finetune(tmp_path / "cut", checkpoint_seconds=0.0).curve == whole.curve
+        finetune(tmp_path / "cut", made, config, checkpoint_seconds=0.0)
+    assert finetune(tmp_path / "cut", made, config, checkpoint_seconds=0.0).curve == whole.curve
     assert (tmp_path / "cut/agent.safetensors").read_bytes() == (tmp_path / "whole/agent.safetensors").read_bytes()
     assert (tmp_path / "cut/metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
 
@@ -366,6 +398,8 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path) 
         (None, replace(CONFIG, sampling_steps=9), {}, "more steps"),
         (None, CONFIG, {"budget_env_steps": 47}, "first iteration"),
         (None, CONFIG, {"initial_steps": 10}, "its own iterations"),
+        (None, replace(CONFIG, max_noise_std=0.3), {}, "none of its own"),
+        (policy("flow"), replace(CONFIG, max_noise_std=0.1), {}, "nothing between them"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             finetune(tmp_path / "run", made, config, **changes)

@@ -3,13 +3,14 @@
 The last K steps of the policy's chain are those of a trainable copy, the steps before stay the pretrained network's. An environment
 step is K decisions x_k → x_{k+1}, each Gaussian; all have the environment step's advantage, discounted towards the early ones.
 
-Everything is in normalised units; s are the policy's features. The flow policy's chain has no noise of its own: that of the minimum
-standard deviations is injected (ReinFlow, whose noise is a network's; here it is a constant).
+Everything is in normalised units; s are the policy's features. The flow policy's chain has no noise of its own: it is injected
+(ReinFlow, Zhang et al. 2025, arXiv 2505.22094), of the minimum standard deviations, or with `max_noise_std` of a network's.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -43,13 +44,36 @@ class Critic(nn.Module):
         return self.net(features).float().squeeze(-1)  # type: ignore[no-any-return]
 
 
+class Noise(nn.Module):
+    """ReinFlow's σ(s, k), between two bounds, evenly in log σ: features (B, F), trained steps k (B,) -> (B, D)."""
+
+    def __init__(self, config: DPPOConfig, feature_dim: int, dim: int, trained: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.least, self.most, self.trained = math.log(config.min_sampling_std), math.log(config.max_noise_std or 0), trained
+        hidden = config.noise_hidden
+        self.net = nn.Sequential(linear(feature_dim + trained, hidden, generator), nn.Tanh(), linear(hidden, dim, generator))
+
+    def forward(self, features: Tensor, step: Tensor) -> Tensor:
+        known = torch.cat((features, nn.functional.one_hot(step, self.trained).to(features)), -1)
+        share = (torch.tanh(self.net(known).float()) + 1) / 2
+        return (self.least + (self.most - self.least) * share).exp()
+
+
 class Networks(nn.Module):
-    """All that learns: the copy of the policy's network, and the critic."""
+    """All that learns: the copy of the policy's network, the critic, and where asked for the injected noise."""
 
     def __init__(self, config: DPPOConfig, policy: Any, generator: torch.Generator) -> None:
         super().__init__()
         self.actor = copy.deepcopy(policy.network).requires_grad_(True)
         self.critic = Critic(policy.feature_dim, config.critic_hidden, generator)
+        trained = trained_steps(config, policy.chain(config.sampling_steps))
+        dim = policy.chunk * policy.action_dim
+        self.noise = None if config.max_noise_std is None else Noise(config, policy.feature_dim, dim, trained, generator)
+
+
+def trained_steps(config: DPPOConfig, chain: Chain) -> int:
+    """K: of the chain's steps, those of the trainable copy."""
+    return min(config.ft_denoising_steps, len(chain))
 
 
 # -- the chain -----------------------------------------------------------------------------------------------------------------
@@ -64,6 +88,7 @@ def sample_chain(
     minimum_std: float,
     noise_clip: float,
     last_noise: bool,
+    noise: Noise | None = None,
 ) -> Tensor:
     """(N, F) -> x_{S−K} … x_S, (N, K + 1, D): the `trained` = K last steps by `actor`, those before by `base`.
 
@@ -71,6 +96,7 @@ def sample_chain(
         minimum_std: floor of a step's standard deviation.
         noise_clip: clamp of a step's standard normal noise.
         last_noise: whether the last step has noise (while training; when playing it has none).
+        noise: of the trained steps' standard deviations, instead of the chain's own.
     """
 
     def draw() -> Tensor:
@@ -78,13 +104,16 @@ def sample_chain(
 
     x, kept = draw(), []
     predictors = base.predictor(features, chain.time), actor.predictor(features, chain.time)
-    for i, std in enumerate(chain.std.clamp(min=minimum_std).tolist()):
-        late = i >= len(chain) - trained
+    for i, std in enumerate(chain.std.clamp(min=minimum_std)):
+        k = i - (len(chain) - trained)
+        late = k >= 0
         if late:
             kept.append(x)
+            if noise is not None:
+                std = noise(features, torch.full((len(features),), k, device=features.device))
         x = chain.mean(predictors[late](x, i).float(), x, i)
         if last_noise or i + 1 < len(chain):
-            x = torch.add(x, draw().clamp_(-noise_clip, noise_clip), alpha=std)
+            x = x + draw().clamp_(-noise_clip, noise_clip) * std
     return torch.stack((*kept, x), 1)
 
 
@@ -237,11 +266,11 @@ class DPPO(Optimized):
         self.config, self.policy, self.discount = config, policy, config.discount
         self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
         self.chain = policy.chain(config.sampling_steps).to(generator.device)
-        self.trained = min(config.ft_denoising_steps, len(self.chain))
+        self.trained = trained_steps(config, self.chain)
         self.action_dim = policy.chunk * policy.action_dim
         networks = self.networks = Networks(config, policy, generator).to(generator.device)
         self.optimizers = {
-            "actor": adam(networks.actor.parameters(), config.actor_lr),
+            "actor": adam([p for name, p in networks.named_parameters() if not name.startswith("critic")], config.actor_lr),
             "critic": adam(networks.critic.parameters(), config.critic_lr),
         }
         self.iterations = 0
@@ -252,7 +281,9 @@ class DPPO(Optimized):
     def log_probabilities(self, features: Tensor, x: Tensor, following: Tensor, step: Tensor) -> Tensor:
         """Of the trained steps k (B,) under the actor: (B,)."""
         mean, std = self.chain.distribution(self.networks.actor, features, x, step + (len(self.chain) - self.trained))
-        return log_probability(mean, std.clamp(min=self.config.min_logprob_std), following)
+        noise = self.networks.noise
+        std = std.clamp(min=self.config.min_logprob_std) if noise is None else noise(features, step)
+        return log_probability(mean, std, following)
 
     def _actor_step(self, *tensors: Tensor) -> Info:
         rows = Rows(*tensors)
@@ -348,7 +379,7 @@ class DPPO(Optimized):
     def _play(self, actor: Any, state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         chains = sample_chain(
             self.policy.network, actor, self.chain, self.trained, state, generator, self.action_dim, self.config.min_sampling_std,
-            self.config.noise_clip, True,
+            self.config.noise_clip, True, self.networks.noise,
         )  # fmt: skip
         return chains[:, -1].clamp(-1, 1).view(len(state), self.policy.chunk, -1), chains.flatten(1)
 
@@ -392,7 +423,7 @@ class DPPOAgent(PolicyAgent):
         """Raw named observations of B states -> raw chunks (B, T, A)."""
         policy: Any = self.policy
         features = policy.encode(observation)
-        trained = min(self.config.ft_denoising_steps, len(self.steps))
+        trained = trained_steps(self.config, self.steps)
         chains = sample_chain(
             policy.network, self.actor, self.steps, trained, features, generator, self.chunk * self.action_dim,
             self.config.eval_min_std, 10.0, False,
@@ -460,6 +491,10 @@ class DPPOConfig:
     """Floor of a step's standard deviation while collecting: what explores."""
     min_logprob_std: Annotated[float, Field(gt=0, le=10)] = 0.1
     """Floor of it in log-probabilities."""
+    max_noise_std: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Flow policies: the injected noise is a network's, between `min_sampling_std` and this (ReinFlow). Default: constant."""
+    noise_hidden: Width = 64
+    """Width of that network."""
     eval_min_std: NonNegative = 1e-3
     """Floor of it while playing (no noise at the very last step)."""
     noise_clip: Positive = 3.0

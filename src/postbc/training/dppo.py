@@ -66,7 +66,16 @@ def finetune_dppo(
             hasattr(policy, "chain") and hasattr(policy, "network"), "DPPO needs a policy that is sampled by a chain.", file=source,
             key="chain", found=type(policy).__name__, expected="a diffusion or flow policy, or a class with `network` and `chain`",
         )  # fmt: skip
-        policy.chain(config.sampling_steps)  # type: ignore[attr-defined]
+        chain = policy.chain(config.sampling_steps)  # type: ignore[attr-defined]
+        if config.max_noise_std is not None:
+            require(
+                not chain.std.any(), "Learnt noise is for a chain that has none of its own.", file=source, key="dppo.max_noise_std",
+                found=type(policy).__name__, expected="a flow policy", remedy="leave --dppo.max-noise-std out",
+            )  # fmt: skip
+            require(
+                config.min_sampling_std < config.max_noise_std, "The noise's bounds leave nothing between them.",
+                key="dppo.max_noise_std", found=config.max_noise_std, expected=f"above min_sampling_std, {config.min_sampling_std}",
+            )  # fmt: skip
         iteration = config.n_steps * training.num_envs * policy.chunk
         require(
             training.budget_env_steps >= iteration, "The budget ends before the first iteration does.", key="training.budget_env_steps",
