@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from typing_extensions import Unpack
 
 from postbc.agents.dppo import DPPO, DPPOAgent, DPPOConfig, Networks
 from postbc.environments.chunk import Termination
@@ -15,7 +16,7 @@ from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import Policy
 from postbc.schemas import Count, CountOrZero, plain, schema
-from postbc.training.online import OnlineConfig, finetune_online
+from postbc.training.online import OnlineConfig, RunOptions, finetune_online
 
 
 @schema
@@ -42,7 +43,7 @@ def finetune_dppo(
     output: str | Path,
     config: DPPOConfig | None = None,
     training: OnlineConfig | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> DPPOAgent:
     """Finetune `policy` by DPPO and write one seed's run directory: results.json, agent.safetensors, metrics.csv.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
+from typing_extensions import Unpack
 
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig, Networks
 from postbc.environments.registry import Environment
@@ -13,7 +13,7 @@ from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import Policy
 from postbc.schemas import plain
-from postbc.training.online import OnlineConfig, finetune_online
+from postbc.training.online import OnlineConfig, RunOptions, finetune_online
 
 
 def finetune_dsrl(
@@ -22,7 +22,7 @@ def finetune_dsrl(
     output: str | Path,
     config: DSRLConfig | None = None,
     training: OnlineConfig | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> DSRLAgent:
     """Finetune `policy` by DSRL and write one seed's run directory: results.json, agent.safetensors, metrics.csv.
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from postbc.agents.base import Agent, Batch, PolicyAgent
 from postbc.agents.networks import Info, means
@@ -445,6 +446,17 @@ class Loop:
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------------------
+class RunOptions(TypedDict, total=False):
+    """Options that every online finetuner hands to :func:`finetune_online`."""
+
+    seed: int
+    compute: Compute | None
+    resume: bool
+    before: Evaluation | None
+    source: str | Path | None
+    allow_version_mismatch: bool
+
+
 def finetune_online(
     policy: Policy,
     environment: Environment | str,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from typing_extensions import Unpack
 
 from postbc.agents.base import Batch, about_of
 from postbc.agents.residual import Networks, Residual, ResidualAgent, ResidualConfig, with_proposals
@@ -18,7 +19,7 @@ from postbc.policies.base import Policy
 from postbc.runs import digest
 from postbc.schemas import Count, CountOrZero, plain, schema
 from postbc.seeding import make_generator
-from postbc.training.online import OnlineConfig, finetune_online
+from postbc.training.online import OnlineConfig, RunOptions, finetune_online
 from postbc.training.results import to_device
 from postbc.training.rollouts import read_rollouts, transition_batch
 
@@ -44,7 +45,7 @@ def finetune_residual(
     config: ResidualConfig | None = None,
     training: OnlineConfig | None = None,
     demonstrations: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> ResidualAgent:
     """Finetune `policy` by a residual on its chunks; writes one seed's run directory: results.json, agent.safetensors, metrics.csv.
 
