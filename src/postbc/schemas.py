@@ -37,6 +37,15 @@ StepShare = Annotated[float, Field(gt=0, le=1)]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
+def later(default: T) -> T:
+    """The default of a field that came after files of its schema were written: what there was before it, for ever.
+
+    At that value :func:`plain` leaves it out, so that headers, fingerprints and recorded configurations stay those of before.
+    """
+    made: T = dataclasses.field(default=default, metadata={"later": True})
+    return made
+
+
 @dataclass_transform(frozen_default=True)
 def schema(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are validated when an object is made; :class:`InputError` names the field otherwise."""
@@ -86,9 +95,10 @@ def parse(kind: type[T], values: Any, file: str | Path | None = None) -> T:
 
 
 def plain(value: Any) -> Any:
-    """A configuration as plain dictionaries, lists and values (paths as text)."""
+    """A configuration as plain dictionaries, lists and values (paths as text), without what is :func:`later` and at its default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kept = [f for f in dataclasses.fields(value) if "later" not in f.metadata or getattr(value, f.name) != f.default]
+        return {f.name: plain(getattr(value, f.name)) for f in kept}
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
