@@ -389,8 +389,8 @@ def test_compiled_it_trains_the_same(name: str) -> None:
 
 # -- training ------------------------------------------------------------------------------------------------------------------
 def pixel_training(name: str, steps: int, compute: Compute | None = None, **more: Any) -> tuple[Pretraining, Windows]:
-    data = pixel_demonstrations(6, 0.1)
-    windows, normalization = Windows(data, 2, tail="pad"), fit_normalization(data, data)
+    data, device = pixel_demonstrations(6, 0.1), (compute or Compute()).resolved().device
+    windows, normalization = Windows(data, 2, tail="pad", device=device), fit_normalization(data, data)
     options = {
         "encoder": EncoderConfig(keypoints=16, channels=(16, 16)),
         "denoising_steps": 20,
@@ -416,6 +416,20 @@ def test_each_fits_demonstrations_in_pixels(name: str) -> None:
     sample = made.sample(made.encode(windows.observation(every)), generator=generator())
     error, spread = (sample - chunk).square().mean(), (chunk - chunk.mean(0)).square().mean()
     assert error < 0.3 * spread, (error, spread)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compute", [Compute(), Compute(compile=True), Compute(precision="bfloat16")], ids=str)
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_gpu_trains_each_with_crops_and_the_cpu_plays_it(name: str, compute: Compute) -> None:
+    training, windows = pixel_training(name, 20, compute, encoder=EncoderConfig(kind="resnet18", crop=28))
+    for _ in range(20):
+        training.step()
+    training.finish()
+    rows = torch.arange(6, device=windows.device)
+    seen = {key: value.cpu() for key, value in windows.observation(rows).items()}
+    made = training.policy.cpu()
+    assert made.sample(made.encode(seen), normal(6, 2, 2)).isfinite().all()
 
 
 def test_dropout_trains_and_resumes_bit_for_bit_and_playing_knows_none() -> None:

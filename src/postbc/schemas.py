@@ -94,15 +94,19 @@ def parse(kind: type[T], values: Any, file: str | Path | None = None) -> T:
         raise InputError("The values are not plain data.", file=file, found=str(error)) from None
 
 
-def plain(value: Any) -> Any:
-    """A configuration as plain dictionaries, lists and values (paths as text), without what is :func:`later` and at its default."""
+def plain(value: Any, whole: bool = False) -> Any:
+    """A configuration as plain dictionaries, lists and values (paths as text).
+
+    Without fields that are :func:`later` and at their default, unless it is to be `whole`.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        kept = [f for f in dataclasses.fields(value) if "later" not in f.metadata or getattr(value, f.name) != f.default]
-        return {f.name: plain(getattr(value, f.name)) for f in kept}
+        fields = dataclasses.fields(value)
+        kept = [f for f in fields if whole or "later" not in f.metadata or getattr(value, f.name) != f.default]
+        return {f.name: plain(getattr(value, f.name), whole) for f in kept}
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, whole) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [plain(v, whole) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 
