@@ -182,6 +182,11 @@ def test_what_pretrained_weights_need_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(InputError, match="need torchvision"):
         policy(shapes, kind="resnet18", pretrained=True)
+    broken = types.ModuleType("torchvision.models")  # made for another torch
+    broken.__getattr__ = lambda name: exec('raise RuntimeError("operator nms does not exist")')  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "torchvision.models", broken)
+    with pytest.raises(InputError, match=r"need torchvision[\s\S]*nms does not exist"):
+        policy(shapes, kind="resnet18", pretrained=True)
     with pytest.raises(InputError, match=r"encoder.pretrained[\s\S]*resnet18"):
         EncoderConfig(pretrained=True)
 

@@ -84,7 +84,7 @@ def imagenet_weights(trunk: ResNet18) -> None:
         return
     try:
         from torchvision.models import ResNet18_Weights  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # not there, or made for another torch
         raise InputError(
             "Pretrained weights need torchvision.", key="encoder.pretrained", found=str(error),
             remedy="install the torchvision that belongs to this torch, or leave pretrained out",
