@@ -136,6 +136,36 @@ def test_adaln_zero_begins_as_the_identity_and_is_dits_formula() -> None:
     torch.testing.assert_close(layer(tokens, condition), expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_block_is_conditioned_by_the_time_and_the_mean_of_its_layers_tokens() -> None:
+    net, x, time, features = awake(transformer()), normal(2, T * A), torch.tensor([3, 7]), normal(2, 12, seed=1)
+    angle = time[:, None] * torch.exp(-torch.arange(4) * np.log(10000) / 3)
+    embedded = net.time(torch.cat((angle.sin(), angle.cos()), 1))
+    place = torch.arange(3)[:, None] * torch.exp(-torch.arange(8) * np.log(10000) / 7)
+    place = torch.cat((place.sin(), place.cos()), 1)
+    observed = torch.stack([net.parts[0](features[:, :5]), net.parts[1](features[:, 5:10]), net.parts[2](features[:, 10:])], 1)
+    tokens = net.actions(x.view(2, T, A)) + net.order
+    for encoder, decoder in zip(net.encoder, net.decoder):
+        observed = encoder(observed, place)
+        condition = observed.mean(1) + embedded
+        tokens = decoder(tokens, condition)
+    shift, scale = net.modulation(functional.silu(condition))[:, None].chunk(2, -1)
+    expected = net.output(functional.layer_norm(tokens, (16,), eps=1e-6) * (1 + scale) + shift)
+    torch.testing.assert_close(net(x, time, features), expected.flatten(1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_policys_transformer_has_a_token_for_each_name_and_time_step() -> None:
+    shapes = {"image.top": (3, 9, 9), "state": (5,), "language": (7,)}
+    made = DiffusionPolicy(
+        DiffusionConfig(**OPTIONS["transformer"], encoder=EncoderConfig(4, (4,))), shapes, A, T, Normalization.identity(5, A),
+        generator(), 2,
+    )  # fmt: skip
+    assert [layer.in_features for layer in made.network.parts] == [8, 8, 5, 5, 7, 7]
+    seen = {"image.top": torch.zeros(3, 2, 3, 9, 9), "state": normal(3, 2, 5), "language": normal(3, 2, 7)}
+    features = made.encode(seen).split(made.encoder.widths, 1)
+    torch.testing.assert_close(features[3], seen["state"][:, 1])
+    torch.testing.assert_close(features[4], seen["language"][:, 0])
+
+
 def test_every_weight_of_a_network_learns() -> None:
     """What begins at zero opens within three steps; nothing is stuck."""
     for network in (transformer(), unet()):
