@@ -285,6 +285,13 @@ def test_the_papers_best_of_n() -> None:
         assert r.transitions.reward == "sparse"
 
 
+def test_a_network_may_differ_between_methods() -> None:
+    differences = {"bc": {"policy.network": "unet", "policy.unet.kernel": 3}, "postbc": {"policy.encoder.crop": 76}}
+    recipe = parse_recipe({"policy": {"network": "transformer", "transformer": {"hidden": 64}}, "per_method": differences})
+    assert (recipe.of_method("bc").policy.network, recipe.of_method("bc").policy.unet.kernel) == ("unet", 3)
+    assert (recipe.of_method("postbc").policy.transformer.hidden, recipe.of_method("postbc").policy.encoder.crop) == (64, 76)
+
+
 def test_a_method_may_differ_in_any_field() -> None:
     differences = {"postbc": {"training.budget_env_steps": 9000, "pretraining.posterior_weight": 0.25, "pretraining_epochs": 7},
                    "bc": {"iql.hidden": [8, 8], "policy.inference_steps": 4, "transitions.reward": "negative"}}  # fmt: skip

@@ -7,12 +7,13 @@ price of one pass: the posterior's K regressors and the twin critics. Nothing el
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import hashlib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from postbc.errors import InputError, NotFiniteError, require
 from postbc.files import blame
 
+C = TypeVar("C", nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d)
 Activation = Literal["relu", "tanh", "mish"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "mish": nn.Mish}
 
@@ -31,6 +33,17 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs, device=torch.get_default_device())
     fill_uniform(layer.weight.T, 1 / math.sqrt(inputs), generator)
     fill_uniform(layer.bias, 1 / math.sqrt(inputs), generator)
+    return layer
+
+
+@torch.no_grad()
+def convolution(kind: type[C], inputs: int, outputs: int, kernel: int, generator: torch.Generator, **options: Any) -> C:
+    """A convolution (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d) with torch's own initialisation, drawn from `generator`."""
+    layer = nn.utils.skip_init(kind, inputs, outputs, kernel, device=torch.get_default_device(), **options)
+    bound = layer.weight[0].numel() ** -0.5  # torch's fan-in: of a transposed convolution outputs·kernel
+    fill_uniform(layer.weight, bound, generator)
+    if layer.bias is not None:
+        fill_uniform(layer.bias, bound, generator)
     return layer
 
 
@@ -188,6 +201,24 @@ def set_generator_state(generator: torch.Generator, state: Tensor) -> None:
 
 
 # -- weights from files --------------------------------------------------------------------------------------------------------
+_from_file = contextvars.ContextVar("from_file", default=False)
+
+
+@contextlib.contextmanager
+def from_file() -> Iterator[None]:
+    """Inside, modules are made whose weights a file holds: none are fetched from elsewhere (:func:`fetches_weights`)."""
+    before = _from_file.set(True)
+    try:
+        yield
+    finally:
+        _from_file.reset(before)
+
+
+def fetches_weights(module: nn.Module) -> bool:
+    """Whether a module that begins with weights from elsewhere takes them now: neither on "meta" nor :func:`from_file`."""
+    return not _from_file.get() and not any(p.is_meta for p in module.parameters())
+
+
 @contextlib.contextmanager
 def header_of(file: str | Path, kind: str) -> Iterator[None]:
     """Making what a file's header asks for: whatever goes wrong inside is an :class:`InputError` that names the file."""

@@ -140,7 +140,10 @@ class Pretraining:
         self.device = device = self.compute.start()
         self.policy: Any = policy.to(device).train()
         self.windows, self.config, self.done = windows, config, 0
-        self.streams = {name: make_generator(seed, f"pretraining/{name}", device) for name in ("data", "loss", "target")}
+        names = ("data", "loss", "target", "crop", "dropout")
+        self.streams = {name: make_generator(seed, f"pretraining/{name}", device) for name in names}
+        self.augments = bool(getattr(policy, "augments", False))
+        self.drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in policy.modules())
         every = torch.arange(len(windows), device=windows.device)
         self.chunks = policy.normalization.normalize_action(windows.chunk(every).to(device))
         self.target = Target(config, self.chunks.shape, factor, self.streams["target"])
@@ -164,7 +167,8 @@ class Pretraining:
 
     def _losses(self, observation: Mapping[str, Tensor], target: Tensor) -> Tensor:
         """(B,): the policy's own loss, through its encoder."""
-        losses: Tensor = self.policy.loss(self.policy.encode(observation), target, self.streams["loss"])
+        augmentation = (self.streams["crop"],) if self.augments else ()
+        losses: Tensor = self.policy.loss(self.policy.encode(observation, *augmentation), target, self.streams["loss"])
         return losses
 
     def step(self) -> Tensor:
@@ -177,6 +181,8 @@ class Pretraining:
         target = self.target(self.chunks[rows], rows)
         if self.compute.compile and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
+        if self.drops:  # dropout draws torch's own numbers: each step has a seed of its own for them
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.streams["dropout"], device=self.device)))
         with self.compute.autocast():
             loss = self.losses(observation, target).mean()
         self.optimiser.zero_grad(set_to_none=True)
@@ -218,8 +224,8 @@ class Pretraining:
         self.policy.load_state_dict(state["policy"])
         self.ema.load_state_dict(state["averaged"]["parameters"])
         self.optimiser.load_state_dict(state["optimiser"])
-        for name, generator in self.streams.items():
-            set_generator_state(generator, state["streams"][name])
+        for name, saved in state["streams"].items():  # of former files fewer: what those policies drew
+            set_generator_state(self.streams[name], saved)
         self.done, self.ema.updates = int(state["done"]), int(state["ema_updates"])
 
 

@@ -37,6 +37,15 @@ StepShare = Annotated[float, Field(gt=0, le=1)]
 _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 
 
+def later(default: T) -> T:
+    """The default of a field that came after files of its schema were written: what there was before it, for ever.
+
+    At that value :func:`plain` leaves it out, so that headers, fingerprints and recorded configurations stay those of before.
+    """
+    made: T = dataclasses.field(default=default, metadata={"later": True})
+    return made
+
+
 @dataclass_transform(frozen_default=True)
 def schema(cls: type[T]) -> type[T]:
     """A frozen dataclass whose fields are validated when an object is made; :class:`InputError` names the field otherwise."""
@@ -85,14 +94,19 @@ def parse(kind: type[T], values: Any, file: str | Path | None = None) -> T:
         raise InputError("The values are not plain data.", file=file, found=str(error)) from None
 
 
-def plain(value: Any) -> Any:
-    """A configuration as plain dictionaries, lists and values (paths as text)."""
+def plain(value: Any, whole: bool = False) -> Any:
+    """A configuration as plain dictionaries, lists and values (paths as text).
+
+    Without fields that are :func:`later` and at their default, unless it is to be `whole`.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = dataclasses.fields(value)
+        kept = [f for f in fields if whole or "later" not in f.metadata or getattr(value, f.name) != f.default]
+        return {f.name: plain(getattr(value, f.name), whole) for f in kept}
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): plain(v, whole) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
+        return [plain(v, whole) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -11,7 +11,7 @@ from postbc.errors import require
 STREAMS = {
     "ensemble/initialisation": 0, "ensemble/bootstrap": 1, "ensemble/data": 2, "policy/initialisation": 3,
     "value-dice/initialisation": 5, "value-dice/data": 6, "value-dice/noise": 7,
-    "pretraining/data": 10, "pretraining/loss": 11, "pretraining/target": 12,
+    "pretraining/data": 10, "pretraining/loss": 11, "pretraining/target": 12, "pretraining/crop": 13, "pretraining/dropout": 14,
     "online/initialisation": 400, "online/base": 401, "online/acting": 402, "online/data": 403, "online/noise": 404,
     "residual/demonstrations": 405,
     "best-of-n/initialisation": 410, "best-of-n/data": 411, "rollouts/acting": 420, "report/actions": 500,

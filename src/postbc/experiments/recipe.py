@@ -173,7 +173,7 @@ class Recipe(Generic[P]):
 
     def of_method(self, method: Method) -> Recipe[P]:
         """The recipe as it is for one method: `per_method` applied, and `pretraining.method`."""
-        values = plain(replace(self, per_method={}) if self.per_method else self)
+        values = plain(replace(self, per_method={}) if self.per_method else self, whole=True)
         for name, value in self.per_method.get(method, {}).items():
             *above, last = name.split(".")
             where = values

@@ -20,7 +20,7 @@ from torch import Tensor
 from postbc.data.normalization import Normalization
 from postbc.errors import require
 from postbc.files import load_tree, save_tree, write_json
-from postbc.nn import check_finite, check_weights, header_of
+from postbc.nn import check_finite, check_weights, from_file, header_of
 from postbc.schemas import CountOrZero, NonNegative, Seed, Width, parse, plain, schema
 
 #: Named observations of B states: "state" (B, S) float32, "image.<camera>" (B, C, H, W) uint8, "language" (B, E) float32; with
@@ -40,6 +40,8 @@ class Policy(Protocol):
         observation_steps: newest observations that it looks at (1: the current one).
         shapes: the observations that it reads.
         normalization: raw <-> normalised actions (and states), a module with buffers.
+
+    One whose attribute `augments` is true (not every policy has it) is trained on `encode(observation, generator)`: random crops.
     """
 
     chunk: int
@@ -223,7 +225,8 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
         with torch.device("meta"):  # shapes without memory: a header may ask for anything
             blank = kind(*arguments, head.about)
         check_weights(weights, _weights(blank), path)
-        policy = kind(*arguments, head.about)
+        with from_file():
+            policy = kind(*arguments, head.about)
         policy.load_state_dict({**policy.state_dict(), **weights})
     return policy.to(device).eval().requires_grad_(False)
 

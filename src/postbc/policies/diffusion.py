@@ -1,4 +1,4 @@
-"""The diffusion policy: DPPO's diffusion MLP, its loss and its samplers."""
+"""The diffusion policy: a network over chunks (DPPO's MLP by default), its loss and its samplers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from postbc.errors import require
 from postbc.policies.chains import Chain, diffusion_chain
-from postbc.policies.mlp import MLPPolicy
+from postbc.policies.encoding import Network, NetworkPolicy
 from postbc.policies.networks.encoders import EncoderConfig
+from postbc.policies.networks.transformer import TransformerConfig
+from postbc.policies.networks.unet import UNetConfig
 from postbc.policies.schedules import Schedule, add_noise, ddim, ddpm
-from postbc.schemas import Layers, Positive, Width, schema
+from postbc.schemas import Layers, Positive, Width, later, schema
 
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=9)]
@@ -43,6 +45,12 @@ class DiffusionConfig:
     """Clamp of the denoised chunk at each step, normalised units."""
     encoder: EncoderConfig = EncoderConfig()
     """From images to features."""
+    network: Network = later("mlp")
+    """mlp (of the sizes above), transformer or unet."""
+    transformer: TransformerConfig = later(TransformerConfig())
+    """Of network transformer."""
+    unet: UNetConfig = later(UNetConfig())
+    """Of network unet."""
 
     def __post_init__(self) -> None:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
@@ -52,8 +60,8 @@ class DiffusionConfig:
         )  # fmt: skip
 
 
-class DiffusionPolicy(MLPPolicy):
-    """A diffusion policy, in normalised units (:class:`~postbc.policies.base.Policy`); arguments as those of `MLPPolicy`."""
+class DiffusionPolicy(NetworkPolicy):
+    """A diffusion policy, in normalised units (:class:`~postbc.policies.base.Policy`); arguments as those of `NetworkPolicy`."""
 
     Config = DiffusionConfig
     config: DiffusionConfig

@@ -11,9 +11,11 @@ from torch import Tensor
 from postbc.errors import require
 from postbc.policies.chains import Chain, flow_chain
 from postbc.policies.diffusion import Steps, Widths
-from postbc.policies.mlp import MLPPolicy
+from postbc.policies.encoding import Network, NetworkPolicy
 from postbc.policies.networks.encoders import EncoderConfig
-from postbc.schemas import Layers, Positive, Width, schema
+from postbc.policies.networks.transformer import TransformerConfig
+from postbc.policies.networks.unet import UNetConfig
+from postbc.schemas import Layers, Positive, Width, later, schema
 
 TIME_SCALE = 100.0
 """Times in [0, 1] are embedded as a diffusion of this many steps would be."""
@@ -39,13 +41,19 @@ class FlowConfig:
     """Clamp of the sampled chunk, normalised units."""
     encoder: EncoderConfig = EncoderConfig()
     """From images to features."""
+    network: Network = later("mlp")
+    """mlp (of the sizes above), transformer or unet."""
+    transformer: TransformerConfig = later(TransformerConfig())
+    """Of network transformer."""
+    unet: UNetConfig = later(UNetConfig())
+    """Of network unet."""
 
     def __post_init__(self) -> None:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
 
 
-class FlowPolicy(MLPPolicy):
-    """A flow-matching policy, in normalised units (:class:`~postbc.policies.base.Policy`); arguments as those of `MLPPolicy`.
+class FlowPolicy(NetworkPolicy):
+    """A flow-matching policy, in normalised units (:class:`~postbc.policies.base.Policy`); arguments as those of `NetworkPolicy`.
 
     A path is x_t = (1 − t)·noise + t·chunk, its velocity chunk − noise.
     """

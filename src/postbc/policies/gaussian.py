@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from postbc.nn import MLP, gaussian_log_density
-from postbc.policies.mlp import EncodingPolicy
+from postbc.policies.encoding import EncodingPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.schemas import Layers, Width, schema
 
