@@ -131,6 +131,7 @@ def test_record_closes_its_environment(tmp_path: Path) -> None:
         ({"videos": -1}, "videos"),
         ({"num_envs": 0}, "num_envs"),
         ({"inference_steps": 5}, "inference"),
+        ({"cover": ("image.top",)}, "no such camera"),
         ({"output": "occupied"}, "already holds a run"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from postbc.agents.base import load_agent
+from postbc.agents.base import PolicyAgent, load_agent
 from postbc.agents.best_of_n import BestOfNConfig
 from postbc.agents.dppo import DPPOConfig
 from postbc.agents.dsrl import DSRLConfig
@@ -22,11 +22,14 @@ from postbc.data.readers import read_dataset
 from postbc.data.robomimic import write_robomimic
 from postbc.data.transitions import TransitionConfig
 from postbc.data.windows import Windows
+from postbc.errors import InputError
+from postbc.evaluation import evaluate
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.posterior import EnsembleConfig, fit_ensemble, window_features
 from postbc.pretraining import PretrainingConfig, pretrain
 from postbc.seeding import make_generator
+from postbc.stages.evaluate import Covered
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.dppo import finetune_dppo
 from postbc.training.dsrl import finetune_dsrl
@@ -56,6 +59,19 @@ def policy() -> DiffusionPolicy:
     postbc = pretrain(make(), windows, PretrainingConfig(method="postbc", posterior_weight=0.5, **settings), 0, factor)
     assert set(postbc.shapes) == {"image.top"}
     return postbc.eval().requires_grad_(False)
+
+
+def test_whose_camera_is_covered_does_worse(policy: DiffusionPolicy) -> None:
+    """As well as an agent that is given black frames by hand; an unknown camera is refused."""
+    agent, place = PolicyAgent(policy), environment(pixels=True)
+    seen, blind = (evaluate(a, place, episodes=40, num_envs=8, progress=False) for a in (agent, Covered(agent, ["image.top"])))
+    assert blind.success_rate < seen.success_rate - 0.2
+    frames = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
+    played = Covered(agent, ["image.top"]).act({"image.top": frames}, make_generator(0, "online/acting"))
+    black = agent.act({"image.top": torch.zeros_like(frames)}, make_generator(0, "online/acting"))
+    torch.testing.assert_close(played, black, rtol=0, atol=0)
+    with pytest.raises(InputError, match=r"(?s)no such camera.*image.top"):
+        Covered(agent, ["image.side"])
 
 
 def check_plays_alone(directory: Path) -> None:

@@ -92,6 +92,8 @@ class Summary:
     mean_steps: NonNegative
     diverged: CountOrZero
     """Episodes whose simulation became unstable."""
+    covered: tuple[str, ...] = ()
+    """Cameras that the agent saw black."""
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
-from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, load_agent
+from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
+from postbc.data.episodes import is_image
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
 from postbc.errors import require
 from postbc.evaluation import Evaluation, Summary, check_plays, evaluate
 from postbc.files import write_json
-from postbc.policies.base import POLICY_FILE, About
+from postbc.policies.base import POLICY_FILE, About, Observation
 from postbc.progress import say
 from postbc.runs import Run, digest
-from postbc.schemas import Count, CountOrZero, Seed, plain, read_json, schema
+from postbc.schemas import Count, CountOrZero, Seed, later, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds
 from postbc.stages.seeds import agent_of, of_one_seed, require_seed
 from postbc.training.results import RESULTS_FILE, read_result
@@ -56,6 +59,8 @@ class Evaluate:
     """Environments side by side (part of the random stream: other numbers give other noise)."""
     inference_steps: Count | None = None
     """Sampling steps instead of the policy's own."""
+    cover: tuple[str, ...] = later(())
+    """Cameras that the agent sees black (image.agentview): whose success does not fall does not look."""
     videos: CountOrZero = 3
     """Up to so many videos of successes, and of failures; 0 for none."""
     allow_version_mismatch: bool = False
@@ -87,6 +92,8 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     environment = environment_of(config.environment, about, path)
     horizon = environment.horizon if config.horizon is None else config.horizon
     check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)
+    if config.cover:
+        agent = Covered(agent, config.cover)
     if config.videos:
         check_rendering(environment.scene)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
@@ -116,7 +123,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
             if not (folder / SUMMARY).exists():
                 summary = Summary(
                     environment=environment.name, policy=str(path), method=about.method,
-                    finetuner=getattr(agent, "finetuner", None), horizon=horizon, chunk=agent.chunk,
+                    finetuner=getattr(agent, "finetuner", None), horizon=horizon, chunk=agent.chunk, covered=config.cover,
                     chooses_episodes=bool(state["chooses_episodes"]), **evaluation.summary(),
                 )  # fmt: skip
                 write_json(folder / SUMMARY, plain(summary))
@@ -127,6 +134,30 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
                 )
         run.finish()
     return evaluation
+
+
+class Covered:
+    """An agent whose cameras see nothing: (B, C, H, W) zeros under these names, all else as it is.
+
+    Raises:
+        InputError: the agent reads no camera of such a name.
+    """
+
+    def __init__(self, agent: Agent, names: Sequence[str]) -> None:
+        self._agent, self._names = agent, tuple(names)
+        cameras = [name for name in agent.shapes if is_image(name)]
+        unknown = [name for name in names if name not in cameras]
+        require(not unknown, "The agent reads no such camera.", key="cover", found=", ".join(unknown),
+                expected=f"some of {', '.join(cameras)}" if cameras else "an agent that reads images")  # fmt: skip
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._agent, name)
+
+    def act(self, observation: Observation, generator: torch.Generator) -> torch.Tensor:
+        """As the agent's."""
+        return self._agent.act(
+            dict(observation) | {name: torch.zeros_like(observation[name]) for name in self._names}, generator
+        )
 
 
 def environment_of(name: str | None, about: About, file: Path) -> Environment:
