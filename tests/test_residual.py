@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -20,11 +21,14 @@ from postbc.agents.networks import adam, descend
 from postbc.agents.replay import NStepReplay
 from postbc.agents.residual import Residual, ResidualAgent, ResidualConfig, actor_loss, critic_loss, with_proposals
 from postbc.data.episodes import Episode
+from postbc.data.readers import list_dataset
 from postbc.data.transitions import TransitionConfig, n_step, transitions
 from postbc.errors import InputError
+from postbc.policies.base import About
+from postbc.runs import digest
 from postbc.seeding import make_generator
 from postbc.training.online import Online, OnlineConfig
-from postbc.training.residual import finetune_residual
+from postbc.training.residual import finetune_residual, of_demonstrations
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import collect_rollouts
 from toy import PointReach, ToyPolicy, environment, stopped
@@ -272,6 +276,36 @@ def test_kills_change_nothing(tmp_path: Path, when: str) -> None:
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------------------
+def test_which_demonstrations_are_learnt_from_is_decided_by_the_files_content_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the policy, whatever its file is called now; all of another file, even of one with the same name."""
+    path, policy = demonstrations(tmp_path / "demos"), ToyPolicy()
+    names = tuple(list_dataset(path).names)
+    renamed, other = tmp_path / "renamed.hdf5", tmp_path / path.name
+    renamed.write_bytes(path.read_bytes())
+    other.write_bytes(path.read_bytes())
+    with h5py.File(other, "r+") as file:
+        file["data"].attrs["note"] = "another"
+
+    def count(file: Path, about: About) -> int:
+        policy.about = about  # type: ignore[attr-defined]
+        return len(of_demonstrations(file, policy, CONFIG, TRAINING, torch.Generator().manual_seed(0)).reward)
+
+    about = About(data=path.name, data_digest=digest(path), trajectories=names[:2])
+    some = count(path, about)
+    assert f"2 of the {len(names)} demonstrations" in capsys.readouterr().out
+    every = count(other, about)
+    assert "not known to be the policy's own" in " ".join(capsys.readouterr().out.split())
+    assert (count(renamed, about), count(path, replace(about, data_digest=None))) == (
+        some,
+        some,
+    )  # before there was a digest: by name
+    assert every == count(path, About()) > some
+    with pytest.raises(InputError, match="never be learnt from"):
+        finetune(tmp_path / "run", config=replace(CONFIG, demonstration_share=0.0), demonstrations=path)
+
+
 def test_demonstrations_that_cannot_be_used(tmp_path: Path) -> None:
     path = demonstrations(tmp_path / "demos")
     with pytest.raises(InputError, match="environment's own reward"):

@@ -327,7 +327,7 @@ class ResidualConfig:
     """Steps of the critics before each of the actor."""
     critic_warmup: CountOrZero = 2000
     """Steps of the critics on the base policy's rollouts before the actor moves."""
-    demonstration_share: Share = 0.5
+    demonstration_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a batch that comes from the demonstrations, where they are given."""
     exploration: NonNegative = 0.2
     """Standard deviation of the noise on the residual while training, in units of its bound."""

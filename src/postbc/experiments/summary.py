@@ -65,6 +65,8 @@ class Entry:
     rollout_success: Share | None = None
     chunk_success_before: Share | None = None
     chunk_success_after: Share | None = None
+    stopped: bool = False
+    """Whether the run ended before its budget, at its target."""
     gradient_steps: CountOrZero | None = None
     best_env_steps: CountOrZero | None = None
     success_best: Share | None = None
@@ -86,8 +88,8 @@ FIELDS = (
     "episodes", "success_before", "success_after", "curve", "wall_clock_s", "command", "commit",
 )  # fmt: skip
 OPTIONAL = (
-    "policy", "gradient_steps", "best_env_steps", "success_best", "rollout_episodes", "rollout_success", "chunk_success_before",
-    "chunk_success_after", "run",
+    "policy", "stopped", "gradient_steps", "best_env_steps", "success_best", "rollout_episodes", "rollout_success",
+    "chunk_success_before", "chunk_success_after", "run",
 )  # fmt: skip
 
 
@@ -133,9 +135,10 @@ class Group:
         return [run.seed for run in self.runs]
 
     def values(self, field: str) -> np.ndarray:
-        """(S,) one number a seed; "area" is the mean height of the learning curve over the budget."""
+        """(S,) one number a seed; "area" is the mean height of the learning curve over the budget, of a run that stopped at its
+        target as if its last success had lasted."""
         if field == "area":
-            return np.array([statistics.area_under_curve(curve) for curve in self.curves])
+            return np.array([statistics.area_under_curve([*c, *_lasting(r, c)]) for r, c in zip(self.runs, self.curves)])
         return np.array([getattr(run, field) for run in self.runs], float)
 
     def pooled_interval(self, field: str) -> tuple[float, float]:
@@ -148,6 +151,12 @@ class Group:
     def curves(self) -> list[list[tuple[float, float]]]:
         """Learning curves that start at the pretrained score."""
         return [_curve(run) for run in self.runs]
+
+
+def _lasting(e: Entry, curve: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Of a run that stopped at its target: the end of its budget."""
+    budget = e.budget_env_steps or 0
+    return [(budget, curve[-1][1])] if e.stopped and budget > curve[-1][0] else []
 
 
 def _curve(e: Entry) -> list[tuple[float, float]]:

@@ -114,6 +114,8 @@ class About:
     """Name of the environment that the demonstrations come from."""
     data: str | None = None
     """Name of the demonstrations' file."""
+    data_digest: str | None = None
+    """Of its content (:func:`postbc.runs.digest`)."""
     demonstrations: CountOrZero | None = None
     """Number of trajectories."""
     trajectories: tuple[str, ...] | None = None

@@ -51,8 +51,9 @@ class Finetune:
     def __post_init__(self) -> None:
         seeds = self.seeds
         require(
-            seeds is None or (seeds and len(set(seeds)) == len(seeds)), "Each seed is given once.", key="seeds", found=seeds
-        )
+            seeds is None or (seeds and len(set(seeds)) == len(seeds)), "Each seed is given once.", key="seeds",
+            found=seeds or "none", expected="at least one seed, or no --seeds for all",
+        )  # fmt: skip
 
 
 def load_base(path: Path, inference_steps: int | None = None, deterministic: bool = False) -> Any:
@@ -82,5 +83,6 @@ def table(output: Path, seeds: list[int]) -> Table:
         shown.add_column(heading, justify="right")
     for r in results:
         values = ("–" if rate is None else f"{rate:.3f}" for rate in (r.success_before, r.success_after))
-        shown.add_row(str(r.seed), f"{r.budget_env_steps:,}", *values)
+        steps = r.curve[-1][0] if r.curve else r.budget_env_steps
+        shown.add_row(str(r.seed), f"{steps:,}", *values)
     return shown

@@ -15,7 +15,7 @@ from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
 from postbc.pretraining import PretrainingConfig, pretrain, train
-from postbc.runs import Run
+from postbc.runs import Run, digest
 from postbc.schemas import Count, Seed, plain, schema
 from postbc.seeding import make_generator
 from postbc.stages.posterior import posterior_factor
@@ -66,6 +66,10 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     require(
         pretraining.method != "postbc" or config.posterior is not None, "PostBC needs a posterior.", key="posterior",
         found="none given", expected="a directory", remedy="run `postbc posterior fit` first and give --posterior DIR",
+    )  # fmt: skip
+    require(
+        pretraining.method == "postbc" or config.posterior is None, "A posterior is PostBC's alone.", key="posterior",
+        found=f"{config.posterior} with method {pretraining.method}", remedy="leave --posterior out, or pretrain by postbc",
     )  # fmt: skip
     data = load_training_set(config.data, seed, device)
     if config.epochs is not None:
@@ -123,6 +127,7 @@ def describe(config: Pretrain[Any], pretraining: PretrainingConfig, data: Traini
         seed=seed,
         task=data.dataset.environment.get("env_name") or None,
         data=Path(config.data.demonstrations).name,
+        data_digest=digest(config.data.demonstrations),
         demonstrations=len(data.dataset),
         trajectories=tuple(data.dataset.names),
         windows=len(data.windows),

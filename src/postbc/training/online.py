@@ -21,7 +21,7 @@ from postbc.agents.networks import Info, means
 from postbc.devices import Compute
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination
 from postbc.environments.registry import Environment, find_environment
-from postbc.errors import require
+from postbc.errors import InputError, require
 from postbc.evaluation import Evaluation, evaluate
 from postbc.nn import check_finite, generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint
@@ -146,6 +146,14 @@ class OnlineConfig:
     """Vector steps between rows of metrics.csv."""
     checkpoint_seconds: NonNegative = 60.0
     """Least time between checkpoints; they never take more than about 5 % of the run."""
+
+    def __post_init__(self) -> None:
+        most = wilson_interval(self.eval_episodes, self.eval_episodes)[0]
+        require(
+            self.stop_at is None or most > self.stop_at, "So few episodes can never show that the target is reached.",
+            key="training.stop_at", found=f"{self.stop_at}, evaluated on {self.eval_episodes} episodes",
+            expected=f"below {most:.3f}, the lower bound where all of them succeed", remedy="raise --training.eval-episodes",
+        )  # fmt: skip
 
     def initial_vector_steps(self, chunk: int) -> int:
         """Vector steps of the initial rollouts: initial_steps / (N·T), rounded up."""
@@ -329,11 +337,12 @@ class Loop:
         self.milestones: list[Milestone] = []  # the first of the pretrained policy
         self.checkpoints = Checkpoints(run, self.config.checkpoint_seconds)
         self.warned = self.stopped = False  # said that it has fallen; reached its target
+        self.lost = -1  # until when what was kept as the best has been lost
 
     @property
     def best(self) -> Milestone | None:
-        """The first milestone of highest success among those that have learnt."""
-        return max((m for m in self.milestones if m.learnt), key=lambda m: m.success, default=None)
+        """The first milestone of highest success among those that have learnt and are still kept."""
+        return max((m for m in self.milestones if m.learnt and m.env_steps > self.lost), key=lambda m: m.success, default=None)
 
     def resume(self) -> None:
         """Take up the newest checkpoint, if there is one."""
@@ -347,17 +356,40 @@ class Loop:
                     key="env_steps", found=f"{online.env_steps} in {online.vector_steps} vector steps", expected=found[0])  # fmt: skip
             self.milestones = [parse(Milestone, dict(m)) for m in found[1]["milestones"]]
             require(self.milestones, "There is no evaluation of the pretrained policy.", key="milestones")
-            self.stopped = bool(found[1]["stopped"])
-        if self.best is not None and self.best.env_steps == online.env_steps:  # it was being saved, perhaps
+            self.stopped, self.warned, self.lost = bool(found[1]["stopped"]), bool(found[1]["warned"]), int(found[1]["lost"])
+        if self.best is None:
+            return
+        if self.best.env_steps == online.env_steps:  # it was being saved, perhaps
             self._keep()
+        else:
+            try:
+                self._kept()
+            except InputError as error:
+                self.lost = online.env_steps
+                say(
+                    f"warning: the best milestone so far cannot be read, and is forgotten; the run goes on\n{error}",
+                    stderr=True,
+                )
 
     def save(self) -> None:
         milestones = [plain(m) for m in self.milestones]
-        state = {"online": self.online.state_dict(), "milestones": milestones, "stopped": self.stopped}
+        state = {
+            "online": self.online.state_dict(), "milestones": milestones, "stopped": self.stopped, "warned": self.warned,
+            "lost": self.lost,
+        }  # fmt: skip
         self.checkpoints.save(self.online.env_steps, state)
 
     def _keep(self) -> None:
         self.online.agent().save(self.run.directory / BEST)  # type: ignore[attr-defined]
+
+    def _kept(self) -> Any:
+        online: Any = self.online
+        return type(online.agent()).load(self.run.directory / BEST, online.policy, device=online.device)
+
+    def _reaches(self, success: float, episodes: int) -> float | None:
+        """The lower bound of a success that is surely above the target; None where it is not."""
+        bound = wilson_interval(success * episodes, episodes)[0]
+        return bound if self.config.stop_at is not None and bound > self.config.stop_at else None
 
     def _evaluate(self, agent: Agent, episodes: int, first: int = EVALUATION_SEED) -> dict[str, float]:
         return rates(
@@ -374,12 +406,20 @@ class Loop:
             check_finite(online.learner.networks.state_dict(), f"The networks have diverged by environment step {online.env_steps}.",
                          remedy="lower the learning rate (lr)")  # fmt: skip
             known = self._evaluate(online.agent(), episodes)
+            if online.has_learnt and episodes < self.config.eval_episodes and self._reaches(known["success"], episodes):
+                episodes = self.config.eval_episodes  # a run does not end by luck: as many episodes as at its end
+                known = self._evaluate(online.agent(), episodes)
         milestone = Milestone(online.env_steps, known["success"], known["chunk_success"], episodes, online.has_learnt)
         self.milestones.append(milestone)
         self.run.log(online.env_steps, {f"evaluation/{name}": known[name] for name in ("success", "chunk_success")})
         if milestone.learnt:
-            target = self.config.stop_at
-            self.stopped |= target is not None and wilson_interval(milestone.success * episodes, episodes)[0] > target
+            bound = self._reaches(milestone.success, episodes) if episodes >= self.config.eval_episodes else None
+            if bound is not None and not self.stopped:
+                self.stopped = True
+                say(
+                    f"{online.learner.name} stops after {online.env_steps:,} environment steps: success {milestone.success:.3f} of "
+                    f"{episodes} episodes, its lower bound {bound:.3f} above {self.config.stop_at}"
+                )
             self._warn(milestone)
             if best is None or milestone.success > best.success:
                 self.save()  # before: what is kept is then always what a resumed run knows of
@@ -426,22 +466,16 @@ class Loop:
         """Write the agent and the result. The best milestone is reported on episodes of its own: it was chosen by the others."""
         online, config, run, first, best = self.online, self.config, self.run, self.milestones[0], self.best
         last = self.milestones[-1]
-        if last.episodes < config.eval_episodes:  # stopped at a milestone of the curve
-            del self.milestones[-1]
-            self.measure(config.eval_episodes)
-            last = self.milestones[-1]
         online.learner.agent(config.deterministic_eval).save(run.directory)
         kept: dict[str, Any] = {}
         if best is not None:
-            agent = online.agent()
-            if best.env_steps != online.env_steps:
-                agent = type(agent).load(run.directory / BEST, online.policy, device=online.device)  # type: ignore[attr-defined]
+            agent = online.agent() if best.env_steps == online.env_steps else self._kept()
             fresh = self._evaluate(agent, config.eval_episodes, BEST_SEED)
             kept = {"best_env_steps": best.env_steps, "success_best": fresh["success"]}
         write_result(
             run, online.policy, plain(first), plain(last), finetuner=online.learner.name, task=self.environment.name, seed=online.seed,
             curve=tuple((m.env_steps, m.success) for m in self.milestones), budget_env_steps=config.budget_env_steps,
-            episodes=config.eval_episodes, gradient_steps=online.learner.gradient_steps, **kept,
+            episodes=config.eval_episodes, gradient_steps=online.learner.gradient_steps, stopped=self.stopped, **kept,
         )  # fmt: skip
 
 

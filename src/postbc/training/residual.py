@@ -16,6 +16,7 @@ from postbc.environments.registry import Environment
 from postbc.errors import require
 from postbc.nn import check_memory
 from postbc.policies.base import Policy
+from postbc.progress import say
 from postbc.runs import digest
 from postbc.schemas import Count, CountOrZero, plain, schema
 from postbc.seeding import make_generator
@@ -53,8 +54,8 @@ def finetune_residual(
         policy: its weights are not changed.
         environment: where, or its name.
         output: the run directory.
-        demonstrations: a file (robomimic HDF5, zarr) whose rewards say what success is: those that the policy was trained on, where it
-            says which and the file is that; else all. None: learn from rollouts alone.
+        demonstrations: a file (robomimic HDF5, zarr) whose rewards say what success is: those that the policy was trained on, where
+            its content is that of the policy's file; else all. Which is said. None: learn from rollouts alone.
         options: seed, compute, resume, before, source, allow_version_mismatch of :func:`postbc.training.online.finetune_online`.
 
     Raises:
@@ -63,6 +64,10 @@ def finetune_residual(
         NotFiniteError: the learner diverged; the last checkpoint is good.
     """
     config, training, seed = config or ResidualConfig(), training or ResidualTraining(), options.get("seed", 0)
+    require(
+        demonstrations is None or config.demonstration_share > 0, "The demonstrations would never be learnt from.", file=demonstrations,
+        key="residual.demonstration_share", found=config.demonstration_share, expected="above 0", remedy="or leave them out",
+    )  # fmt: skip
     found: list[Batch] = []
 
     def check(policy: Policy, device: torch.device) -> None:
@@ -98,12 +103,17 @@ def of_demonstrations(
         training.reward != "environment", "Demonstrations do not say the environment's own reward.", file=path,
         key="training.reward", found="environment", expected="sparse or negative", remedy="or leave the demonstrations out",
     )  # fmt: skip
-    about, names = about_of(policy), None
-    if about.trajectories is not None and about.data == Path(path).name:
-        there = set(list_dataset(path).names)
+    about, names, there = about_of(policy), None, set(list_dataset(path).names)
+    its_own = about.data == Path(path).name if about.data_digest is None else about.data_digest == digest(path)
+    if about.trajectories is not None and its_own:
         names = [name for name in about.trajectories if name in there]
         require(names, "The trajectories that the policy was trained on are not in this file.", file=path,
                 found=", ".join(sorted(there))[:80], expected=", ".join(about.trajectories)[:80])  # fmt: skip
+        say(f"residual RL learns from {len(names)} of the {len(there)} demonstrations of {path}: those of the policy")
+    else:
+        say(
+            f"note: residual RL learns from all {len(there)} demonstrations of {path}, which is not known to be the policy's own file"
+        )
     dataset = read_rollouts(path, policy, None, allow_version_mismatch, names=names)
     rules = TransitionConfig(
         reward="negative" if training.reward == "negative" else "sparse", stride=1, chunk_reward=training.chunk_reward,

@@ -48,6 +48,8 @@ class Result:
     """(environment steps executed, success) from step 0 on."""
     wall_clock_s: NonNegative
     """Seconds of all attempts together."""
+    stopped: bool = False
+    """Whether the run ended before its budget, at its target (`stop_at`)."""
     gradient_steps: CountOrZero | None = None
     """Steps of the optimisers, all networks of a step counted once."""
     best_env_steps: CountOrZero | None = None
