@@ -101,8 +101,13 @@ class Scene:
         """Write into `data` where the fixtures stand after `np.random.seed(seed); env.reset()` in LIBERO."""
         from robosuite.utils import RandomizationError
 
-        with numpy_seeded(seed):  # LIBERO's own samplers
+        robot = self.env.robots[0]
+        with numpy_seeded(seed):  # LIBERO's own samplers, after what its robot draws
             while True:
+                if robot.initialization_noise["type"] == "gaussian":
+                    np.random.randn(len(robot.init_qpos))  # noqa: NPY002
+                else:
+                    np.random.uniform(size=len(robot.init_qpos))  # noqa: NPY002
                 for initializer in self.env.object_property_initializers:
                     initializer.sample()
                 try:
