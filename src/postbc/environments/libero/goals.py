@@ -34,7 +34,7 @@ class Conditions(NamedTuple):
     """G conditions, all of which must hold."""
 
     kind: Indices  # (G,)
-    index: Indices  # (G,) address in qpos, or what is below: a body, or a site
+    target: Indices  # (G,) of a joint its address in qpos; else what is below, a body or a site
     body: Indices  # (G,) what is put somewhere
     bounds: Floats  # (G, 2) of a joint, both included
     size: Floats  # (G, 3) of a site, half
@@ -44,7 +44,7 @@ class Conditions(NamedTuple):
 def conditions_hold(physics: Physics, goals: Conditions) -> bool:
     """Whether all of them hold."""
     for g in range(len(goals.kind)):
-        kind, i, size = goals.kind[g], goals.index[g], goals.size[g]
+        kind, i, size = goals.kind[g], goals.target[g], goals.size[g]
         if kind == JOINT:
             if not goals.bounds[g, 0] <= physics.qpos[i] <= goals.bounds[g, 1]:
                 return False
@@ -91,9 +91,9 @@ class Goal:
         for predicate, *names in goal_state:
             read = self._joint if predicate.lower() in JOINT_PREDICATES else self._place
             rows += read(predicate.lower(), *names)
-        kind, index, body, bounds, size = zip(*rows)
+        kind, target, body, bounds, size = zip(*rows)
         self.conditions = Conditions(
-            np.array(kind, np.int64), np.array(index, np.int64), np.array(body, np.int64), np.array(bounds, float),
+            np.array(kind, np.int64), np.array(target, np.int64), np.array(body, np.int64), np.array(bounds, float),
             np.array(size, float).reshape(-1, 3),
         )  # fmt: skip
 
@@ -121,7 +121,7 @@ class Goal:
         site = self._env.object_sites_dict.get(where)
         if not known or (site is None and predicate == "in"):
             raise InputError("This goal is not read.", key=predicate, found=" ".join(names),
-                             expected=f"(On object object), (On object site), (In object site), or {', '.join(JOINT_PREDICATES)}")  # fmt: skip
+                             expected=f"(On object object or site), (In object site), or {', '.join(JOINT_PREDICATES)}")  # fmt: skip
         body, free = int(self._env.obj_body_id[names[0]]), (-np.inf, np.inf)
         if site is None:
             self._touch(where, names[0])

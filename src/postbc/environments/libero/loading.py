@@ -41,7 +41,9 @@ def build(bddl: Path) -> Any:
     """LIBERO's environment object of a file, as its evaluation makes it, but without cameras; not yet reset."""
     problems = import_libero().TASK_MAPPING
     name = parse_problem(bddl)["problem_name"]
-    require(name in problems, "LIBERO knows no such problem.", file=bddl, key="problem", found=name, expected=", ".join(problems))
+    require(
+        name in problems, "LIBERO knows no such problem.", file=bddl, key="problem", found=name, expected=", ".join(problems)
+    )
     arguments = environment_arguments({"initialization_noise": None})
     with numpy_seeded(0):
         return problems[name](str(bddl), hard_reset=False, **arguments)

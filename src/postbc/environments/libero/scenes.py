@@ -11,7 +11,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import mujoco
 import numpy as np
@@ -195,5 +195,3 @@ class Layout:
 
 def _slots(bodies: Mapping[str, int], count: int) -> Indices:
     return np.array([*bodies.values(), *[-1] * (count - len(bodies))], np.int64)
-
-

@@ -32,8 +32,8 @@ class Playable(NamedTuple):
 class LiberoSimulation:
     """Episodes of `tasks`, one after another (a :class:`postbc.environments.robosuite.simulation.Simulation`).
 
-    The seed s of an episode decides its task s mod n, its initial state (s div n) mod 50, and where the scene's fixtures stand: as after
-    `np.random.seed(s); env.reset()` in LIBERO. What follows is LIBERO's evaluation: the initial state, and five actions of zeros.
+    The seed s of an episode decides its task s mod n, its initial state (s div n) mod 50, and where the scene's fixtures stand: as
+    after `np.random.seed(s); env.reset()` in LIBERO. What follows is LIBERO's evaluation: the initial state, and five actions of zeros.
 
     Attributes:
         task: index of the episode's.

@@ -32,8 +32,8 @@ class LiberoChunkEnv(SimulatedChunkEnv):
     Observations: "state" (N, S) float32: robot0_eef_pos 3, robot0_eef_quat 4 (x, y, z, w), robot0_gripper_qpos 2; for each object
     14 as in LIBERO (position, quaternion, both in the hand's frame); the joints of drawers and knobs, and 3 for the position of each
     fixture; with several tasks, one-hot, which. "language" (N, E) float32. With `images`, "state" is the first 9 numbers, and
-    there are "image.agentview" and "image.wrist" (N, 3, size, size) uint8, upright, drawn where a chunk ends. Actions are chunks
-    (N, T, 7) of OSC_POSE at 20 Hz, clipped to ±1. Rewards are 1 for a success, else 0.
+    there are "image.agentview" and "image.wrist" (N, 3, size, size) uint8, upright, drawn where a chunk ends (so with
+    chunk 1 at every step). Actions are chunks (N, T, 7) of OSC_POSE at 20 Hz, clipped to ±1. Rewards are 1 for a success, else 0.
 
     An episode's seed decides its task, its initial state, and where its fixtures stand: see
     :class:`postbc.environments.libero.simulation.LiberoSimulation`.
@@ -44,7 +44,6 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         chunk, horizon, terminate_on, num_threads: as in :class:`postbc.environments.robosuite.vector.RobosuiteChunkEnv`.
         images: whether cameras are observed, and not the objects.
         image_size: pixels of a side.
-        every_step: draw after every action, not only where a chunk ends; `ChunkStep.info` then holds the cameras' (N, T, 3, size, size).
         language: a file of vectors: see :func:`postbc.environments.libero.tasks.language_vectors`; one-hot by default.
 
     Raises:

@@ -31,8 +31,10 @@ WHOLE_STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # with the accelerations that
 class Simulation(Protocol):
     """One simulated episode after another; observations are (S,) float64 in `observation`."""
 
-    env: Any
     observation: Floats
+
+    @property
+    def env(self) -> Any: ...
 
     @property
     def model(self) -> mujoco.MjModel: ...

@@ -166,8 +166,8 @@ class RobosuiteChunkEnv(SimulatedChunkEnv):
     """N environments of one task (a :class:`postbc.environments.chunk.ChunkEnv`), stepped together by a pool of threads.
 
     Observations are {"state": (N, S) float32}: robot0_eef_pos 3, robot0_eef_quat 4, robot0_gripper_qpos 2, object 10 or 14, in raw
-    units. Actions are chunks (N, T, 7) of raw robosuite actions at 20 Hz. Rewards are robosuite's: 1 for a success, else 0. An episode's
-    seed alone decides its initial state: it is the state of `np.random.seed(s); env.reset()` in robosuite.
+    units. Actions are chunks (N, T, 7) of raw robosuite actions at 20 Hz. Rewards are robosuite's: 1 for a success, else 0. An
+    episode's seed s alone decides its initial state: that of `np.random.seed(s); env.reset()` in robosuite.
 
     Args:
         task: a name (ours or robosuite's), or a `Task`.
