@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,11 +13,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from postbc.agents.base import load_agent
 from postbc.data.belonging import Facts
+from postbc.data.normalization import Normalization
 from postbc.environments import find_environment, libero_environment
 from postbc.environments.libero import KITCHEN, find_tasks, make, tasks
 from postbc.environments.libero.tasks import language_vectors
 from postbc.errors import InputError
+from postbc.evaluation import evaluate
+from postbc.policies.base import About, policy_class, save_policy
+from postbc.schemas import plain
+from postbc.seeding import make_generator
+from postbc.stages.evaluate import Evaluate, evaluate_stage
 
 here = tasks.installed() is not None
 needs_libero = pytest.mark.skipif(not here, reason="needs LIBERO: pip install 'postbc[libero]'")
@@ -425,6 +433,44 @@ def test_the_facts_that_a_policy_must_share() -> None:
         assert facts.controller["type"] == "OSC_POSE"
     assert make(DRAWER).env_args() == find_environment(f"libero/{DRAWER}").facts()
     assert libero_environment(DRAWER, images=True).state_keys == ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+
+
+@pytest.mark.simulator
+@needs_libero
+def test_a_policy_is_evaluated_and_filmed(tmp_path: Path) -> None:
+    opened(lambda: make(STOVE, images=True)).close()
+    facts = Facts.of_env_args(find_environment(f"libero/{STOVE}").facts())
+    policy_of({"state": (41,)}, facts, tmp_path / "policy")
+    chosen = Evaluate(tmp_path / "policy", tmp_path / "out", episodes=2, horizon=6, num_envs=2, videos=1)
+    evaluation = evaluate_stage(chosen, 0)
+    assert [episode.steps for episode in evaluation.episodes] == [6, 6]
+    assert len(list((tmp_path / "out/seed_0/videos").iterdir())) == 1
+    with pytest.raises(InputError, match="environment"):
+        evaluate_stage(dataclasses.replace(chosen, environment="libero/kitchen", output=tmp_path / "no"), 0)
+
+
+@pytest.mark.simulator
+@needs_libero
+def test_a_policy_that_sees_and_is_told_its_task_plays_all_tasks(tmp_path: Path) -> None:
+    environment = opened(lambda: libero_environment("kitchen", images=True, image_size=32))
+    opened(environment.check)
+    shapes = {"image.wrist": (3, 32, 32), "state": (9,), "language": (16,)}
+    policy_of(shapes, Facts.of_env_args(environment.facts()), tmp_path / "policy")
+    agent, _ = load_agent(tmp_path / "policy")
+    evaluation = evaluate(agent, environment, episodes=2, num_envs=2, horizon=4, progress=False)
+    assert [episode.steps for episode in evaluation.episodes] == [4, 4]
+
+
+def policy_of(shapes: dict[str, tuple[int, ...]], facts: Facts, directory: Path) -> None:
+    """A small policy with random weights, saved in `directory`."""
+    about = About(method="bc", seed=0, task=facts.environment, demonstrations=1, facts=plain(facts))
+    cls = policy_class("diffusion")
+    policy = cls(
+        cls.Config(hidden=8, denoising_steps=4, inference_steps=2), shapes, 7, 2, Normalization.identity(shapes["state"][0], 7),
+        make_generator(0, "policy/initialisation"), about=about,
+    )  # fmt: skip
+    directory.mkdir()
+    save_policy(directory / "policy.safetensors", policy)
 
 
 @pytest.mark.simulator
