@@ -108,7 +108,7 @@ class Scene:
                     np.random.randn(len(robot.init_qpos))  # noqa: NPY002
                 else:
                     np.random.uniform(size=len(robot.init_qpos))  # noqa: NPY002
-                for initializer in self.env.object_property_initializers:
+                for initializer in 2 * self.env.object_property_initializers:  # a reset loads the model and adds them once more
                     initializer.sample()
                 try:
                     placements = self.env.placement_initializer.sample()
