@@ -66,7 +66,9 @@ def against_libero(images: bool, num_envs: int, steps: tuple[int, int]) -> dict[
     """`steps`: vector steps of ours and of theirs in each measurement."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     theirs = gymnasium.vector.AsyncVectorEnv([lambda: LiberoEnv(images)] * cores, context="spawn")
-    ours = make(TASK, num_envs, chunk=CHUNK, terminate_on="never", horizon=10**9, num_threads=cores, images=images, image_size=SIZE)
+    ours = make(
+        TASK, num_envs, chunk=CHUNK, terminate_on="never", horizon=10**9, num_threads=cores, images=images, image_size=SIZE
+    )
     try:
         ours.reset(np.arange(num_envs))
         theirs.reset(seed=0)
@@ -76,7 +78,9 @@ def against_libero(images: bool, num_envs: int, steps: tuple[int, int]) -> dict[
         ours.close()
         theirs.close()
     what = f"two {SIZE}² cameras" if images else "states"
-    return entry(a, b, f"{TASK}, chunk {CHUNK}, {what}: {num_envs} environments on {cores} threads / {cores} processes of LIBERO's")
+    return entry(
+        a, b, f"{TASK}, chunk {CHUNK}, {what}: {num_envs} environments on {cores} threads / {cores} processes of LIBERO's"
+    )
 
 
 def run() -> dict[str, dict[str, Any]]:
