@@ -203,7 +203,7 @@ def scattered(scene: Any, goal: Any, states: np.ndarray, count: int, seed: int) 
 def test_goals_are_liberos_on_thousands_of_states() -> None:
     env = make("kitchen")
     held, total = np.zeros(16, int), 0
-    for k, playable in enumerate(env._playing[0]._tasks):
+    for k, playable in enumerate(env.playing[0]._tasks):
         theirs = playable.scene.env
         from postbc.environments.libero.loading import parse_problem
 
@@ -239,7 +239,7 @@ def test_images_are_robosuites_and_culling_changes_no_pixel(task: str) -> None:
             difference = np.abs(observation[name][0].transpose(1, 2, 0) - expected)
             assert difference.max() <= 1  # the two simulations differ by 1e-8
             assert (difference > 0).any(-1).sum() < 20
-        for i, simulation in enumerate(env._playing):
+        for i, simulation in enumerate(env.playing):
             renderer = simulation.scene.renderer
             assert renderer.culls
             simulation.scene.show_burners(simulation.data)
@@ -268,7 +268,7 @@ def opened(build: Any) -> Any:
 def test_a_burner_is_shown_while_its_stove_is_on() -> None:
     env = opened(lambda: make(STOVE, images=True, terminate_on="never"))
     env.reset([0])
-    simulation = env._playing[0]
+    simulation = env.playing[0]
     (burner,) = simulation.scene.burners
     colours = []
     for angle in (0.0, 1.0):
@@ -302,7 +302,7 @@ def test_states_by_scene_and_of_several_tasks(kitchen: Any) -> None:
     assert kitchen.task_names == [KITCHEN[0], KITCHEN[5], KITCHEN[14]]
     np.testing.assert_array_equal(observation["language"], np.eye(16)[[0, 5, 14]])
     np.testing.assert_array_equal(observation["state"][:, -16:], np.eye(16)[[0, 5, 14]])
-    simulation = kitchen._playing[2]
+    simulation = kitchen.playing[2]
     np.testing.assert_allclose(simulation.data.qpos[:7], simulation.playable.states[49, 1:8], atol=0.02)
     alone = make(STOVE)
     alone.reset([49])
@@ -401,7 +401,7 @@ def through_disk(state: Any) -> Any:
 @needs_libero
 def test_a_diverged_simulation_ends_its_own_episode_only(kitchen: Any) -> None:
     kitchen.reset([0, 1, 2])
-    kitchen._playing[1].data.qvel[:] = 1e12
+    kitchen.playing[1].data.qvel[:] = 1e12
     with pytest.warns(RuntimeWarning, match="diverged in environment 1"):
         step = kitchen.step(np.zeros((3, 2, 7)))
     assert step.diverged.tolist() == step.truncated.tolist() == [False, True, False]

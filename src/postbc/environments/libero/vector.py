@@ -86,7 +86,7 @@ class LiberoChunkEnv(SimulatedChunkEnv):
             f"libero/{name}", simulations, state_dim,
             chunk=chunk, horizon=horizon, terminate_on=terminate_on, num_threads=threads,
         )  # fmt: skip
-        self._playing: list[LiberoSimulation] = simulations
+        self.playing: list[LiberoSimulation] = simulations
         self._size, self._cameras = image_size, CAMERAS if images else {}
         frame = (3, image_size, image_size)
         self.shapes = {**dict.fromkeys(self._cameras, frame), **self.shapes, "language": self.language.shape[1:]}
@@ -95,18 +95,18 @@ class LiberoChunkEnv(SimulatedChunkEnv):
     @property
     def task_names(self) -> list[str]:
         """(N,) of the tasks that the environments are in."""
-        return [self.tasks[simulation.task].name for simulation in self._playing]
+        return [self.tasks[simulation.task].name for simulation in self.playing]
 
     def _observations(self, moved: NDArray[np.bool_]) -> Observations:
         for i in np.flatnonzero(moved) if self._cameras else ():
             for name, camera in self._cameras.items():
                 self._frames[name][i] = np.moveaxis(self._draw(int(i), self._size, self._size, camera, lagging=True), -1, 0)
         state = super()._observations(moved)["state"][:, : self.shapes["state"][0]]
-        language = self.language[[simulation.task for simulation in self._playing]]
+        language = self.language[[simulation.task for simulation in self.playing]]
         return {**{name: frames.copy() for name, frames in self._frames.items()}, "state": state, "language": language}
 
     def _draw(self, i: int, height: int, width: int, camera: str, *, lagging: bool) -> NDArray[np.uint8]:
-        simulation = self._playing[i]
+        simulation = self.playing[i]
         scene, data = simulation.scene, simulation.data
         scene.show_burners(data)
         return scene.renderer.frame(data, height, width, camera, lagging=lagging)
@@ -135,6 +135,10 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         super().set_state(state)
         for name, frames in self._frames.items():
             frames[:] = state["frames"][name]
+
+    def sim_states(self) -> list[NDArray[np.float64]]:
+        """robosuite's flattened states (Ds,) [time, qpos, qvel], N; their lengths differ by scene."""
+        return [np.concatenate([[s.data.time], s.data.qpos, s.data.qvel]) for s in self.playing]
 
     def env_args(self) -> dict[str, Any]:
         """robomimic's `env_args`: {env_name, env_version, type, env_kwargs}, plain data for JSON."""
