@@ -32,7 +32,8 @@ TURN = 0.6  # largest rotation command
 class View(Protocol):
     """What a script sees of the simulator, in metres and world coordinates."""
 
-    task: str
+    @property
+    def task(self) -> str: ...
 
     def hand(self) -> tuple[Vector, Rotation]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,9 +17,6 @@ from postbc.environments.libero.tasks import find_tasks
 from postbc.environments.robosuite.collect import Collection, Person, Progress, record, shares
 from postbc.errors import require
 from postbc.seeding import EVALUATION_SEED, episode_seed
-
-PATIENCE = 500
-"""Steps after which an episode that is not solved is given up."""
 
 
 class SimulationView:
@@ -57,11 +55,11 @@ def task_seed(identity: Sequence[int], task: int, of: int, attempt: int) -> int:
 def collect(
     name: str = "kitchen",
     num: int = 80,
-    operators: Sequence[str] = ("proficient",),
+    operators: Sequence[str] = ("proficient", "better"),
     seed: int = 0,
     *,
     num_envs: int = 8,
-    horizon: int = PATIENCE,
+    horizon: int = HORIZON,
     tail: int = 5,
     progress: Progress | None = None,
 ) -> Collection:
@@ -80,7 +78,9 @@ def collect(
             expected=f"1 to {HORIZON}")  # fmt: skip
     names = [task.name for task in find_tasks(name)]
     unknown = [task for task in names if task not in SCRIPTS]
-    require(not unknown, "No operator knows this task.", key="task", found=", ".join(unknown)[:200], expected=", ".join(SCRIPTS))
+    require(
+        not unknown, "No operator knows this task.", key="task", found=", ".join(unknown)[:200], expected=", ".join(SCRIPTS)
+    )
     chosen, people = find_operators(operators), []
     for k, (task, of_task) in enumerate(zip(names, shares(num, len(names)))):
         for operator, quota in zip(chosen, shares(of_task, len(chosen))):
@@ -90,6 +90,6 @@ def collect(
     env = make(name, min(num_envs, num), chunk=1, horizon=horizon + tail + 1, terminate_on="never")
     try:
         hands = KitchenOperators([SimulationView(simulation, names) for simulation in env.playing], horizon + tail)
-        return record(env, hands, people, horizon, tail, progress)
+        return replace(record(env, hands, people, horizon, tail, progress), model_xml={})  # the package has the scenes
     finally:
         env.close()
