@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from postbc import cli
 from postbc.agents.base import load_agent
 from postbc.data.belonging import Facts
 from postbc.data.normalization import Normalization
@@ -490,3 +491,70 @@ def test_without_opengl_states_work_and_images_say_what_to_install(tmp_path: Pat
     assert "(1, 41)" in done.stdout, done.stderr[-2000:]
     assert "cannot render without a display" in done.stdout
     assert "libegl1" in done.stdout
+
+
+# --- scripted operators
+
+
+@pytest.mark.simulator
+@pytest.mark.slow
+@needs_libero
+def test_operators_demonstrate_every_task_and_number_of_environments_does_not_matter(tmp_path: Path) -> None:
+    from postbc.data import read_robomimic, write_robomimic
+    from postbc.environments.libero.collect import collect
+
+    collection = collect("kitchen", 16, ["operator_g"], seed=1, num_envs=8)
+    assert {name: kept for name, (kept, _) in collection.attempts.items()} == dict.fromkeys(KITCHEN, 1)
+    assert sum(tried for _, tried in collection.attempts.values()) <= 20
+    dataset = collection.dataset
+    assert dataset.state_dims == (3, 4, 2, 79)
+    assert dataset.environment["env_name"] == "libero/kitchen"
+    for k, name in enumerate(KITCHEN):
+        (episode,) = dataset.select(name)
+        assert (episode.state[:, -16:] == np.eye(16)[k]).all()
+        assert episode.episode_seed is not None
+        assert episode.episode_seed % 16 == k
+        assert episode.episode_seed < 10**9
+        assert episode.rewards is not None
+        assert episode.rewards[-1] == 1
+    again = collect("kitchen", 16, ["operator_g"], seed=1, num_envs=5).dataset
+    one, two = (write_robomimic(tmp_path / f"{i}.hdf5", found) for i, found in enumerate([dataset, again]))
+    assert one.read_bytes() == two.read_bytes()
+    assert [e.name for e in read_robomimic(one)] == [e.name for e in dataset]
+
+
+@pytest.mark.simulator
+@needs_libero
+def test_what_cannot_be_demonstrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from postbc.environments.libero.collect import collect
+
+    with pytest.raises(InputError, match="No operator knows"):
+        collect("KITCHEN_SCENE9_turn_on_the_stove", 1)
+    with pytest.raises(InputError, match="hardly ever succeeds"):
+        collect(STOVE, 1, ["operator_g"], horizon=3)
+    arguments = ["demos", "collect", "--output", str(tmp_path / "stove.hdf5"), "--num", "1", "--task"]
+    assert cli.main([*arguments, f"libero/{STOVE}", "--no-native"]) == 2
+    assert "compiled loop" in capsys.readouterr().err
+    assert cli.main([*arguments, f"libero/{STOVE}", "--operators", "operator_g"]) == 0
+    assert "operator_g" in capsys.readouterr().out
+
+
+@pytest.mark.simulator
+@needs_libero
+def test_demonstrations_with_cameras(tmp_path: Path) -> None:
+    from postbc.data import read_robomimic
+
+    opened(lambda: make(STOVE, images=True)).close()
+    path = tmp_path / "stove.hdf5"
+    arguments = ["demos", "collect", "--num", "1", "--operators", "operator_g"]
+    assert cli.main([*arguments, "--output", str(path), "--task", f"libero/{STOVE}", "--images"]) == 0
+    assert cli.main([*arguments, "--output", str(tmp_path / "lift.hdf5"), "--images"]) == 2
+    keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
+    dataset = read_robomimic(path, observation_keys=keys, image_keys=["agentview_image", "wrist_image"])
+    assert dataset.shapes == {"image.agentview": (3, 128, 128), "image.wrist": (3, 128, 128), "state": (9,)}
+    assert dataset.state_keys == find_environment(f"libero/{STOVE}-pixels").state_keys
+    env = make(STOVE, images=True)
+    seed = dataset[0].episode_seed
+    assert seed is not None
+    np.testing.assert_array_equal(env.reset([seed])["image.wrist"][0], dataset[0].observations["image.wrist"][0])
+    env.close()

@@ -36,6 +36,8 @@ class Collect:
     """Steps kept after the first successful one, as people's demonstrations have a few."""
     native: bool = True
     """Compiled control loop; --no-native uses robosuite's own, several times slower."""
+    images: bool = False
+    """Record two cameras, 128 × 128, and not the objects (LIBERO; a twentieth as fast)."""
     overwrite: bool = False
     """Replace an existing output."""
 
@@ -59,7 +61,10 @@ class Collect:
                 remedy="leave out --no-native",
             )
             from postbc.environments.libero.collect import collect
+
+            options["images"] = self.images
         else:
+            require(not self.images, "Only LIBERO's tasks are recorded with cameras.", key="images", found=self.task)
             from postbc.environments.robosuite.collect import collect
 
             options["native"] = self.native

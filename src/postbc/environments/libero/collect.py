@@ -61,6 +61,7 @@ def collect(
     num_envs: int = 8,
     horizon: int = HORIZON,
     tail: int = 5,
+    images: bool = False,
     progress: Progress | None = None,
 ) -> Collection:
     """Let operators demonstrate until ``num`` episodes have succeeded, equally many of each task, and in a task of each operator.
@@ -69,6 +70,7 @@ def collect(
         name: "kitchen", or one of its tasks.
         num, operators, seed, num_envs, tail, progress: as in :func:`postbc.environments.robosuite.collect.collect`.
         horizon: control steps after which an unsolved episode counts as failed.
+        images: record two cameras, and not the objects.
 
     Raises:
         InputError: an unknown task or operator, fewer than one demonstration, or an operator that hardly ever succeeds.
@@ -87,7 +89,7 @@ def collect(
             identity = seed, list(OPERATORS).index(operator.name), list(SCRIPTS).index(task)
             labels = (operator.name, operator.quality) if len(names) == 1 else (task, operator.name, operator.quality)
             people.append(Person(operator, quota, identity, labels, partial(task_seed, identity, k, len(names))))
-    env = make(name, min(num_envs, num), chunk=1, horizon=horizon + tail + 1, terminate_on="never")
+    env = make(name, min(num_envs, num), chunk=1, horizon=horizon + tail + 1, terminate_on="never", images=images)
     try:
         hands = KitchenOperators([SimulationView(simulation, names) for simulation in env.playing], horizon + tail)
         return replace(record(env, hands, people, horizon, tail, progress), model_xml={})  # the package has the scenes

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.scripted.hands import ScriptedOperators, geometry_of
 from postbc.data.scripted.operators import OPERATORS, Operator, find_operators
+from postbc.environments.chunk import Observations
 from postbc.environments.robosuite import make
 from postbc.errors import require
 from postbc.seeding import episode_seed
@@ -38,7 +39,7 @@ class _Episode:
 
     person: Person
     attempt: int
-    observations: list[np.ndarray] = field(default_factory=list)
+    observations: dict[str, list[np.ndarray]] = field(default_factory=dict)
     actions: list[np.ndarray] = field(default_factory=list)
     states: list[np.ndarray] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
@@ -56,7 +57,7 @@ class _Episode:
     def recorded(self, name: str) -> Episode:
         n = len(self.actions)
         return Episode(
-            {"state": np.stack(self.observations)},
+            {name: np.stack(rows) for name, rows in self.observations.items()},
             np.stack(self.actions),
             rewards=np.array(self.successes, dtype=np.float32),
             dones=np.arange(n) == n - 1,
@@ -165,7 +166,7 @@ def record(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: i
 def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int, progress: Progress | None) -> None:
     n = env.num_envs
     slots: list[_Episode | None] = [None] * n
-    observation = np.zeros(0)
+    observation: Observations = {}
     while True:
         mask, seeds = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
         for i in range(n):
@@ -178,17 +179,19 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
             return
         idle = np.array([slot is None for slot in slots])
         if mask.any():
-            observation = env.reset(seeds, mask)["state"]
+            observation = env.reset(seeds, mask)
         for slot in np.flatnonzero(mask).tolist():
             slots[slot].model_xml = env.model_xml(slot)  # type: ignore[union-attr]
         states = env.sim_states()
-        actions = hands.act(observation)
+        actions = hands.act(observation["state"])
         actions[idle] = 0
         played = env.step(actions[:, None])
         for i, episode in enumerate(slots):  # type: ignore[assignment]
             if episode is None:
                 continue
-            episode.observations.append(np.array(observation[i], dtype=np.float32))
+            for name, values in observation.items():
+                if name == "state" or is_image(name):  # a file has no place for another
+                    episode.observations.setdefault(name, []).append(values[i].copy())
             episode.actions.append(actions[i].copy())
             episode.states.append(np.array(states[i], dtype=np.float64))
             episode.successes.append(bool(played.success[i]))
@@ -197,7 +200,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
                 slots[i] = None
                 if progress is not None:
                     progress(episode.person.operator.name, episode.succeeded, len(episode.actions))
-        observation = played.observation["state"]
+        observation = played.observation
 
 
 def _assemble(people: Sequence[Person], environment: dict[str, Any]) -> Collection:
@@ -208,10 +211,9 @@ def _assemble(people: Sequence[Person], environment: dict[str, Any]) -> Collecti
     for attempt, episode in zip(turns, episodes):
         for key in attempt.person.labels:
             filters[key] = (*filters.get(key, ()), episode.name)
-    width = episodes[0].state.shape[1]
-    dataset = Dataset(
-        episodes, LOW_DIM_KEYS, (3, 4, 2, width - 9), environment, dict(sorted(filters.items())), "scripted operators"
-    )
+    others = episodes[0].state.shape[1] - 9
+    keys, widths = (LOW_DIM_KEYS, (3, 4, 2, others)) if others else (LOW_DIM_KEYS[:3], (3, 4, 2))
+    dataset = Dataset(episodes, keys, widths, environment, dict(sorted(filters.items())), "scripted operators")
     attempts: dict[str, tuple[int, int]] = {}
     for person in people:
         succeeded, tried = attempts.get(person.labels[0], (0, 0))
