@@ -38,6 +38,7 @@ lint: $(VENV)/installed-dev
 
 # d3rlpy pins gymnasium 1.0.0 and is installed beside it without its pins (benchmarks/bench_iql.py)
 $(VENV)/installed-bench: $(VENV)/installed-dev
+	$(INSTALL) --editable '.[libero]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps d3rlpy==2.8.1 gym==0.26.2 gym-notices structlog colorama \
 		click dataclasses-json marshmallow typing-inspect mypy-extensions tqdm cloudpickle scikit-learn joblib threadpoolctl narwhals
 	touch $@

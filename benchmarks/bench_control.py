@@ -59,14 +59,14 @@ class RobosuiteChunkEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]])
         return self._vector(observation), total, False, False, {"success": success}
 
 
-def rate(env: Any, steps: int, seed: int) -> float:
+def rate(env: Any, steps: int, seed: int, chunk: int = CHUNK) -> float:
     """Control steps a second over `steps` vector steps of smooth random actions."""
     random = np.random.default_rng(seed)
     actions = 0.5 * random.uniform(-1, 1, (steps // 5 + 1, env.num_envs, 1, 7)).astype(np.float32)
     start = time.perf_counter()
     for t in range(steps):
-        env.step(np.repeat(actions[t // 5], CHUNK, axis=1))
-    return steps * env.num_envs * CHUNK / (time.perf_counter() - start)
+        env.step(np.repeat(actions[t // 5], chunk, axis=1))
+    return steps * env.num_envs * chunk / (time.perf_counter() - start)
 
 
 def alternate(ours: Callable[[int], float], theirs: Callable[[int], float], rounds: int = ROUNDS) -> tuple[float, float]:

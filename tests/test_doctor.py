@@ -22,7 +22,7 @@ def named(checks: list[Check]) -> dict[str, Check]:
 
 def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_version", {"robosuite": "1.4.0", "mujoco": "3.3.0"}.get)
-    for name in ("check_native_control", "check_rendering", "check_video", "check_pusht", "check_import"):
+    for name in ("check_native_control", "check_rendering", "check_video", "check_pusht", "check_libero", "check_import"):
         monkeypatch.setattr(doctor, name, lambda name=name: Check(name, "ok", ""))
 
 

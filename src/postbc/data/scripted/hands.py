@@ -20,7 +20,7 @@ from postbc.errors import require
 APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, RELEASE, LEAVE = range(8)
 
 #: Metres and radians for a command of 1 (robosuite's OSC_POSE output_max).
-_METRES, _RADIANS = 0.05, 0.5
+METRES, RADIANS = 0.05, 0.5
 
 #: Grasps that an episode may try; each has its own error.
 _ATTEMPTS = 8
@@ -55,6 +55,21 @@ def geometry_of(task: str) -> Geometry:
     """The task's geometry; InputError for a task that no operator knows."""
     require(task in GEOMETRIES, "No operator knows this task.", key="task", found=repr(task), expected=" or ".join(GEOMETRIES))
     return GEOMETRIES[task]
+
+
+def shake_and_pauses(operator: Operator, rng: np.random.Generator, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """A hand's noise (horizon, 6) in its commands, correlated in time, and the steps (horizon,) in which it rests."""
+    o = operator
+    rho = np.exp(-1 / o.noise_time)
+    white = rng.standard_normal((horizon, 6)) * (np.sqrt(1 - rho**2) * o.noise * np.repeat([1, 1 / 3], 3))
+    value = rng.standard_normal(6) * o.noise * np.repeat([1, 1 / 3], 3)
+    noise, pause = np.zeros((horizon, 6)), np.zeros(horizon, bool)
+    for t in range(horizon):
+        value = rho * value + white[t]
+        noise[t] = value
+    for start in np.flatnonzero(rng.random(horizon) < o.pause_rate):
+        pause[start : start + rng.geometric(1 / o.pause_time)] = True
+    return noise, pause
 
 
 class ScriptedOperators:
@@ -102,15 +117,7 @@ class ScriptedOperators:
             angle = rng.uniform(0, 2 * np.pi)
             self.error[i, 0, :2] = rng.uniform(0.035, 0.055) * np.array([np.cos(angle), np.sin(angle)])
             self.error[i, 0, 2] = 0.012  # not so deep as to push the object away
-        rho = np.exp(-1 / o.noise_time)
-        white = rng.standard_normal((self.horizon, 6)) * (np.sqrt(1 - rho**2) * o.noise * np.repeat([1, 1 / 3], 3))
-        value = rng.standard_normal(6) * o.noise * np.repeat([1, 1 / 3], 3)
-        for t in range(self.horizon):
-            value = rho * value + white[t]
-            self.noise[i, t] = value
-        self.pause[i] = False
-        for start in np.flatnonzero(rng.random(self.horizon) < o.pause_rate):
-            self.pause[i, start : start + rng.geometric(1 / o.pause_time)] = True
+        self.noise[i], self.pause[i] = shake_and_pauses(o, rng, self.horizon)
         self.last[i] = 0
 
     def _turn(self, observation: np.ndarray, current: np.ndarray) -> None:
@@ -177,11 +184,11 @@ class ScriptedOperators:
             self._place(hand, thing, target, grip)
 
         command = np.zeros((len(hand), 6))
-        command[:, :3] = self.gain[:, None] * (target - hand) / _METRES
+        command[:, :3] = self.gain[:, None] * (target - hand) / METRES
         length = np.linalg.norm(command[:, :3], axis=1, keepdims=True)
         command[:, :3] *= np.minimum(1, self.speed[:, None] / np.maximum(length, 1e-9))
         upright = Rotation.from_rotvec(np.outer(self.yaw, [0, 0, 1]))
-        turn = (upright * orientation.inv()).as_rotvec() / _RADIANS
+        turn = (upright * orientation.inv()).as_rotvec() / RADIANS
         command[:, 3:] = np.clip(turn, -0.6 * self.speed[:, None], 0.6 * self.speed[:, None])
         command[pausing] = 0
         self.last = self.smoothing[:, None] * self.last + (1 - self.smoothing[:, None]) * command

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.scripted.hands import ScriptedOperators, geometry_of
 from postbc.data.scripted.operators import OPERATORS, Operator, find_operators
+from postbc.environments.chunk import Observations
 from postbc.environments.robosuite import make
 from postbc.errors import require
 from postbc.seeding import episode_seed
@@ -26,7 +28,7 @@ class Collection:
     dataset: Dataset
     """The successes, people taking turns; filters for each operator and each quality."""
     attempts: dict[str, tuple[int, int]]
-    """Operator -> (successes, episodes)."""
+    """Operator (or, with several tasks, task) -> (successes, episodes)."""
     model_xml: dict[str, str]
     """Episode name -> MJCF."""
 
@@ -35,9 +37,9 @@ class Collection:
 class _Episode:
     """One running attempt: what has been recorded so far."""
 
-    operator: Operator
+    person: Person
     attempt: int
-    observations: list[np.ndarray] = field(default_factory=list)
+    observations: dict[str, list[np.ndarray]] = field(default_factory=dict)
     actions: list[np.ndarray] = field(default_factory=list)
     states: list[np.ndarray] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
@@ -52,25 +54,34 @@ class _Episode:
         """Solved, and still so at the last recorded step: an object that was thrown up and fell is no demonstration."""
         return self.successes[-1]
 
-    def recorded(self, name: str, seed: int) -> Episode:
+    def recorded(self, name: str) -> Episode:
         n = len(self.actions)
         return Episode(
-            {"state": np.stack(self.observations)},
+            {name: np.stack(rows) for name, rows in self.observations.items()},
             np.stack(self.actions),
             rewards=np.array(self.successes, dtype=np.float32),
             dones=np.arange(n) == n - 1,
             states=np.stack(self.states),
             name=name,
-            operator=self.operator.name,
-            episode_seed=seed_of(seed, self.operator, self.attempt),
+            operator=self.person.operator.name,
+            episode_seed=self.person.seed_of(self.attempt),
         )
 
 
-class _Person:
-    """One operator's attempts 0, 1, 2, …: as many as it takes for ``quota`` successes, and no more whatever runs in parallel."""
+class Person:
+    """One operator's attempts 0, 1, 2, …: as many as it takes for ``quota`` successes, and no more whatever runs in parallel.
 
-    def __init__(self, operator: Operator, quota: int) -> None:
+    Args:
+        identity: the collection's seed, and numbers that tell people apart.
+        labels: filters that this one's demonstrations belong to; the first is what is counted.
+        seed_of: the seed of the environment in an attempt.
+    """
+
+    def __init__(
+        self, operator: Operator, quota: int, identity: Sequence[int], labels: Sequence[str], seed_of: Callable[[int], int]
+    ) -> None:
         self.operator, self.quota, self.launched, self.running = operator, quota, 0, 0
+        self.identity, self.labels, self.seed_of = tuple(identity), tuple(labels), seed_of
         self.kept: dict[int, _Episode] = {}
 
     @property
@@ -82,7 +93,7 @@ class _Person:
         require(self.launched < 20 * self.quota + 20, "An operator hardly ever succeeds at this task.", key=self.operator.name,
                 found=f"{len(self.kept)} successes in {self.launched} episodes",
                 remedy="leave this operator out, or allow longer episodes (horizon)")  # fmt: skip
-        episode = _Episode(self.operator, self.launched)
+        episode = _Episode(self, self.launched)
         self.launched += 1
         self.running += 1
         return episode
@@ -91,11 +102,6 @@ class _Person:
         self.running -= 1
         if episode.succeeded:
             self.kept[episode.attempt] = episode
-
-
-def seed_of(seed: int, operator: Operator, attempt: int) -> int:
-    """Seed of the environment in one attempt, whoever else takes part; below evaluation's."""
-    return episode_seed(seed, list(OPERATORS).index(operator.name), attempt)
 
 
 def collect(
@@ -131,73 +137,85 @@ def collect(
     require(tail >= 0, "The tail is not negative.", key="tail", found=tail, expected=">= 0")
     chosen = find_operators(operators)
     horizon = geometry_of(task).patience if horizon is None else horizon
-    quotas = [num // len(chosen) + (i < num % len(chosen)) for i in range(len(chosen))]
-    people = [_Person(operator, quota) for operator, quota in zip(chosen, quotas)]
+    people = []
+    for operator, quota in zip(chosen, shares(num, len(chosen))):
+        identity = seed, list(OPERATORS).index(operator.name)
+        labels = operator.name, operator.quality
+        people.append(Person(operator, quota, identity, labels, partial(episode_seed, *identity)))
     num_envs = min(num_envs, num)  # all are busy from the first step, so none is stepped that was never reset
     hands = ScriptedOperators(task, num_envs, horizon + tail)
     # Nobody ends an episode but the loop below: an operator goes on lifting for `tail` steps.
     env = make(task, num_envs, chunk=1, horizon=horizon + tail + 1, terminate_on="never", native=native)
     try:
-        _run(env, hands, people, seed, horizon, tail, progress)
-        environment = env.env_args()
+        return record(env, hands, people, horizon, tail, progress)
     finally:
         env.close()
-    return _assemble(people, environment, seed)
 
 
-def _run(
-    env: Any, hands: ScriptedOperators, people: list[_Person], seed: int, horizon: int, tail: int, progress: Progress | None
-) -> None:
-    """Keep every environment busy until nobody misses a success."""
+def shares(num: int, of: int) -> list[int]:
+    """`num` things in equal parts, the first ones one more."""
+    return [num // of + (i < num % of) for i in range(of)]
+
+
+def record(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int, progress: Progress | None) -> Collection:
+    """Let people demonstrate in the environments `env`, all of them busy, until nobody misses a success."""
+    _run(env, hands, people, horizon, tail, progress)
+    return _assemble(people, env.env_args())
+
+
+def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int, progress: Progress | None) -> None:
     n = env.num_envs
     slots: list[_Episode | None] = [None] * n
-    by_name = {person.operator.name: person for person in people}
-    observation = np.zeros(0)
+    observation: Observations = {}
     while True:
         mask, seeds = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
         for i in range(n):
             person = max(people, key=lambda person: person.missing)
             if slots[i] is None and person.missing > 0:
                 slots[i] = episode = person.launch()
-                mask[i], seeds[i] = True, seed_of(seed, episode.operator, episode.attempt)
-                hands.begin(i, episode.operator, [seed, list(OPERATORS).index(episode.operator.name), episode.attempt, 1])
+                mask[i], seeds[i] = True, person.seed_of(episode.attempt)
+                hands.begin(i, person.operator, [*person.identity, episode.attempt, 1])
         if all(slot is None for slot in slots):
             return
         idle = np.array([slot is None for slot in slots])
         if mask.any():
-            observation = env.reset(seeds, mask)["state"]
+            observation = env.reset(seeds, mask)
         for slot in np.flatnonzero(mask).tolist():
             slots[slot].model_xml = env.model_xml(slot)  # type: ignore[union-attr]
         states = env.sim_states()
-        actions = hands.act(observation)
+        actions = hands.act(observation["state"])
         actions[idle] = 0
         played = env.step(actions[:, None])
         for i, episode in enumerate(slots):  # type: ignore[assignment]
             if episode is None:
                 continue
-            episode.observations.append(np.array(observation[i], dtype=np.float32))
+            for name, values in observation.items():
+                if name == "state" or is_image(name):  # a file has no place for another
+                    episode.observations.setdefault(name, []).append(values[i].copy())
             episode.actions.append(actions[i].copy())
             episode.states.append(np.array(states[i], dtype=np.float64))
             episode.successes.append(bool(played.success[i]))
             if episode.finished(horizon, tail):
-                by_name[episode.operator.name].finish(episode)
+                episode.person.finish(episode)
                 slots[i] = None
                 if progress is not None:
-                    progress(episode.operator.name, episode.succeeded, len(episode.actions))
-        observation = played.observation["state"]
+                    progress(episode.person.operator.name, episode.succeeded, len(episode.actions))
+        observation = played.observation
 
 
-def _assemble(people: list[_Person], environment: dict[str, Any], seed: int) -> Collection:
+def _assemble(people: Sequence[Person], environment: dict[str, Any]) -> Collection:
     kept = [[person.kept[attempt] for attempt in sorted(person.kept)] for person in people]
     turns = [episodes[turn] for turn in range(max(map(len, kept))) for episodes in kept if turn < len(episodes)]
-    episodes = tuple(episode.recorded(f"demo_{i}", seed) for i, episode in enumerate(turns))
+    episodes = tuple(episode.recorded(f"demo_{i}") for i, episode in enumerate(turns))
     filters: dict[str, tuple[str, ...]] = {}
     for attempt, episode in zip(turns, episodes):
-        for key in (attempt.operator.name, attempt.operator.quality):
+        for key in attempt.person.labels:
             filters[key] = (*filters.get(key, ()), episode.name)
-    width = episodes[0].state.shape[1]
-    dataset = Dataset(
-        episodes, LOW_DIM_KEYS, (3, 4, 2, width - 9), environment, dict(sorted(filters.items())), "scripted operators"
-    )
-    attempts = {person.operator.name: (len(person.kept), person.launched) for person in people}
+    others = episodes[0].state.shape[1] - 9
+    keys, widths = (LOW_DIM_KEYS, (3, 4, 2, others)) if others else (LOW_DIM_KEYS[:3], (3, 4, 2))
+    dataset = Dataset(episodes, keys, widths, environment, dict(sorted(filters.items())), "scripted operators")
+    attempts: dict[str, tuple[int, int]] = {}
+    for person in people:
+        succeeded, tried = attempts.get(person.labels[0], (0, 0))
+        attempts[person.labels[0]] = succeeded + len(person.kept), tried + person.launched
     return Collection(dataset, attempts, {e.name: a.model_xml for e, a in zip(episodes, turns)})

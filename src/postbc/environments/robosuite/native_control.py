@@ -7,6 +7,7 @@ mj_step2 (actuation, constraint solver, integration), all without Python and wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import mujoco
@@ -200,6 +201,20 @@ class NativeControl:
         goal.orientation[:] = self.data.site_xmat[arm.site].reshape(3, 3)
         goal.rest[:] = self.data.qpos[arm.qpos]
         self.controller.fingers[:] = 0.0
+
+    def get_state(self) -> dict[str, Floats]:
+        """What the controller remembers."""
+        goal = self.controller.goal
+        return {
+            "goal_position": goal.position.copy(), "goal_orientation": goal.orientation.copy(), "rest": goal.rest.copy(),
+            "fingers": self.controller.fingers.copy(),
+        }  # fmt: skip
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Undo whatever has happened since `get_state`."""
+        goal = self.controller.goal
+        goal.position[:], goal.orientation[:], goal.rest[:] = state["goal_position"], state["goal_orientation"], state["rest"]
+        self.controller.fingers[:] = state["fingers"]
 
     def step(self, action: NDArray[np.floating[Any]]) -> bool:
         """One 20 Hz control step under `action` (7,). Returns False if the simulation diverged (MuJoCo has then reset it)."""

@@ -24,7 +24,15 @@ class Renderer:
         self._options.geomgroup[0] = 0  # robosuite's collision geoms
 
     def frame(self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int, camera: str) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8."""
+        """(H, W, 3) uint8, of the joint positions as they are now."""
+        mujoco.mj_kinematics(model, data)  # poses lag a substep behind qpos; the next step computes them again
+        mujoco.mj_camlight(model, data)
+        return self.frame_of_poses(model, data, height, width, camera)
+
+    def frame_of_poses(
+        self, model: mujoco.MjModel, data: mujoco.MjData, height: int, width: int, camera: str
+    ) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8, of the poses in `data`, as robosuite draws what `env.step` returns."""
         if self._size != (height, width):
             self.close()
             self._renderer, self._size = _renderer(model, height, width), (height, width)
@@ -33,8 +41,6 @@ class Renderer:
         if camera_id < 0:
             names = ", ".join(model.camera(i).name for i in range(model.ncam))
             raise InputError("unknown camera", found=camera, expected=names)
-        mujoco.mj_kinematics(model, data)  # poses lag a substep behind qpos; the next step computes them again
-        mujoco.mj_camlight(model, data)
         view = mujoco.MjvCamera()
         view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera_id
         # the simulations' models differ in geom sizes, which the scene takes from the model given here
@@ -47,6 +53,12 @@ class Renderer:
             self._renderer.close()
             atexit.unregister(self.close)
         self._renderer = self._size = None
+
+
+def check_opengl() -> None:
+    """InputError, saying what to install, where nothing can be drawn without a display."""
+    renderer = _renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+    renderer.close()
 
 
 def _renderer(model: mujoco.MjModel, height: int, width: int) -> Any:

@@ -34,31 +34,46 @@ class Sensors(NamedTuple):
 
 
 @compiled
-def observe(physics: Physics, sensors: Sensors, out: Floats) -> None:
-    """The observation (S,) of the simulation as it stands."""
-    eef, hand = physics.site_xpos[sensors.site], physics.xquat[sensors.hand]
-    position, quaternion = physics.xpos[sensors.object], physics.xquat[sensors.object]
+def observe_hand(physics: Physics, site: int, hand: int, fingers: Indices, out: Floats) -> None:
+    """robot0_eef_pos 3, robot0_eef_quat 4, robot0_gripper_qpos 2 into out[:9]."""
+    eef, quaternion = physics.site_xpos[site], physics.xquat[hand]
     for i in range(3):
-        out[i], out[9 + i] = eef[i], position[i]
-        out[3 + i], out[12 + i] = hand[i + 1], quaternion[i + 1]
-    out[6], out[15] = hand[0], quaternion[0]
-    out[7], out[8] = physics.qpos[sensors.fingers[0]], physics.qpos[sensors.fingers[1]]
-    if not sensors.relative_pose:
+        out[i], out[3 + i] = eef[i], quaternion[i + 1]
+    out[6] = quaternion[0]
+    out[7], out[8] = physics.qpos[fingers[0]], physics.qpos[fingers[1]]
+
+
+@compiled
+def observe_object(physics: Physics, site: int, hand: int, body: int, relative_pose: bool, out: Floats) -> None:
+    """A body's position 3 and quaternion 4 into out[:7]; its pose in the hand's frame into out[7:14], or else out[7:10]."""
+    eef, hand_quaternion = physics.site_xpos[site], physics.xquat[hand]
+    position, quaternion = physics.xpos[body], physics.xquat[body]
+    for i in range(3):
+        out[i], out[3 + i] = position[i], quaternion[i + 1]
+    out[6] = quaternion[0]
+    if not relative_pose:
         for i in range(3):
-            out[16 + i] = eef[i] - position[i]
+            out[7 + i] = eef[i] - position[i]
         return
     # Rᵀ (p − eef), and the quaternion hand⁻¹ ⊗ object with its sign fixed as in `mat2quat`: w not negative
-    w, x, y, z = hand[0], -hand[1], -hand[2], -hand[3]
+    w, x, y, z = hand_quaternion[0], -hand_quaternion[1], -hand_quaternion[2], -hand_quaternion[3]
     a, b, c, d = quaternion[0], quaternion[1], quaternion[2], quaternion[3]
     rw, rx = w * a - x * b - y * c - z * d, w * b + x * a + y * d - z * c
     ry, rz = w * c - x * d + y * a + z * b, w * d + x * c - y * b + z * a
     sign = -1.0 if rw < 0.0 else 1.0
-    out[19], out[20], out[21], out[22] = sign * rx, sign * ry, sign * rz, sign * rw
+    out[10], out[11], out[12], out[13] = sign * rx, sign * ry, sign * rz, sign * rw
     px, py, pz = position[0] - eef[0], position[1] - eef[1], position[2] - eef[2]
     tx, ty, tz = 2.0 * (y * pz - z * py), 2.0 * (z * px - x * pz), 2.0 * (x * py - y * px)
-    out[16] = px + w * tx + y * tz - z * ty
-    out[17] = py + w * ty + z * tx - x * tz
-    out[18] = pz + w * tz + x * ty - y * tx
+    out[7] = px + w * tx + y * tz - z * ty
+    out[8] = py + w * ty + z * tx - x * tz
+    out[9] = pz + w * tz + x * ty - y * tx
+
+
+@compiled
+def observe(physics: Physics, sensors: Sensors, out: Floats) -> None:
+    """The observation (S,) of the simulation as it stands."""
+    observe_hand(physics, sensors.site, sensors.hand, sensors.fingers, out)
+    observe_object(physics, sensors.site, sensors.hand, sensors.object, sensors.relative_pose, out[9:])
 
 
 @compiled

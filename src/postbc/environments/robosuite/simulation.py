@@ -31,8 +31,10 @@ WHOLE_STATE = mujoco.mjtState.mjSTATE_INTEGRATION  # with the accelerations that
 class Simulation(Protocol):
     """One simulated episode after another; observations are (S,) float64 in `observation`."""
 
-    env: Any
     observation: Floats
+
+    @property
+    def env(self) -> Any: ...
 
     @property
     def model(self) -> mujoco.MjModel: ...
@@ -62,23 +64,33 @@ class Simulation(Protocol):
         """The MJCF of the model."""
 
 
-def _physics_state(simulation: Simulation) -> dict[str, Any]:
-    physics = np.empty(mujoco.mj_stateSize(simulation.model, WHOLE_STATE))
-    mujoco.mj_getState(simulation.model, simulation.data, physics, WHOLE_STATE)
-    cube_size = episodes.cube_size(simulation.env, simulation.model)
-    return {"physics": physics, "cube_size": cube_size, "observation": simulation.observation.copy()}
+def physics_state(model: mujoco.MjModel, data: mujoco.MjData) -> Floats:
+    """What MuJoCo needs to continue bit for bit."""
+    state = np.empty(mujoco.mj_stateSize(model, WHOLE_STATE))
+    mujoco.mj_getState(model, data, state, WHOLE_STATE)
+    return state
 
 
-def _set_physics_state(simulation: Simulation, state: Mapping[str, Any], resize_cube: Callable[[Floats], None]) -> None:
-    if len(state["cube_size"]):
-        resize_cube(np.array(state["cube_size"], float))
-    model, data = simulation.model, simulation.data
+def set_physics_state(model: mujoco.MjModel, data: mujoco.MjData, state: Floats) -> None:
+    """Continue from :func:`physics_state`."""
     mujoco.mj_resetData(model, data)
-    physics = np.array(state["physics"], float)
+    physics = np.array(state, float)
     mujoco.mj_setState(model, data, physics, WHOLE_STATE)
     mujoco.mj_forward(model, data)  # for whoever looks at the poses; the next step computes them again
     mujoco.mj_setState(model, data, physics, WHOLE_STATE)  # forward has replaced the warm start
     watch(data)
+
+
+def _simulation_state(simulation: Simulation) -> dict[str, Any]:
+    cube_size = episodes.cube_size(simulation.env, simulation.model)
+    physics = physics_state(simulation.model, simulation.data)
+    return {"physics": physics, "cube_size": cube_size, "observation": simulation.observation.copy()}
+
+
+def _set_simulation_state(simulation: Simulation, state: Mapping[str, Any], resize_cube: Callable[[Floats], None]) -> None:
+    if len(state["cube_size"]):
+        resize_cube(np.array(state["cube_size"], float))
+    set_physics_state(simulation.model, simulation.data, state["physics"])
     simulation.observation[:] = state["observation"]
 
 
@@ -153,19 +165,11 @@ class NativeSimulation:
         self._begin()
 
     def get_state(self) -> dict[str, Any]:
-        goal = self.control.controller.goal
-        return _physics_state(self) | {
-            "goal_position": goal.position.copy(),
-            "goal_orientation": goal.orientation.copy(),
-            "rest": goal.rest.copy(),
-            "fingers": self.control.controller.fingers.copy(),
-        }
+        return _simulation_state(self) | self.control.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        _set_physics_state(self, state, self._resize_cube)
-        goal = self.control.controller.goal
-        goal.position[:], goal.orientation[:], goal.rest[:] = state["goal_position"], state["goal_orientation"], state["rest"]
-        self.control.controller.fingers[:] = state["fingers"]
+        _set_simulation_state(self, state, self._resize_cube)
+        self.control.set_state(state)
 
     def model_xml(self) -> str:
         root = ET.fromstring(self.env.model.get_xml())  # sim.model's would be the XML of whatever this process compiled last
@@ -225,7 +229,7 @@ class RobosuiteSimulation:
 
     def get_state(self) -> dict[str, Any]:
         controller, gripper = self.env.robots[0].controller, self.env.robots[0].gripper
-        return _physics_state(self) | {
+        return _simulation_state(self) | {
             "goal_position": np.array(controller.goal_pos),
             "goal_orientation": np.array(controller.goal_ori),
             "rest": np.array(controller.initial_joint),
@@ -235,7 +239,7 @@ class RobosuiteSimulation:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """As above; also takes a `NativeSimulation`'s state, so that the two can be compared from anywhere."""
-        _set_physics_state(self, state, lambda size: episodes.resize_cube(self.env, self.model, self.data, size))
+        _set_simulation_state(self, state, lambda size: episodes.resize_cube(self.env, self.model, self.data, size))
         controller, gripper = self.env.robots[0].controller, self.env.robots[0].gripper
         for name, value in state.get("cached", {"new_update": True}).items():
             setattr(controller, name, bool(value) if name == "new_update" else np.array(value))

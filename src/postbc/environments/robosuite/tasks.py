@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from postbc.errors import InputError
 
 CONTROL_FREQ = 20
+ACTION_DIM = 7
+"""OSC_POSE's six and the gripper."""
 VERSION = "1.4.0"
 STATE_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 """Parts of an observation, as robomimic names them."""
@@ -22,7 +24,6 @@ class Task:
         observation_dim: length of the observation, 9 + `object_dim`.
         object_dim: length of its object part.
         horizon: control steps of an episode, unless told otherwise (DPPO's and DSRL's).
-        action_dim: length of an action: OSC_POSE's six and the gripper.
     """
 
     name: str
@@ -30,7 +31,6 @@ class Task:
     observation_dim: int
     object_dim: int
     horizon: int
-    action_dim: int = 7
 
 
 TASKS: dict[str, Task] = {

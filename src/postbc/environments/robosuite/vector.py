@@ -1,4 +1,7 @@
-"""Many robosuite environments in one process, which play chunks: a pool of threads, each running whole chunks without Python."""
+"""Many robosuite environments in one process, which play chunks: a pool of threads, each running whole chunks without Python.
+
+:class:`SimulatedChunkEnv` is what LIBERO's environments share with these.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +21,21 @@ from postbc.environments.robosuite.episodes import Models, unsupported_reset
 from postbc.environments.robosuite.native_control import unsupported
 from postbc.environments.robosuite.rendering import Renderer
 from postbc.environments.robosuite.simulation import NativeSimulation, RobosuiteSimulation, Simulation, run_chunk
-from postbc.environments.robosuite.tasks import CONTROL_FREQ, VERSION, Task, find_task
+from postbc.environments.robosuite.tasks import ACTION_DIM, CONTROL_FREQ, VERSION, Task, find_task
 from postbc.errors import require
 from postbc.progress import say
 
 
-class RobosuiteChunkEnv:
-    """N environments of one task (a :class:`postbc.environments.chunk.ChunkEnv`), stepped together by a pool of threads.
+class SimulatedChunkEnv:
+    """N simulations that play chunks (a :class:`postbc.environments.chunk.ChunkEnv`), stepped together by a pool of threads.
 
-    Observations are {"state": (N, S) float32}: robot0_eef_pos 3, robot0_eef_quat 4, robot0_gripper_qpos 2, object 10 or 14, in raw
-    units. Actions are chunks (N, T, 7) of raw robosuite actions at 20 Hz. Rewards are robosuite's: 1 for a success, else 0.
+    Rewards are robosuite's: 1 for a success, else 0. Observations are {"state": (N, S) float32}, what the simulations observe.
 
     Args:
-        task: a name (ours or robosuite's), or a `Task`.
-        num_envs: N.
-        chunk: T, actions a step.
-        horizon: control steps (not chunks) until truncation; the task's own by default.
-        terminate_on: "success": the first successful action ends the episode, and its chunk; "chunk_success": the first chunk
-            whose T actions are all successful does; "never".
-        num_threads: of the pool; the number of processors by default. Results do not depend on it.
-        native: step with the compiled loop; False steps with robosuite's own Python (slower by an order of magnitude).
-            Where the loop cannot step the environment, a warning says why and robosuite's own step is used (`fallback`).
-        env_kwargs: for `robosuite.make`, over ours (for example `controller_configs` with control_delta False).
-
-    Raises:
-        InputError: an argument that cannot be used.
+        name: of the task or tasks; a saved state fits environments of this name.
+        simulations: N.
+        state_dim: S.
+        chunk, horizon, terminate_on, num_threads: see :class:`RobosuiteChunkEnv`.
     """
 
     chooses_episodes = True
@@ -50,31 +43,23 @@ class RobosuiteChunkEnv:
 
     def __init__(
         self,
-        task: str | Task,
-        num_envs: int = 1,
+        name: str,
+        simulations: Sequence[Simulation],
+        state_dim: int,
         *,
-        chunk: int = 1,
-        horizon: int | None = None,
-        terminate_on: Termination = "success",
-        num_threads: int | None = None,
-        native: bool = True,
-        env_kwargs: Mapping[str, Any] | None = None,
+        chunk: int,
+        horizon: int,
+        terminate_on: Termination,
+        num_threads: int,
     ) -> None:
-        self.task = find_task(task)
-        self.num_envs, self.chunk, self.terminate_on = num_envs, chunk, terminate_on
-        self.horizon = self.task.horizon if horizon is None else horizon
-        check_options(num_envs, chunk, self.horizon, terminate_on)
-        threads = _processors() if num_threads is None else num_threads
-        require(threads >= 1, "num_threads must be at least 1.", key="num_threads", found=num_threads)
-        self.env_kwargs = dict(env_kwargs or {})
-        self.simulations, self.fallback = _simulations(self.task, num_envs, native, self.env_kwargs)
-        self.action_dim = self.task.action_dim
-        self.shapes: Mapping[str, tuple[int, ...]] = {"state": (self.task.observation_dim,)}
-        self._pool = ThreadPoolExecutor(threads, "postbc-simulation")
-        self._renderer: Renderer | None = None
-        self.seeds = np.full(num_envs, -1, np.int64)  # of the episode that each environment is in; -1: none of ours
-        self._steps = np.zeros(num_envs, np.int64)
-        self._waiting, self._started = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self.name, self.simulations, self.num_envs = name, list(simulations), len(simulations)
+        self.chunk, self.horizon, self.terminate_on = chunk, horizon, terminate_on
+        self.action_dim = ACTION_DIM
+        self.shapes: Mapping[str, tuple[int, ...]] = {"state": (state_dim,)}
+        self._pool = ThreadPoolExecutor(num_threads, "postbc-simulation")
+        self.seeds = np.full(self.num_envs, -1, np.int64)  # of the episode that each environment is in; -1: none of ours
+        self._steps = np.zeros(self.num_envs, np.int64)
+        self._waiting, self._started = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
 
     @property
     def action_limit(self) -> NDArray[np.float64]:
@@ -87,15 +72,12 @@ class RobosuiteChunkEnv:
     # --- episodes
 
     def reset(self, seeds: Sequence[int] | NDArray[Any], mask: NDArray[np.bool_] | None = None) -> Observations:
-        """Begin the episodes `seeds` (N,) in the environments of `mask` (N,) (default all).
-
-        An episode's seed alone decides its initial state: it is the state of `np.random.seed(s); env.reset()` in robosuite.
-        """
+        """Begin the episodes `seeds` (N,) in the environments of `mask` (N,) (default all): a seed alone decides the first state."""
         seeds, mask = check_reset(self.num_envs, seeds, mask)
         chosen = np.flatnonzero(mask)
         self.seeds[chosen] = seeds[chosen]
         self._each(self._begin, chosen)
-        return self._observations()
+        return self._observations(mask)
 
     def _begin(self, i: int) -> None:
         self.simulations[i].reset(int(self.seeds[i]))
@@ -127,13 +109,14 @@ class RobosuiteChunkEnv:
         self._waiting |= terminated | truncated
         for i in np.flatnonzero(diverged):
             warnings.warn(
-                f"{self.task.name}: the simulation diverged in environment {i} at step {self._steps[i]} of the episode with seed "
+                f"{self.name}: the simulation diverged in environment {i} at step {self._steps[i]} of the episode with seed "
                 f"{self.seeds[i]}; that episode ends, its last observation is the last finite one",
                 RuntimeWarning,
                 stacklevel=2,
             )
         rewards = np.where(happened, successes, 0.0)
-        return ChunkStep(self._observations(), rewards, successes, executed, terminated, truncated, diverged)
+        observation = self._observations(running & ~diverged)
+        return ChunkStep(observation, rewards, successes, executed, terminated, truncated, diverged)
 
     def _each(self, function: Callable[[int], None], indices: NDArray[np.integer[Any]]) -> None:
         if len(indices) == 1:
@@ -141,8 +124,90 @@ class RobosuiteChunkEnv:
         else:
             list(self._pool.map(function, indices.tolist()))
 
-    def _observations(self) -> Observations:
+    def _observations(self, moved: NDArray[np.bool_]) -> Observations:
+        """Of all; `moved` (N,): which of them have changed."""
         return {"state": np.stack([simulation.observation for simulation in self.simulations]).astype(np.float32)}
+
+    # --- states
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything that the future depends on: nested dicts of arrays and numbers, for `set_state`."""
+        return {
+            "task": self.name,
+            "seeds": self.seeds.copy(),
+            "steps": self._steps.copy(),
+            "waiting": self._waiting.copy(),
+            "started": self._started.copy(),
+            "simulations": {str(i): simulation.get_state() for i, simulation in enumerate(self.simulations)},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `get_state`, bit for bit.
+
+        Raises:
+            InputError: the state is of another task or another number of environments.
+        """
+        found, here = (f"{len(state['simulations'])} × {state['task']}", f"{self.num_envs} × {self.name}")
+        require(found == here, "The state is of another vector environment.", found=found, expected=here)
+        self.seeds[:], self._steps[:] = state["seeds"], state["steps"]
+        self._waiting[:], self._started[:] = state["waiting"], state["started"]
+        for i, simulation in enumerate(self.simulations):
+            simulation.set_state(state["simulations"][str(i)])
+
+    def model_xml(self, i: int = 0) -> str:
+        """The MJCF of environment i's model."""
+        return self.simulations[i].model_xml()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+class RobosuiteChunkEnv(SimulatedChunkEnv):
+    """N environments of one task (a :class:`postbc.environments.chunk.ChunkEnv`), stepped together by a pool of threads.
+
+    Observations are {"state": (N, S) float32}: robot0_eef_pos 3, robot0_eef_quat 4, robot0_gripper_qpos 2, object 10 or 14, in raw
+    units. Actions are chunks (N, T, 7) of raw robosuite actions at 20 Hz. Rewards are robosuite's: 1 for a success, else 0. An
+    episode's seed s alone decides its initial state: that of `np.random.seed(s); env.reset()` in robosuite.
+
+    Args:
+        task: a name (ours or robosuite's), or a `Task`.
+        num_envs: N.
+        chunk: T, actions a step.
+        horizon: control steps (not chunks) until truncation; the task's own by default.
+        terminate_on: "success": the first successful action ends the episode, and its chunk; "chunk_success": the first chunk
+            whose T actions are all successful does; "never".
+        num_threads: of the pool; the number of processors by default. Results do not depend on it.
+        native: step with the compiled loop; False steps with robosuite's own Python (slower by an order of magnitude).
+            Where the loop cannot step the environment, a warning says why and robosuite's own step is used (`fallback`).
+        env_kwargs: for `robosuite.make`, over ours (for example `controller_configs` with control_delta False).
+
+    Raises:
+        InputError: an argument that cannot be used.
+    """
+
+    def __init__(
+        self,
+        task: str | Task,
+        num_envs: int = 1,
+        *,
+        chunk: int = 1,
+        horizon: int | None = None,
+        terminate_on: Termination = "success",
+        num_threads: int | None = None,
+        native: bool = True,
+        env_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.task = find_task(task)
+        limit = self.task.horizon if horizon is None else horizon
+        check_options(num_envs, chunk, limit, terminate_on)
+        threads = check_threads(num_threads)
+        self.env_kwargs = dict(env_kwargs or {})
+        simulations, self.fallback = _simulations(self.task, num_envs, native, self.env_kwargs)
+        super().__init__(
+            self.task.name, simulations, self.task.observation_dim,
+            chunk=chunk, horizon=limit, terminate_on=terminate_on, num_threads=threads,
+        )  # fmt: skip
+        self._renderer: Renderer | None = None
 
     # --- simulator states
 
@@ -162,37 +227,9 @@ class RobosuiteChunkEnv:
         for i, state in zip(indices, states):
             self.simulations[i].set_sim_state(state)
             self._steps[i], self.seeds[i], self._started[i], self._waiting[i] = 0, -1, True, False
-        return {"state": self._observations()["state"][indices]}
-
-    def get_state(self) -> dict[str, Any]:
-        """Everything that the future depends on: nested dicts of arrays and numbers, for `set_state`."""
-        return {
-            "task": self.task.name,
-            "seeds": self.seeds.copy(),
-            "steps": self._steps.copy(),
-            "waiting": self._waiting.copy(),
-            "started": self._started.copy(),
-            "simulations": {str(i): simulation.get_state() for i, simulation in enumerate(self.simulations)},
-        }
-
-    def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `get_state`, bit for bit.
-
-        Raises:
-            InputError: the state is of another task or another number of environments.
-        """
-        found, here = (f"{len(state['simulations'])} × {state['task']}", f"{self.num_envs} × {self.task.name}")
-        require(found == here, "The state is of another vector environment.", found=found, expected=here)
-        self.seeds[:], self._steps[:] = state["seeds"], state["steps"]
-        self._waiting[:], self._started[:] = state["waiting"], state["started"]
-        for i, simulation in enumerate(self.simulations):
-            simulation.set_state(state["simulations"][str(i)])
+        return {"state": self._observations(np.ones(self.num_envs, bool))["state"][indices]}
 
     # --- what the simulations are
-
-    def model_xml(self, i: int = 0) -> str:
-        """The MJCF of environment i's model."""
-        return self.simulations[i].model_xml()
 
     def env_args(self) -> dict[str, Any]:
         """robomimic's `env_args`: {env_name, env_version, type, env_kwargs}, plain data for JSON."""
@@ -209,7 +246,7 @@ class RobosuiteChunkEnv:
         return self._renderer.frame(self.simulations[i].model, self.simulations[i].data, height, width, camera)
 
     def close(self) -> None:
-        self._pool.shutdown()
+        super().close()
         if self._renderer is not None:
             self._renderer.close()
 
@@ -228,7 +265,7 @@ def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[st
     unknown = None if task.robosuite_name in building.SENSORS else "its success check is not compiled"
     reason = unknown or unsupported(env) or unsupported_reset(env)
     if reason is None:
-        _say_if_it_compiles()
+        say_if_it_compiles(run_chunk)
         models = Models(env)
         return [NativeSimulation(task, env, models) for _ in range(num_envs)], None
     message = f"{task.name} is stepped by robosuite's own Python, not by the compiled loop: {reason}"
@@ -236,11 +273,18 @@ def _simulations(task: Task, num_envs: int, native: bool, env_kwargs: Mapping[st
     return [RobosuiteSimulation(task, building.build(task, env_kwargs)) for _ in range(num_envs)], reason
 
 
-def _say_if_it_compiles() -> None:
-    """Before the first step of this process: whether the loop's machine code is on the disk."""
-    if run_chunk.signatures or any(Path(run_chunk.stats.cache_path or "").glob("simulation.run_chunk-*.nbc")):
+def say_if_it_compiles(loop: Any) -> None:
+    """Before the first step of this process: whether the machine code of a compiled `loop` is on the disk."""
+    if loop.signatures or any(Path(loop.stats.cache_path or "").glob(f"*.{loop.__name__}-*.nbc")):
         return
     say("Compiling the simulator's control loop: about 20 seconds, once on this machine.", stderr=True)
+
+
+def check_threads(num_threads: int | None) -> int:
+    """Threads of a pool; the number of processors where none is asked for. InputError: fewer than one."""
+    threads = _processors() if num_threads is None else num_threads
+    require(threads >= 1, "num_threads must be at least 1.", key="num_threads", found=num_threads)
+    return threads
 
 
 def _processors() -> int:
