@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-gpu lint bench clean
+.PHONY: demo test test-libero test-gpu lint bench clean
 
 # pip comes first: the one that Python 3.10 brings searches versions without end
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -27,6 +27,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
+# LIBERO's tests, which `make test` skips where LIBERO is not installed (360 MB to download)
+$(VENV)/installed-libero: $(VENV)/installed-dev
+	$(INSTALL) --editable '.[libero]'
+	touch $@
+
+test-libero: $(VENV)/installed-libero
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_libero.py
+
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m gpu
@@ -37,8 +45,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 # d3rlpy pins gymnasium 1.0.0 and is installed beside it without its pins (benchmarks/bench_iql.py)
-$(VENV)/installed-bench: $(VENV)/installed-dev
-	$(INSTALL) --editable '.[libero]'
+$(VENV)/installed-bench: $(VENV)/installed-libero
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps d3rlpy==2.8.1 gym==0.26.2 gym-notices structlog colorama \
 		click dataclasses-json marshmallow typing-inspect mypy-extensions tqdm cloudpickle scikit-learn joblib threadpoolctl narwhals
 	touch $@

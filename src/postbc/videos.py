@@ -17,6 +17,7 @@ from postbc.environments.chunk import ChunkEnv
 from postbc.errors import InputError
 from postbc.evaluation import Episode, Evaluation
 from postbc.files import atomic_path
+from postbc.progress import progress
 
 
 def choose(evaluation: Evaluation, number: int) -> list[Episode]:
@@ -127,13 +128,17 @@ def record(
         return
     env = scene()
     try:
-        for episode in missing:
-            found: list[bool] = []
-            write_video(Path(folder) / name_of(episode), play(env, episode.episode_seed, actions(episode), found=found), fps)
-            if any(found) != episode.success:
-                warnings.warn(
-                    f"The film of episode {episode.episode_seed} does not end as the episode did: this environment does not repeat "
-                    "itself from a seed and actions.", RuntimeWarning, stacklevel=2,
-                )  # fmt: skip
+        with progress("Videos", len(missing)) as bar:
+            for episode in missing:
+                found: list[bool] = []
+                write_video(
+                    Path(folder) / name_of(episode), play(env, episode.episode_seed, actions(episode), found=found), fps
+                )
+                if any(found) != episode.success:
+                    warnings.warn(
+                        f"The film of episode {episode.episode_seed} does not end as the episode did: this environment does not repeat "
+                        "itself from a seed and actions.", RuntimeWarning, stacklevel=2,
+                    )  # fmt: skip
+                bar.advance(1)
     finally:
         env.close()

@@ -200,6 +200,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu", **override
         seeds = sorted(p.parent.name for p in path.glob(f"seed_*/{POLICY_FILE}"))
         remedy = (
             f"give one of its seeds: {path / seeds[0]}" if seeds
+            else "it holds a finetuned agent: give the policy that it was made from" if list(path.glob("**/agent.safetensors"))
             else f"wait until the run has finished, or give its newest checkpoint: {path / 'latest'}" if (path / "latest").exists()
             else "run `postbc pretrain`, or wait until it has finished"
         )  # fmt: skip
