@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
+
+from postbc.errors import InputError
+from postbc.files import load_tree, save_tree
+from postbc.policies import load_policy
 
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -33,3 +38,15 @@ def mutate(tree: dict[str, Any], data: st.DataObject) -> None:
         place[key] = data.draw(st.sampled_from([place[key][:1], place[key].double(), place[key] * math.nan]))
     else:
         place[key] = data.draw(JUNK | st.sampled_from([10**9, -1, 0, 2**20, 1e-9]))
+
+
+def mutated_policy(path: Path, data: st.DataObject) -> Any:
+    """The policy that a file says after one change; None where it is refused, by name."""
+    tree = load_tree(path)
+    mutate(tree, data)
+    save_tree(path, tree)
+    try:
+        return load_policy(path)
+    except InputError as error:
+        assert str(path) in str(error)  # noqa: PT017
+        return None

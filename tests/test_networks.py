@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mutations import mutate
+from mutations import mutated_policy
 from postbc.agents.base import Batch, load_agent
 from postbc.agents.dppo import DPPO, DPPOAgent, DPPOConfig
 from postbc.data.normalization import Normalization, fit_normalization
 from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import InputError
-from postbc.files import load_tree, save_tree
+from postbc.files import load_tree
 from postbc.policies import DiffusionConfig, DiffusionPolicy, FlowConfig, load_policy, policy_fingerprint, save_policy
 from postbc.policies.base import About, policy_class
 from postbc.policies.networks.encoders import EncoderConfig
@@ -343,14 +343,8 @@ def test_every_option_decides(name: str) -> None:
 def test_a_mutated_file_is_refused_or_is_a_policy(name: str, data: Any, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / f"{name}.safetensors"
     save_policy(path, policy(name, shapes={"state": (5,), "image.a": (1, 9, 9)}, encoder=EncoderConfig(2, (2,), crop=8)))
-    tree = load_tree(path)
-    mutate(tree, data)
-    save_tree(path, tree)
-    try:
-        made = load_policy(path)
-    except InputError as error:
-        assert str(path) in str(error)  # noqa: PT017
-    else:
+    made = mutated_policy(path, data)
+    if made is not None:
         with torch.no_grad():  # a U-Net's weights are those of any chunk, and a mutated one may be very long
             assert made.chunk > 64 or made.sample(normal(2, made.feature_dim), generator=generator()).isfinite().all()
 

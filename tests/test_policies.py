@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mutations import mutate
+from mutations import mutated_policy
 from postbc.data.normalization import Normalization
 from postbc.errors import InputError, NotFiniteError
 from postbc.files import load_tree, save_tree
@@ -284,14 +284,8 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_used(tmp_path):
 def test_a_mutated_file_is_refused_or_is_a_policy(kind, data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"{kind}.safetensors"
     save_policy(path, make_policy(kind, {"state": (5,), "image.a": (1, 4, 4)}, hidden=8))
-    tree = load_tree(path)
-    mutate(tree, data)
-    save_tree(path, tree)
-    try:
-        policy = load_policy(path)
-    except InputError as error:
-        assert str(path) in str(error)  # noqa: PT017
-    else:
+    policy = mutated_policy(path, data)
+    if policy is not None:
         with torch.no_grad():
             features = policy.encode(observation(policy.shapes, 2, policy.observation_steps))
             assert policy.sample(features, generator=torch.Generator()).isfinite().all()
