@@ -290,7 +290,7 @@ def test_which_demonstrations_are_learnt_from_is_decided_by_the_files_content_an
 
     def count(file: Path, about: About) -> int:
         policy.about = about  # type: ignore[attr-defined]
-        return len(of_demonstrations(file, policy, CONFIG, TRAINING, torch.Generator().manual_seed(0)).reward)
+        return len(of_demonstrations(file, digest(file), policy, CONFIG, TRAINING, torch.Generator().manual_seed(0)).reward)
 
     about = About(data=path.name, data_digest=digest(path), trajectories=names[:2])
     some = count(path, about)

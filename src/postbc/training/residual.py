@@ -69,32 +69,34 @@ def finetune_residual(
         key="residual.demonstration_share", found=config.demonstration_share, expected="above 0", remedy="or leave them out",
     )  # fmt: skip
     found: list[Batch] = []
+    content = None if demonstrations is None else digest(demonstrations)
 
     def check(policy: Policy, device: torch.device) -> None:
         with torch.device("meta"):
             networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
             check_memory(networks, 4, device, "residual.hidden")
-        if demonstrations is not None:
+        if demonstrations is not None and content is not None:
             generator = make_generator(seed, "residual/demonstrations", device)
             mismatch = options.get("allow_version_mismatch", False)
-            found.append(of_demonstrations(demonstrations, policy, config, training, generator, mismatch))
+            found.append(of_demonstrations(demonstrations, content, policy, config, training, generator, mismatch))
 
     return finetune_online(  # type: ignore[no-any-return]
         policy, environment, output, training, {"residual": plain(config)}, check,
         lambda policy, generator, compute: Residual(config, policy, generator, compute, found[0] if found else None),
-        ResidualAgent.load, inputs={} if demonstrations is None else {"demonstrations": digest(demonstrations)}, **options,
+        ResidualAgent.load, inputs={} if content is None else {"demonstrations": content}, **options,
     )  # fmt: skip
 
 
 def of_demonstrations(
     path: str | Path,
+    content: str,
     policy: Policy,
     config: ResidualConfig,
     training: OnlineConfig,
     generator: torch.Generator,
     allow_version_mismatch: bool = False,
 ) -> Batch:
-    """Every window of the demonstrations as an n-step transition between the learner's states.
+    """Every window of the demonstrations as an n-step transition between the learner's states; `content` is the file's digest.
 
     Raises:
         InputError: they do not belong to `policy`, say no success, or the reward is the environment's own, which no file holds.
@@ -104,7 +106,7 @@ def of_demonstrations(
         key="training.reward", found="environment", expected="sparse or negative", remedy="or leave the demonstrations out",
     )  # fmt: skip
     about, names, there = about_of(policy), None, set(list_dataset(path).names)
-    its_own = about.data == Path(path).name if about.data_digest is None else about.data_digest == digest(path)
+    its_own = about.data == Path(path).name if about.data_digest is None else about.data_digest == content
     if about.trajectories is not None and its_own:
         names = [name for name in about.trajectories if name in there]
         require(names, "The trajectories that the policy was trained on are not in this file.", file=path,

@@ -1,1 +1,1 @@
-"""Scripted operators: eight people of four qualities who demonstrate robosuite's Lift and Can."""
+"""Scripted operators: eight people of four qualities who demonstrate robosuite's Lift and Can, and LIBERO's kitchens."""
