@@ -161,6 +161,7 @@ def test_modules_of_ones_own_are_imported_in_every_process(tmp_path):
         )  # fmt: skip
         assert done.returncode == status, done.stderr
         assert ("POSTBC_PLUGINS" in done.stderr) == (plugins == "nobody")
+        assert ("nobody: ModuleNotFoundError: " in done.stderr) == (plugins == "nobody")
     assert len(list(tmp_path.glob("out-mine/seed_*/evaluation.json"))) == 2
 
 

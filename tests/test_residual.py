@@ -338,6 +338,8 @@ def test_a_damaged_or_foreign_agent_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run/agent.safetensors").write_bytes(content)
     with pytest.raises(InputError, match="damaged"):
         ResidualAgent.load(tmp_path / "run", ToyPolicy(3))
+    with pytest.raises(InputError, match=r"(?s)has finished.*damaged.*run the same command again"):
+        finetune(tmp_path / "run", budget_env_steps=300)
 
 
 def test_proposals_are_the_policys_samples() -> None:

@@ -261,8 +261,10 @@ def load_plugins() -> None:
         try:
             importlib.import_module(name)
         except Exception as error:
-            raise InputError("A module of your own cannot be imported.", key="POSTBC_PLUGINS", found=f"{name}: {error}",
-                             remedy="give its name as `python -c 'import NAME'` takes it, and mend it") from error  # fmt: skip
+            raise InputError(
+                "A module of your own cannot be imported.", key="POSTBC_PLUGINS", found=f"{name}: {type(error).__name__}: {error}",
+                remedy="give its name as `python -c 'import NAME'` takes it, and mend it",
+            ) from error  # fmt: skip
 
 
 def _work(job: bytes, log: str, environment: dict[str, str], messages: Any) -> None:

@@ -338,6 +338,18 @@ class Run:
         with blame(self.checkpoint, "This checkpoint does not fit the run."):
             yield
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """Reading what a finished stage has left; nothing else holds it any more, so that a broken file needs another run."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(
+                "This run has finished, but what it left cannot be read.", file=self.directory, found=error,
+                remedy="put back a copy of the file, or remove the directory and run the same command again: a finished run keeps no "
+                "checkpoints",
+            ) from error  # fmt: skip
+
     def _checkpoints(self) -> dict[int, Path]:
         """Step -> file."""
         found = {}

@@ -11,7 +11,7 @@ from torch import Tensor
 from postbc.errors import require
 from postbc.policies.chains import Chain, flow_chain
 from postbc.policies.diffusion import Steps, Widths
-from postbc.policies.encoding import Network, NetworkPolicy
+from postbc.policies.encoding import Network, NetworkPolicy, check_network
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.policies.networks.transformer import TransformerConfig
 from postbc.policies.networks.unet import UNetConfig
@@ -50,6 +50,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
+        check_network(self)
 
 
 class FlowPolicy(NetworkPolicy):

@@ -100,7 +100,8 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble:
             if policy is not None:
                 save_policy(run.directory / ENCODER_FILE, policy)
             Posterior(ensemble, data.normalization, data.fingerprint, seed, encoder).save(run.directory)
-        ensemble = Posterior.load(run.directory, device).ensemble
+        with run.reading():
+            ensemble = Posterior.load(run.directory, device).ensemble
         if not (run.directory / "diagnostics.json").exists():
             write_json(run.directory / "diagnostics.json", summarise(ensemble, features, data.windows.episode))
         if not (run.directory / "posterior.png").exists():

@@ -112,7 +112,8 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             else:
                 pretrain(policy, data.windows, pretraining, seed, factor, config.compute, run)
             save_policy(run.directory / POLICY_FILE, policy)
-        policy = load_policy(run.directory, device)
+        with run.reading():
+            policy = load_policy(run.directory, device)
         run.finish()
     return policy
 

@@ -111,7 +111,8 @@ def finetune_best_of_n(
                 curve=((0, score["success"]), (steps, after["success"])) if score and after else (),
                 gradient_steps=iql.steps, rollout_episodes=int(facts["episodes"]), rollout_success=facts["success"],
             )  # fmt: skip
-        agent = BestOfNAgent.load(output, policy, device=device)
+        with run.reading():
+            agent = BestOfNAgent.load(output, policy, device=device)
         run.finish()
     return agent
 

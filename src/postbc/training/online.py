@@ -555,6 +555,7 @@ def finetune_online(
                 Loop(Online(learner, env, training, seed, device), run, environment, horizon).go(before)
             finally:
                 env.close()
-        agent = load(output, policy, device=device)
+        with run.reading():
+            agent = load(output, policy, device=device)
         run.finish()
     return agent

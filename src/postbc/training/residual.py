@@ -79,6 +79,8 @@ def finetune_residual(
             generator = make_generator(seed, "residual/demonstrations", device)
             mismatch = options.get("allow_version_mismatch", False)
             found.append(of_demonstrations(demonstrations, content, policy, config, training, generator, mismatch))
+        else:
+            say("note: residual RL learns from its rollouts alone; demonstrations with rewards would be part of every batch")
 
     return finetune_online(  # type: ignore[no-any-return]
         policy, environment, output, training, {"residual": plain(config)}, check,
