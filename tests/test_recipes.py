@@ -173,7 +173,7 @@ def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monk
     [
         ({"demonstrations": "none.hdf5"}, "none.hdf5"),
         ({"demonstrations": None}, "no scripted operators"),
-        ({"demonstrations": None, "environment": "postbc/Square"}, "no scripted operators"),
+        ({"demonstrations": None, "environment": "postbc/PushT"}, "no scripted operators"),
         ({"demonstrations": None, "environment": "postbc/Lift", "collect_num": 2}, "collect_num"),
         ({"demonstrations": None, "environment": "postbc/Lift", "collect_operators": ["[/red]"]}, "red"),
         ({"environment": "gymnasium:Nobody-v0"}, "Nobody"),

@@ -101,7 +101,7 @@ class Recipe(Generic[P]):
     environment: str = "postbc/Lift"
     """Where to evaluate and finetune: postbc/Lift, Can, Square, PushT, or gymnasium:ID."""
     demonstrations: Path | None = None
-    """Demonstrations (robomimic HDF5, or zarr); by default scripted operators record some (Lift and Can)."""
+    """Demonstrations (robomimic HDF5, or zarr); by default scripted operators record some (Lift, Can, Square)."""
     collect_num: Count = 60
     """Scripted demonstrations to record, if no file is given."""
     collect_operators: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)

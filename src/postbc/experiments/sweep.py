@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from postbc.data.belonging import Facts, check_belongs
+from postbc.data.scripted.hands import GEOMETRIES
 from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.environments.registry import Environment, find_environment
 from postbc.errors import InputError, require
@@ -145,9 +146,9 @@ def check(recipe: Recipe[Any], output: Path) -> None:
         finally:
             env.close()
         return
-    operators = environment.name.removeprefix("postbc/") in ("Lift", "Can")
     require(
-        operators, f"There are no scripted operators for {environment.name}.", key="demonstrations", found="none given",
+        environment.name.removeprefix("postbc/") in GEOMETRIES, f"There are no scripted operators for {environment.name}.",
+        key="demonstrations", found="none given",
         remedy="give --demonstrations FILE (`postbc demos download` fetches robomimic's)",
     )  # fmt: skip
     require(

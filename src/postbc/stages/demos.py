@@ -21,7 +21,7 @@ class Collect:
     output: Path
     """File to write (robomimic HDF5)."""
     task: str = "Lift"
-    """Lift, Can, libero/kitchen (all sixteen tasks), or one of them (libero/KITCHEN_SCENE3_turn_on_the_stove)."""
+    """Lift, Can, Square, libero/kitchen (all sixteen tasks), or one of them (libero/KITCHEN_SCENE3_turn_on_the_stove)."""
     num: Count = 50
     """Demonstrations in all, shared equally among the tasks and the operators."""
     operators: tuple[str, ...] | None = None
@@ -31,7 +31,7 @@ class Collect:
     num_envs: Count = 8
     """Environments side by side."""
     horizon: Count | None = None
-    """Steps (20 are a second) after which an unsolved episode is given up; by default 250 for Lift, 450 for Can, 600 for LIBERO."""
+    """Steps (20 are a second) after which an unsolved episode is given up; by default 250 (Lift), 450 (Can, Square), 600 (LIBERO)."""
     tail: CountOrZero = 5
     """Steps kept after the first successful one, as people's demonstrations have a few."""
     native: bool = True

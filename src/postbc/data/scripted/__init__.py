@@ -1,1 +1,1 @@
-"""Scripted operators: eight people of four qualities who demonstrate robosuite's Lift and Can, and LIBERO's kitchens."""
+"""Scripted operators: eight people of four qualities who demonstrate robosuite's Lift, Can and Square, and LIBERO's kitchens."""

@@ -22,6 +22,9 @@ APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, RELEASE, LEAVE = range(8)
 #: Metres and radians for a command of 1 (robosuite's OSC_POSE output_max).
 METRES, RADIANS = 0.05, 0.5
 
+#: Farthest that an operator turns the gripper from where it starts, if there is another way (rad).
+WRIST = 2.0
+
 #: Grasps that an episode may try; each has its own error.
 _ATTEMPTS = 8
 
@@ -40,6 +43,14 @@ class Geometry:
     """Where the object's centre is let go (m, world), None when lifting it is all."""
     travel_height: float = 0.0
     """Height of the gripper while carrying (m, world)."""
+    fit: float = 0.03
+    """Horizontal error (m) at which it is lowered; a hasty operator takes up to twice that."""
+    handle: float = 0.0
+    """It is held this far from its centre, along its own x axis, across which the gripper must close (m)."""
+    closing: int = 3
+    """Least steps for which the gripper closes before lifting."""
+    place_yaws: tuple[float, ...] = ()
+    """How it may be turned where it is let go (rad, world), within the arm's reach; none: in any way."""
 
 
 #: Task -> geometry. All share the observation's layout: eef_pos 0:3, eef_quat 3:7 (x y z w), gripper_qpos 7:9, object position 9:12,
@@ -48,6 +59,18 @@ GEOMETRIES: dict[str, Geometry] = {
     "Lift": Geometry(patience=250, grasp_height=0.0, symmetry=np.pi / 2),
     # goal: in the can's quarter of the second bin (x 0.10 to 0.30, y 0.28 to 0.53), on the side that the arm reaches well
     "Can": Geometry(patience=450, grasp_height=0.015, symmetry=None, goal=(0.19, 0.37, 0.90), travel_height=1.02),
+    # goal: around the square peg (its top at 0.95, 6.7 mm of play), nearly down, whence the nut falls by itself
+    "Square": Geometry(
+        patience=450,
+        grasp_height=-0.005,
+        symmetry=np.pi,
+        goal=(0.23, 0.10, 0.85),
+        travel_height=1.02,
+        fit=0.004,
+        handle=0.054,
+        closing=6,
+        place_yaws=(np.pi / 2, np.pi, 3 * np.pi / 2),
+    ),
 }
 
 
@@ -96,7 +119,8 @@ class ScriptedOperators:
         self.noise = np.zeros((n, horizon, 6))
         self.pause = np.zeros((n, horizon), dtype=bool)
         self.last: NDArray[np.float64] = np.zeros((n, 6))
-        self.yaw = np.zeros(n)
+        self.yaw = np.zeros(n)  # to which the gripper is turned (rad, world)
+        self.place_yaw = np.zeros(n)  # to which the object is turned before it is let go
         self.grasp = np.zeros((n, 3))
 
     def begin(self, index: int, operator: Operator, seed: Sequence[int] | int) -> None:
@@ -107,8 +131,10 @@ class ScriptedOperators:
         self.gain[i], self.smoothing[i], self.tolerance[i] = o.gain, o.smoothing, o.tolerance
         self.hover[i] = max(rng.normal(*o.hover), 0.01)
         self.lift[i] = o.lift * rng.uniform(0.9, 1.2)
-        self.settle[i] = 3 + rng.poisson(o.settle - 3)
+        self.settle[i] = self.geometry.closing + rng.poisson(o.settle - 3)
         self.face[i] = (1.0 if rng.random() < o.other_face else 0.0) if rng.random() < o.align else np.nan
+        if self.geometry.handle:  # there is no other way
+            self.face[i] = np.nan_to_num(self.face[i])
         side = rng.choice([-1.0, 1.0]) * o.side * rng.uniform(0.7, 1.3)
         self.via[i] = (rng.normal(0, 0.3 * o.side), side, self.hover[i] + 0.5 * abs(side))
         self.via_left[i] = o.side > 0
@@ -130,10 +156,20 @@ class ScriptedOperators:
         align = first & ~np.isnan(self.face)
         if quarter is None or not align.any():
             return
-        turn = _yaw(Rotation.from_quat(observation[align, 12:16])) - current[align]
-        nearest = (turn + quarter / 2) % quarter - quarter / 2
-        second = nearest - np.where(nearest >= 0, quarter, -quarter)
-        self.yaw[align] += np.where(self.face[align] == 1, second, nearest)
+        stands = _yaw(Rotation.from_quat(observation[align, 12:16]))
+        nearest = _wrapped(stands - current[align], quarter)
+        turns = np.stack([nearest, nearest - np.where(nearest >= 0, quarter, -quarter)])
+        choice, row = (self.face[align] == 1).astype(int), np.arange(len(stands))
+        if (
+            self.geometry.place_yaws
+        ):  # the wrist has its limits: least far from where it starts, now and when the object is placed
+            further = _wrapped(np.asarray(self.geometry.place_yaws)[:, None, None] - stands, 2 * np.pi)  # (places, 1, N)
+            most = np.maximum(np.abs(turns), np.abs(turns + further))
+            place, best = most.argmin(0)[:, row], most.min(0)  # of either grasp (2, N)
+            first_grasp = best.argmin(0)
+            choice = np.where((choice == 1) & (best[1 - first_grasp, row] < WRIST), 1 - first_grasp, first_grasp)
+            self.place_yaw[align] = stands + further[place[choice, row], 0, row]
+        self.yaw[align] += turns[choice, row]
 
     def _enter(self, mask: np.ndarray, phase: int) -> None:
         self.phase[mask], self.since[mask] = phase, 0
@@ -141,17 +177,21 @@ class ScriptedOperators:
     def act(self, observation: np.ndarray) -> np.ndarray:
         """(N, S) raw observations -> (N, 7) commands in [-1, 1]: x y z, axis-angle, gripper (1 closes)."""
         hand, thing = observation[:, :3].astype(np.float64), observation[:, 9:12].astype(np.float64)
+        held = thing
+        if self.geometry.handle:
+            stands = _yaw(Rotation.from_quat(observation[:, 12:16]))
+            held = thing + self.geometry.handle * np.stack([np.cos(stands), np.sin(stands), 0 * stands], 1)
         # The gripper points down at rotation pi about x; what is left of that is yaw and a little tilt.
         orientation = Rotation.from_quat(observation[:, 3:7]) * Rotation.from_rotvec([-np.pi, 0, 0])
-        self._turn(observation, _yaw(orientation))
+        self._turn(observation, yaw := _yaw(orientation))
         geometry, rows = self.geometry, np.arange(len(hand))
-        aim = thing + self.error[rows, self.attempt]
+        aim = held + self.error[rows, self.attempt]
         aim[:, 2] += geometry.grasp_height
         off = np.linalg.norm(hand[:, :2] - aim[:, :2], axis=1)
 
         # Transitions, on what is seen now.
         pausing = self.pause[rows, np.minimum(self.clock, self.horizon - 1)]
-        via = thing + self.via
+        via = held + self.via
         self.via_left &= (np.linalg.norm(hand - via, axis=1) > 0.03) & (self.since < 60)
         above = (
             (self.phase == APPROACH) & ~self.via_left & (off < self.tolerance) & (hand[:, 2] - aim[:, 2] < self.hover + 0.03)
@@ -182,6 +222,9 @@ class ScriptedOperators:
         target[at], grip[at] = self.grasp[at] + [0, 0, 1] * self.lift[at, None], 1
         if geometry.goal is not None:
             self._place(hand, thing, target, grip)
+        if geometry.place_yaws:
+            turning = (self.phase == CARRY) | (self.phase == LOWER)
+            self.yaw[turning] = (yaw + _wrapped(self.place_yaw - stands, 2 * np.pi))[turning]
 
         command = np.zeros((len(hand), 6))
         command[:, :3] = self.gain[:, None] * (target - hand) / METRES
@@ -205,7 +248,8 @@ class ScriptedOperators:
         at = self.phase == LIFT
         target[at, 2] = rise  # over the wall between the bins, however high this operator likes to lift
         self._enter(at & ((hand[:, 2] > rise - 0.02) | (self.since > 60)), CARRY)
-        self._enter((self.phase == CARRY) & (near < np.maximum(0.03, 0.6 * self.tolerance)), LOWER)
+        fits = near < np.maximum(self.geometry.fit, np.minimum(0.6 * self.tolerance, 2 * self.geometry.fit))
+        self._enter((self.phase == CARRY) & fits, LOWER)
         self._enter((self.phase == LOWER) & ((thing[:, 2] < goal[2] + 0.02) | (self.since > 40)), RELEASE)
         self._enter((self.phase == RELEASE) & (self.since >= 4), LEAVE)
         at = self.phase == CARRY
@@ -215,6 +259,11 @@ class ScriptedOperators:
         target[at], grip[at] = hand[at] + (goal - thing[at]), 1
         at = self.phase == LEAVE
         target[at, 2] = np.minimum(hand[at, 2] + 0.06, rise)
+
+
+def _wrapped(angle: np.ndarray, period: float) -> np.ndarray:
+    """(N,) what differs from `angle` by a multiple of `period`, in [−period/2, period/2)."""
+    return (angle + period / 2) % period - period / 2
 
 
 def _yaw(rotation: Rotation) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Scripted operators of LIBERO's sixteen kitchen tasks: picking by the rim, pulling and dragging drawers, turning a knob.
 
 A script is a generator: it looks at the scene and says, step by step, where the hand shall go and how it shall be turned. Unlike the
-hands of Lift and Can these see the simulator itself (handles and regions are not part of an observation). Who demonstrates differs as
+hands at robosuite these see the simulator itself (handles and regions are not part of an observation). Who demonstrates differs as
 there: in speed, inertia, aim, noise, pauses, and in the way they come.
 """
 

@@ -119,12 +119,12 @@ def collect(
     """Let operators demonstrate until ``num`` episodes have succeeded, equally many of each (the first ones one more).
 
     Args:
-        task: "Lift" or "Can".
+        task: "Lift", "Can" or "Square".
         num: successes wanted in all.
         operators: names, qualities ("proficient", "better", "okay", "worse") or "all".
         seed: decides everything; ``num_envs`` does not change the result.
         num_envs: environments run side by side.
-        horizon: control steps after which an unsolved episode counts as failed; default the task's (Lift 250, Can 450).
+        horizon: control steps after which an unsolved episode counts as failed; default the task's (Lift 250, Can and Square 450).
         tail: steps kept after the first success.
         native: the compiled control loop (fast) instead of robosuite's own.
         progress: called after each episode.
