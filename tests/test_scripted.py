@@ -73,7 +73,7 @@ def test_hands_do_not_depend_on_their_neighbours() -> None:
 
 @given(st.floats(-np.pi, np.pi), st.sampled_from(sorted(OPERATORS)), st.integers(0, 99))
 def test_a_nut_is_held_across_its_handle_and_placed_where_the_arm_reaches(angle: float, name: str, seed: int) -> None:
-    """However it lies: the gripper closes across the handle, turns within the wrist's limits, and ends with the nut square to the peg."""
+    """However it lies: the gripper closes across the handle, turns within the wrist's limits, and ends square to the peg."""
     hands, x = ScriptedOperators("Square", 1, 5), observation(np.random.default_rng(seed), 1)
     x[0, 14:16] = np.sin(angle / 2), np.cos(angle / 2)
     hands.begin(0, OPERATORS[name], seed)

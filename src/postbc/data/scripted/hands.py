@@ -59,7 +59,7 @@ GEOMETRIES: dict[str, Geometry] = {
     "Lift": Geometry(patience=250, grasp_height=0.0, symmetry=np.pi / 2),
     # goal: in the can's quarter of the second bin (x 0.10 to 0.30, y 0.28 to 0.53), on the side that the arm reaches well
     "Can": Geometry(patience=450, grasp_height=0.015, symmetry=None, goal=(0.19, 0.37, 0.90), travel_height=1.02),
-    # goal: around the square peg (its top at 0.95, 6.7 mm of play), nearly down, whence the nut falls by itself
+    # goal: around the square peg (its top at 0.95, 6.7 mm of play), down to the table
     "Square": Geometry(
         patience=450,
         grasp_height=-0.005,
@@ -196,6 +196,8 @@ class ScriptedOperators:
         above = (
             (self.phase == APPROACH) & ~self.via_left & (off < self.tolerance) & (hand[:, 2] - aim[:, 2] < self.hover + 0.03)
         )
+        if geometry.handle:  # a finger that comes down on it would tilt it
+            above &= np.abs(_wrapped(self.yaw - yaw, 2 * np.pi)) < 0.15
         self._enter(above, DESCEND)
         low = (self.phase == DESCEND) & (np.abs(hand[:, 2] - aim[:, 2]) < 0.008) & (off < np.maximum(0.006, self.tolerance / 3))
         low |= (self.phase == DESCEND) & (self.since > 45)  # as near as it gets
@@ -250,6 +252,9 @@ class ScriptedOperators:
         self._enter(at & ((hand[:, 2] > rise - 0.02) | (self.since > 60)), CARRY)
         fits = near < np.maximum(self.geometry.fit, np.minimum(0.6 * self.tolerance, 2 * self.geometry.fit))
         self._enter((self.phase == CARRY) & fits, LOWER)
+        if self.geometry.handle:  # beside its place, or caught on its edge: up again
+            high = (self.phase == LOWER) & (thing[:, 2] > goal[2] + 0.06)
+            self._enter(high & ((near > 2.5 * self.geometry.fit) | (self.since > 30)), CARRY)
         self._enter((self.phase == LOWER) & ((thing[:, 2] < goal[2] + 0.02) | (self.since > 40)), RELEASE)
         self._enter((self.phase == RELEASE) & (self.since >= 4), LEAVE)
         at = self.phase == CARRY
