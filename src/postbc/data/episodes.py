@@ -60,7 +60,8 @@ class Episode:
     """
 
     observations: Observed
-    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`)."""
+    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`),
+    "language" (N, E) float32."""
     actions: np.ndarray
     """(N, A) float32, raw units: the controller's input, [-1, 1] for robosuite."""
     rewards: np.ndarray | None = None
@@ -75,6 +76,8 @@ class Episode:
     """Who or what produced it."""
     episode_seed: int | None = None
     """Seed of the simulator's episode where known: it decides what the state leaves out (the size of Lift's cube)."""
+    task: str | None = None
+    """Which of the dataset's tasks it is of, where there are several."""
 
     def __post_init__(self) -> None:
         observed = {}
@@ -99,7 +102,7 @@ class Episode:
         require(self.actions.shape[1] >= 1, "An action has at least one number.", key=f"{self.name}/actions", found="width 0")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
-        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed)
+        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed, self.task)
         return Episode, (dict(self.observations), *parts)
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Episodes of one task with what is needed to interpret them."""
+    """Episodes of one task, or of several of one robot, with what is needed to interpret them."""
 
     episodes: tuple[Episode, ...]
     """At least one, all with the same observations and A, names distinct."""
@@ -128,6 +131,8 @@ class Dataset:
     """Filter key -> names of episodes (robomimic's `mask`)."""
     source: str = "arrays"
     """Where they came from: a path, or a word."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks that "language" tells apart, in its order; the episodes' own are among them. Empty: one task."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple(self.episodes))
@@ -152,6 +157,9 @@ class Dataset:
             require(episode.name not in known, "Two episodes have the same name.", file=self.source, key=episode.name,
                     expected="distinct names")  # fmt: skip
             known.add(episode.name)
+            require(episode.task is None or episode.task in self.tasks, "An episode is of a task that is not listed.", file=self.source,
+                    key=episode.name, found=episode.task, expected=", ".join(self.tasks)[:300] or "no task")  # fmt: skip
+        require(len(set(self.tasks)) == len(self.tasks), "A task is listed twice.", file=self.source, key="tasks")
         check_filters(self.filters, self.names, self.source)
 
     def _differs(self, episode: Episode, found: Mapping[str, Any], widths: Mapping[str, Any]) -> None:
