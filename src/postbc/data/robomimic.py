@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Listing:
     names: tuple[str, ...]
     """Demonstrations, ordered by their number."""
     filters: dict[str, tuple[str, ...]]
+    task_of: dict[str, str] = field(default_factory=dict)
+    """Demonstration -> its task, where the file says so."""
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -91,7 +93,12 @@ def list_robomimic(path: str | Path) -> Listing:
     """Names and filters of a file. InputError if it cannot be used."""
     path = Path(path)
     with open_hdf5(path) as file:
-        return Listing(find_names(get(file, "data", h5py.Group, path), path), find_masks(file, path))
+        data = get(file, "data", h5py.Group, path)
+        names, task_of = find_names(data, path), {}
+        if "tasks" in data.attrs:
+            told = {name: attribute(get_group(data, name, path), "task", path) for name in names}
+            task_of = {name: str(task) for name, task in told.items() if task is not None}
+        return Listing(names, find_masks(file, path), task_of)
 
 
 def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
@@ -120,7 +127,10 @@ def action_bounds(environment: Mapping[str, Any]) -> tuple[float, float] | None:
     return (-1.0, 1.0)
 
 
-def _actions(group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool) -> np.ndarray:
+def read_actions(
+    group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool
+) -> np.ndarray:
+    """A demonstration's actions (N, A): of this width where it is given, and within bounds, or clipped to them."""
     key = f"{group.name}/actions".lstrip("/")
     actions = read(group, "actions", path, ndim=2)
     require(width is None or actions.shape[1] == width, "The actions have the wrong width.", file=path, key=key,
@@ -218,7 +228,7 @@ def _episode(
     group = get_group(data, name, path)
     require("obs" in group or not {"states", "actions"} <= set(group), "The demonstrations hold states, but no observations.",
             file=path, key=f"data/{name}/obs", found=f"{members(group)[:12]}", remedy=CONVERT)  # fmt: skip
-    played = _actions(group, path, *actions)
+    played = read_actions(group, path, *actions)
     promised = attribute(group, "num_samples", path)
     require(promised is None or (isinstance(promised, (int, float)) and promised == len(played)),
             "A demonstration has another length than it says.", file=path,

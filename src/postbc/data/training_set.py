@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +17,7 @@ from postbc.data.episodes import LOW_DIM_KEYS, Dataset, choose, draw
 from postbc.data.language import read_vectors, with_language
 from postbc.data.normalization import Normalization, fit_normalization
 from postbc.data.readers import list_dataset, read_dataset
+from postbc.data.robomimic import Listing
 from postbc.data.windows import Windows
 from postbc.errors import require
 from postbc.schemas import Count, NonNegative, Seed, later, schema
@@ -31,9 +31,9 @@ class TrainingSetConfig:
     """Which demonstrations, and how they become windows."""
 
     demonstrations: Path
-    """Demonstrations: robomimic's HDF5 layout, or diffusion_policy's zarr (a folder or .zarr.zip)."""
+    """Demonstrations: robomimic's or LIBERO's HDF5 (a file, or a folder of them), or diffusion_policy's zarr (folder or .zarr.zip)."""
     num_trajectories: Count | None = None
-    """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square); all by default."""
+    """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square), of several tasks equally many each; all by default."""
     subset_seed: Seed | None = None
     """Seed of the subset, the same for every seed; by default each seed's own, so that seeds differ in data too."""
     filter_key: str | None = None
@@ -103,11 +103,13 @@ def load_training_set(
         InputError: whatever is wrong with the file, the filter or the numbers; data of another simulator version.
     """
     require(seed >= 0, "A seed is a non-negative integer.", key="seed", found=seed)
-    names, filters, source = _listing(config, full)
-    chosen = list(names) if config.filter_key is None else choose(names, filters, config.filter_key, source)
+    listing, source = _listing(config, full)
+    chosen = list(listing.names)
+    if config.filter_key is not None:
+        chosen = choose(listing.names, listing.filters, config.filter_key, source)
     if config.num_trajectories is not None:
         drawn = config.subset_seed if config.subset_seed is not None else seed
-        chosen = draw(chosen, config.num_trajectories, drawn, source)
+        chosen = draw(chosen, config.num_trajectories, drawn, source, listing.task_of)
     if full is None:
         full = read_dataset(
             config.demonstrations, names=None if config.statistics == "full" else chosen, parts=(),
@@ -128,11 +130,10 @@ def load_training_set(
     return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset), vectors)
 
 
-def _listing(config: TrainingSetConfig, full: Dataset | None) -> tuple[Sequence[str], dict[str, tuple[str, ...]], str]:
+def _listing(config: TrainingSetConfig, full: Dataset | None) -> tuple[Listing, str]:
     if full is not None:
-        return full.names, dict(full.filters), full.source
-    listing = list_dataset(config.demonstrations)
-    return listing.names, listing.filters, str(config.demonstrations)
+        return Listing(full.names, dict(full.filters), full.task_of), full.source
+    return list_dataset(config.demonstrations), str(config.demonstrations)
 
 
 def dimension_names(dataset: Dataset) -> tuple[list[str], list[str]]:

@@ -93,7 +93,7 @@ class Inspect:
     """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it. Nothing is ever overwritten."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Demonstrations (robomimic HDF5, or diffusion_policy's zarr)."""
+    """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, or diffusion_policy's zarr)."""
     output: Path | None = None
     """Picture to write (.png, .pdf, .svg); by default beside the file, under its name with .png, or -2.png, … if that is taken."""
     overwrite: bool = False
@@ -127,6 +127,10 @@ class Inspect:
             f"{dataset.action_dim}; {environment.get('env_name') or 'no environment'}, simulator "
             f"{environment.get('env_version') or 'of unknown version'}"
         )
+        of_task = [episode.task for episode in dataset]
+        counted = ", ".join(f"{task} ({of_task.count(task)})" for task in dataset.tasks if task in of_task)
+        if counted:
+            say(f"Tasks: {counted}; of {len(dataset.tasks)} that language tells apart")
         groups = _table("Who and what", ("", "demos", "steps", "length: least, mean, most", "solved", "command", "resting"))
         groups.caption = (
             "solved: at the last step; command: mean length of x, y, z; resting: all commands but the gripper's under 0.05"
@@ -238,14 +242,15 @@ class Replay:
 
 @schema
 class Download:
-    """Fetch an official robomimic file from the public hub; says its size and licence first, checks what arrived, resumes."""
+    """Fetch official robomimic or LIBERO files from the public hub; says their size and licence first, checks what arrives, resumes."""
 
-    task: Literal["lift", "can", "square"] = "lift"
-    """Task."""
+    task: str = "lift"
+    """lift, can or square; libero/kitchen (sixteen files), one of LIBERO's tasks (libero/KITCHEN_SCENE3_turn_on_the_stove), some of
+    the sixteen (libero/kitchen/3+14), or a suite of it (libero/libero_goal)."""
     dataset: Literal["ph", "mh"] = "mh"
-    """ph: proficient human, 200 demonstrations by one person; mh: multi-human, 300 by six people of three qualities."""
+    """robomimic: ph, proficient human, 200 demonstrations by one person; mh, multi-human, 300 by six people of three qualities."""
     output_dir: Path = Path("data")
-    """Directory; the file lands in it under the hub's own path, v1.5/TASK/DATASET/low_dim_v15.hdf5."""
+    """Directory; files land in it under the hub's own paths, v1.5/TASK/DATASET/low_dim_v15.hdf5 or SUITE/TASK_demo.hdf5."""
     dry_run: bool = False
     """Only say what would be downloaded."""
     force: bool = False
@@ -253,17 +258,21 @@ class Download:
 
     def run(self) -> None:
         """State, download, check."""
-        from postbc.data.download import DEMONSTRATIONS, REPOSITORY, VERSION_NOTE, fetch, look_up
+        from postbc.data.download import DEMONSTRATIONS, OF_A_TASK, VERSION_NOTE, fetch, look_up, look_up_libero
 
-        remote = look_up(self.task, self.dataset)
-        say(f"{REPOSITORY}: {remote.filename} at {remote.commit[:12]}")
-        say(f"Size: {remote.size / 1e6:.1f} MB. Licence: {remote.licence}.")
-        say(VERSION_NOTE)
+        libero = self.task.startswith("libero/")
+        remotes = look_up_libero(self.task.removeprefix("libero/")) if libero else [look_up(self.task, self.dataset)]
+        for remote in remotes:
+            say(f"{remote.repository}: {remote.filename} at {remote.commit[:12]}")
+        say(f"Size: {sum(remote.size for remote in remotes) / 1e6:.1f} MB. Licence: {remotes[0].licence}.")
+        if not libero:
+            say(VERSION_NOTE)
         if self.dry_run:
             return
-        count = DEMONSTRATIONS[self.dataset]
-        path = fetch(remote, self.output_dir, count, force=self.force)
-        say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
+        count = OF_A_TASK if libero else DEMONSTRATIONS[self.dataset]
+        for remote in remotes:
+            path = fetch(remote, self.output_dir, count, force=self.force)
+            say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
 
 
 @schema
