@@ -27,6 +27,14 @@ def _prefix(path: Path) -> str:
     return path.stem.removesuffix("_demo")
 
 
+def place_of(source: str | Path, name: str) -> tuple[Path, str]:
+    """The file that a demonstration is in, and its name there: of a folder, or of a file itself."""
+    for path in files_of(source):
+        if name.startswith(f"{_prefix(path)}_demo_"):
+            return path, name.removeprefix(f"{_prefix(path)}_")
+    return Path(source), name
+
+
 def list_folder(folder: str | Path, list_one: Callable[[Path], Listing]) -> Listing:
     """As of one file: a demonstration's name begins with its file's, and each file is a filter."""
     names: list[str] = []

@@ -54,6 +54,16 @@ def task_of(data: h5py.Group, path: Path) -> tuple[str, tuple[str, ...]]:
     return name, (name,)
 
 
+def model_xml(path: str | Path, name: str) -> str:
+    """The MJCF of a demonstration: where its fixtures stand is nowhere else. InputError where there is none."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        text = attribute(get(get(file, "data", h5py.Group, path), name, h5py.Group, path), "model_file", path)
+    require(isinstance(text, str), "The demonstration does not say where its fixtures stand.", file=path,
+            key=f"data/{name} attribute model_file", expected="MJCF, or an episode_seed")  # fmt: skip
+    return str(text)
+
+
 def list_libero(path: str | Path) -> Listing:
     """Names and filters of a file, and that all are of its task."""
     path = Path(path)

@@ -100,12 +100,13 @@ class LiberoChunkEnv(SimulatedChunkEnv):
     def _observations(self, moved: NDArray[np.bool_]) -> Observations:
         for i in np.flatnonzero(moved) if self._cameras else ():
             for name, camera in self._cameras.items():
-                self._frames[name][i] = np.moveaxis(self._draw(int(i), self._size, self._size, camera, lagging=True), -1, 0)
+                self._frames[name][i] = np.moveaxis(self.draw(int(i), self._size, self._size, camera, lagging=True), -1, 0)
         state = super()._observations(moved)["state"][:, : self.shapes["state"][0]]
         language = self._language[[simulation.task for simulation in self.playing]]
         return {**{name: frames.copy() for name, frames in self._frames.items()}, "state": state, "language": language}
 
-    def _draw(self, i: int, height: int, width: int, camera: str, *, lagging: bool) -> NDArray[np.uint8]:
+    def draw(self, i: int, height: int, width: int, camera: str, *, lagging: bool) -> NDArray[np.uint8]:
+        """As `render_frame`; `lagging`: of the poses as they are, a substep older than the joints, as observations are."""
         simulation = self.playing[i]
         scene, data = simulation.scene, simulation.data
         scene.show_burners(data)
@@ -117,7 +118,7 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         Raises:
             InputError: no OpenGL for rendering without a display, or an unknown camera.
         """
-        return self._draw(i, height, width, camera, lagging=False)
+        return self.draw(i, height, width, camera, lagging=False)
 
     def get_state(self) -> dict[str, Any]:
         """As above, with the frames of the cameras."""
