@@ -29,6 +29,7 @@ def write_demonstrations(
     widths: dict[str, int] | None = None,
     action_dim: int = 7,
     images: dict[str, tuple[int, int, int]] | None = None,
+    tasks: tuple[str, ...] = (),
     seed: int = 0,
 ) -> Path:
     """A robomimic file whose actions depend on its observations: success at the last step, reward 0/1."""
@@ -38,11 +39,15 @@ def write_demonstrations(
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
         data.attrs["env_args"] = json.dumps(LIFT if environment is None else environment)
+        if tasks:
+            data.attrs["tasks"] = json.dumps(tasks)
         total = sum(widths.values())
         mixing = rng.normal(size=(total, action_dim)) / np.sqrt(total)
         for i in range(trajectories):
             demo = data.create_group(f"demo_{i}")
             demo.attrs["num_samples"] = length
+            if tasks:
+                demo.attrs["task"] = tasks[i % len(tasks)]
             state = rng.uniform(-1, 1, (length, total)).astype(np.float32)
             demo["actions"] = np.tanh(state @ mixing)
             last = np.arange(length) == length - 1

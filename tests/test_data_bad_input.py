@@ -87,7 +87,8 @@ def missing(path: Path) -> Path:
 
 
 def directory(path: Path) -> Path:
-    return path.parent
+    (path.parent / "folder").mkdir(exist_ok=True)  # without an HDF5 file in it
+    return path.parent / "folder"
 
 
 def truncated(path: Path) -> Path:

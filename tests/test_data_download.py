@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from postbc import cli
-from postbc.data.download import REPOSITORY, check_arrived, look_up
+from postbc.data.download import LIBERO, REPOSITORY, check_arrived, look_up
+from postbc.data.libero_tasks import KITCHEN
 from postbc.errors import InputError
 
 pytest.importorskip("huggingface_hub")
@@ -27,7 +28,8 @@ FILENAME = "v1.5/lift/ph/low_dim_v15.hdf5"
 class Hub:
     """A hub with one file, and knobs for what goes wrong."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, repository: str = REPOSITORY, filename: str = FILENAME) -> None:
+        self.repository, self.filename = repository, filename
         self.content, self.sha256, self.licence = content, hashlib.sha256(content).hexdigest(), "mit"
         self.stop_after: int | None = None  # bytes, then the connection is lost and the server refuses
         self.down = False
@@ -51,21 +53,21 @@ class Hub:
 
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                assert self.path == f"/api/datasets/{REPOSITORY}/paths-info/{COMMIT}"
+                assert self.path == f"/api/datasets/{hub.repository}/paths-info/{COMMIT}"
                 size = len(hub.content)
-                entry = {"type": "file", "path": FILENAME, "size": size, "oid": "0" * 40}
+                entry = {"type": "file", "path": hub.filename, "size": size, "oid": "0" * 40}
                 entry["lfs"] = {"oid": hub.sha256, "size": size, "pointerSize": 134}
                 self.answer([] if hub.missing else [entry])
 
             def do_GET(self) -> None:
-                if self.path.split("?")[0] == f"/api/datasets/{REPOSITORY}":
+                if self.path.split("?")[0] == f"/api/datasets/{hub.repository}":
                     self.answer(
-                        {"id": REPOSITORY, "sha": COMMIT, "cardData": {"license": hub.licence}, "siblings": [], "tags": []}
+                        {"id": hub.repository, "sha": COMMIT, "cardData": {"license": hub.licence}, "siblings": [], "tags": []}
                     )
                 elif hub.down:
                     self.answer({"error": "down"}, 503)
                 else:
-                    assert self.path == f"/datasets/{REPOSITORY}/resolve/{COMMIT}/{FILENAME}"
+                    assert self.path == f"/datasets/{hub.repository}/resolve/{COMMIT}/{hub.filename}"
                     self.send_file()
 
             def send_file(self) -> None:
@@ -180,6 +182,26 @@ def test_not_what_it_should_be(hub: Hub, tmp_path: Path, capsys: pytest.CaptureF
     hub.missing = True
     assert download(tmp_path) == 2
     assert "no longer has this file" in capsys.readouterr().err
+
+
+def test_a_file_of_libero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    name = f"libero_90/{KITCHEN[14]}_demo.hdf5"
+    hub = Hub(robomimic_bytes(tmp_path / "source", 50), LIBERO, name)
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    arguments = ["demos", "download", "--output-dir", str(tmp_path), "--task"]
+    try:
+        assert cli.main([*arguments, f"libero/{KITCHEN[14]}"]) == 0
+        assert (tmp_path / name).read_bytes() == hub.content
+        out = capsys.readouterr().out
+        assert "50 demonstrations" in out
+        assert "1.5.1" not in out
+        assert cli.main([*arguments, "libero/kitchen/3+14", "--dry-run"]) == 2  # the hub has one of the two
+        assert f"no longer has this file.\n  key: {LIBERO}: libero_90/{KITCHEN[3]}_demo.hdf5" in capsys.readouterr().err
+        assert cli.main([*arguments, "libero/kitchn"]) == 2
+        assert cli.main([*arguments, "transport"]) == 2
+    finally:
+        hub.server.shutdown()
+        hub.server.server_close()
 
 
 def test_too_little_space(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

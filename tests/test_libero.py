@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from postbc import cli
 from postbc.agents.base import load_agent
+from postbc.data import libero_tasks as tasks
 from postbc.data.belonging import Facts
 from postbc.data.normalization import Normalization
 from postbc.environments import find_environment, libero_environment
-from postbc.environments.libero import KITCHEN, find_tasks, make, tasks
-from postbc.environments.libero.tasks import language_vectors
+from postbc.environments.libero import KITCHEN, find_tasks, make
 from postbc.errors import InputError
 from postbc.evaluation import evaluate
 from postbc.files import load_tree, save_tree
@@ -88,25 +87,19 @@ def test_other_suites() -> None:
     assert kitchen[11].sentence == "stack the middle black bowl on the back black bowl"  # the file's own sentence is another
 
 
-def test_language_vectors(tmp_path: Path) -> None:
-    kitchen = find_tasks("kitchen")
-    np.testing.assert_array_equal(language_vectors(kitchen), np.eye(16))
-    np.testing.assert_array_equal(language_vectors(kitchen[3:4]), np.eye(16)[3:4])  # alone as among the sixteen
-    vectors = {task.name: np.full(5, k, np.float32) for k, task in enumerate(kitchen)}
-    save_file(vectors, tmp_path / "all.safetensors")
-    np.testing.assert_array_equal(language_vectors(kitchen[2:4], tmp_path / "all.safetensors"), [[2] * 5, [3] * 5])
-    for name, change, words in (
-        ("lacks", {DRAWER: None}, "lacks tasks"),
-        ("nan", {DRAWER: np.full(5, np.nan, np.float32)}, "cannot be used"),
-        ("width", {DRAWER: np.zeros(4, np.float32)}, "cannot be used"),
+def test_some_of_the_sixteen() -> None:
+    some = find_tasks("kitchen/14+3")
+    assert some == find_tasks(f"kitchen/{STOVE}+{KITCHEN[3]}") == (find_tasks("kitchen")[3], find_tasks("kitchen")[14])
+    environment = find_environment("libero/kitchen/3+14-pixels64")
+    assert environment.name == "libero/kitchen/3+14-pixels64"
+    for name, words in (
+        ("16", "no such task"),
+        ("3+3", "twice"),
+        ("", "no such task"),
+        ("KITCHEN_SCENE3_turn_on", "turn_on_the_stove"),
     ):
-        save_file({k: v for k, v in (vectors | change).items() if v is not None}, tmp_path / name)
         with pytest.raises(InputError, match=words):
-            language_vectors(kitchen, tmp_path / name)
-    (tmp_path / "text").write_text("no vectors")
-    for path in (tmp_path / "text", tmp_path / "nowhere"):
-        with pytest.raises(InputError, match="cannot be read"):
-            language_vectors(kitchen, path)
+            find_environment(f"libero/kitchen/{name}")
 
 
 # --- against LIBERO

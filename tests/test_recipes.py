@@ -240,7 +240,7 @@ def test_the_papers_pretraining() -> None:
     assert table_of("paper-lift-dppo") == (5, 4, 512, 100, 3000, 0.5, 0.1)
     assert table_of("paper-can-dppo") == (10, 4, 1024, 100, 6000, 0.25, 0.05)
     assert table_of("paper-square-dppo") == (30, 4, 1024, 10, 3000, 1.0, 0.05)
-    for name in (n for n in names() if n.startswith("paper-")):
+    for name in (n for n in names() if n.startswith("paper-") and "libero" not in n):
         r, dsrl, finetuner = load_recipe(name), name.endswith("dsrl"), "-".join(name.removesuffix("-2000").split("-")[2:])
         assert (r.pretraining_epochs, r.policy.denoising_steps, r.policy.layers, r.ensemble.layers) == (3000, 100, 3, 3)
         assert (r.policy.sampler, r.policy.inference_steps) == (("ddim", 8) if dsrl else ("ddpm", 8))
@@ -259,6 +259,55 @@ def test_the_papers_dsrl() -> None:
         assert (d.lr, d.batch_size, d.target_entropy, d.tau, r.training.num_envs) == (3e-4, 256, 0.0, 0.005, 4)
         assert r.training.reward == "negative"
         assert {m: r.of_method(m).dsrl.utd for m in r.methods} == {"bc": 20, "sigma-bc": 10, "postbc": 20}
+
+
+def test_the_papers_libero() -> None:
+    """One policy of sixteen tasks, finetuned in each (paper.md section 6)."""
+    for name, weight, seeds in (("paper-libero-dsrl", 2.0, 3), ("paper-libero-best-of-n", 4.0, 2)):
+        r = load_recipe(name)
+        assert r.finetune_in == tuple(f"libero/kitchen/{k}-pixels" for k in range(16))
+        assert (r.data.num_trajectories, r.data.chunk, r.data.language, r.episodes, len(r.seeds)) == (
+            400,
+            4,
+            "one-hot",
+            100,
+            seeds,
+        )
+        p, t = r.policy, r.policy.transformer
+        assert (p.network, p.encoder.kind, p.denoising_steps, p.inference_steps) == ("transformer", "resnet18", 100, 8)
+        assert (t.hidden, t.heads, t.layers, t.feed_forward) == (256, 8, 4, 512)
+        pre = r.pretraining
+        assert (pre.steps, pre.batch_size, pre.learning_rate, pre.steps * pre.warmup) == (50_000, 150, 3e-4, 2000)
+        assert (pre.posterior_weight, pre.sigma, pre.diagonal) == (weight, 0.05, "best" in name)
+        e = r.ensemble
+        assert (e.ensemble_size, e.hidden, e.layers, e.steps, e.bootstrap) == (5, 512, 3, 25_000, "pair")
+    d, training = load_recipe("paper-libero-dsrl").dsrl, load_recipe("paper-libero-dsrl").training
+    assert (d.variant, d.hidden, d.layers, d.activation, d.critics, d.utd, d.discount) == ("sac", 1024, 3, "tanh", 2, 20, 0.99)
+    assert (d.action_magnitude, d.lr, d.batch_size, d.target_entropy, d.tau) == (1.5, 3e-4, 256, 0.0, 0.005)
+    assert (training.num_envs, training.initial_steps, training.reward) == (1, 20 * 600, "negative")  # 20 episodes
+    r = load_recipe("paper-libero-best-of-n")
+    assert (r.iql.steps, r.iql.hidden, r.iql.expectile, r.iql.discount, r.iql.lr) == (50_000, (256, 256), 0.9, 0.99, 3e-4)
+    assert (r.iql.activation, r.iql.critics, r.iql.batch_size, r.iql.tau) == ("tanh", 2, 256, 0.005)
+    assert (r.best_of_n.samples, r.transitions.reward) == (32, "negative")
+    for name in ("libero-states-laptop", "libero-images-laptop"):
+        r = load_recipe(name)
+        tasks = 16 if "states" in name else 3
+        assert r.data.num_trajectories == 25 * tasks <= r.collect_num
+
+
+def test_one_policy_is_finetuned_in_several_environments(tmp_path: Path) -> None:
+    """Each in a directory of its own, compared by itself; what does not belong to the policy's environment is refused at once."""
+    place = "gymnasium:reach:Reach-v0"
+    recipe = tiny(tmp_path, methods=["bc"], seeds=[0], finetuners=["best-of-n"], finetune_in=[place])
+    report = run_recipe(recipe, tmp_path / "x")
+    assert (tmp_path / "x/best-of-n/bc/gymnasium:reach:Reach-v0/seed_0/results.json").exists()
+    (entry,) = json.loads((report / "summary.json").read_text())
+    assert (entry["task"], entry["episodes"]) == (place, 4)
+    whole = run_recipe(tiny(tmp_path, methods=["bc"], seeds=[0], finetuners=["best-of-n"]), tmp_path / "x")  # and as ever
+    assert len(json.loads((whole / "summary.json").read_text())) == 2
+    with pytest.raises(InputError, match="finetune_in: postbc/PushT"):
+        run_recipe(tiny(tmp_path, methods=["bc"], finetune_in=["postbc/PushT"]), tmp_path / "y")
+    assert not (tmp_path / "y").exists()
 
 
 def test_the_published_dppo() -> None:

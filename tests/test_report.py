@@ -147,6 +147,37 @@ def test_verdicts(differences: list[float], p: float, expected: str) -> None:
     assert verdict(statistics.compare(d, np.zeros_like(d)), p) == expected
 
 
+def test_success_by_task(tmp_path: Path) -> None:
+    """Two seeds' episodes of a task are one row, with Wilson's interval over both; other environments have no such table."""
+
+    def rates(*successes: int) -> list[dict[str, Any]]:
+        named = zip(("come <here>", "flee"), successes)
+        return [
+            {"task": t, "episodes": 20, "success": k / 20, "success_interval": list(statistics.wilson_interval(k, 20))}
+            for t, k in named
+        ]
+
+    for seed, before, after in ((0, (4, 8), (10, 20)), (1, (6, 10), (15, 19))):
+        write(tmp_path / "x", result("bc", seed, episodes=40, tasks_before=rates(*before), tasks_after=rates(*after)))
+    content = build([tmp_path / "x"], tmp_path / "report")
+    (of,) = content.groups
+    pooled = of.by_task("tasks_after")["come <here>"]
+    assert (pooled.episodes, pooled.success) == (40, 25 / 40)
+    page = (tmp_path / "report/report.html").read_text()
+    low, high = statistics.wilson_interval(25, 40)
+    for words in ("come &lt;here&gt;", "0.25 → 0.62", f"after [{low:.2f}, {high:.2f}]", "mean of the tasks", "0.350 → 0.800"):
+        assert words in page
+    entries = json.loads((tmp_path / "report/summary.json").read_text())
+    assert [e["tasks_after"][1]["success"] for e in entries] == [1.0, 0.95]
+    assert "tasks" not in (tmp_path / "report/results.csv").read_text()
+    again, _ = collect([tmp_path / "report"])
+    assert again[0].tasks_after is not None
+    assert again[0].tasks_after[1].success == 1
+    plain_report = build([write(tmp_path / "y", result("bc", 0))], tmp_path / "other")
+    assert plain_report.groups[0].by_task("tasks_after") == {}
+    assert "mean of the tasks" not in (tmp_path / "other/report.html").read_text()
+
+
 def test_repeated_seeds_are_averaged(tmp_path: Path) -> None:
     write(tmp_path / "a", result("bc", 0, success_after=0.4))
     write(tmp_path / "b", result("bc", 0, success_after=0.6, curve=[[0, 0.5], [1000, 0.6]]))

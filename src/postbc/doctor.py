@@ -104,9 +104,9 @@ def check_pusht() -> Check:
 
 def check_libero() -> Check:
     """LIBERO, an extra of its own."""
+    from postbc.data.libero_tasks import INSTALL as remedy
+    from postbc.data.libero_tasks import installed
     from postbc.environments import libero
-    from postbc.environments.libero.tasks import INSTALL as remedy
-    from postbc.environments.libero.tasks import installed
 
     if installed() is None:
         return Check("LIBERO", "ok", f"not installed (only LIBERO needs it: {remedy})")

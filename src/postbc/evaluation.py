@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from postbc.agents.base import Agent
 from postbc.data.belonging import Facts, check_belongs
-from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations
+from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, tasks_of
 from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import InputError, require
@@ -33,7 +33,7 @@ from postbc.files import write_text
 from postbc.policies.base import About, Observation, Shapes
 from postbc.progress import progress as progress_bar
 from postbc.progress import say
-from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, parse, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, parse, plain, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds, make_generator
 from postbc.statistics import wilson_interval
 
@@ -60,6 +60,27 @@ class Episode:
     """The simulation became unstable; counted as it stands."""
     initial_observation: list[float] | None
     """(S,) the first state in raw units; None where there is none among the observations."""
+    task: str | None = later(None)
+    """Which of the environment's tasks it is of, where there are several."""
+
+
+@schema
+class TaskRate:
+    """Success in one of several tasks."""
+
+    task: str
+    episodes: Count
+    success: Share
+    """Share of them with any successful environment step."""
+    success_interval: tuple[Share, Share]
+    """95 %, Wilson."""
+
+    @staticmethod
+    def pooled(rates: Sequence[TaskRate]) -> TaskRate:
+        """All episodes of one task together."""
+        episodes = sum(rate.episodes for rate in rates)
+        successes = round(sum(rate.success * rate.episodes for rate in rates))
+        return TaskRate(rates[0].task, episodes, successes / episodes, wilson_interval(successes, episodes))
 
 
 @schema
@@ -94,6 +115,8 @@ class Summary:
     """Episodes whose simulation became unstable."""
     covered: tuple[str, ...] = ()
     """Cameras that the agent saw black."""
+    tasks: tuple[TaskRate, ...] = later(())
+    """By task, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +148,19 @@ class Evaluation:
         row = self.outcomes(definition)
         return wilson_interval(int(row.sum()), len(row), confidence)
 
+    @property
+    def tasks(self) -> tuple[TaskRate, ...]:
+        """Success by task; empty where the environment has one alone."""
+        of: dict[str, list[bool]] = {}
+        for episode in self.episodes:
+            if episode.task is not None:
+                of.setdefault(episode.task, []).append(episode.success)
+        rates = (
+            TaskRate(task, len(row), sum(row) / len(row), wilson_interval(sum(row), len(row)))
+            for task, row in sorted(of.items())
+        )
+        return tuple(rates) if len(of) > 1 else ()
+
     def summary(self) -> dict[str, Any]:
         """The figures of :class:`Summary`."""
         return {
@@ -132,11 +168,12 @@ class Evaluation:
             "success": self.success_rate, "success_interval": list(self.interval()),
             "chunk_success": self.chunk_success_rate, "chunk_success_interval": list(self.interval("chunk_success")),
             "mean_steps": float(np.mean([e.steps for e in self.episodes])), "diverged": sum(e.diverged for e in self.episodes),
+            "tasks": self.tasks,
         }  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """One JSON object a line and an episode (actions are not written), atomically."""
-        write_text(path, "".join(json.dumps(asdict(e), allow_nan=False) + "\n" for e in self.episodes))
+        write_text(path, "".join(json.dumps(plain(e), allow_nan=False) + "\n" for e in self.episodes))
 
     @classmethod
     def load(cls, path: str | Path, episode_seeds: Sequence[int] | None = None, agent_seed: int | None = None) -> Evaluation:
@@ -272,7 +309,7 @@ def evaluate(
             check_sizes(agent, env)
             book = _Book(agent_seed, n, seeds, record_actions)
             observation = env.reset(book.seeds())
-            book.begin(np.ones(n, bool), observation)
+            book.begin(np.ones(n, bool), observation, tasks_of(env))
             while len(book.finished) < episodes:
                 chunk = agent.act(to_tensors(observation, agent), generator).cpu().numpy()
                 step = env.step(chunk)
@@ -282,7 +319,7 @@ def evaluate(
                 again = book.next(ended)
                 if again.any():
                     observation = env.reset(book.seeds(), again)
-                    book.begin(again, observation)
+                    book.begin(again, observation, tasks_of(env))
         finally:
             env.close()
     return Evaluation(tuple(book.finished[k] for k in sorted(book.finished)), book.actions, env.chooses_episodes)
@@ -299,6 +336,7 @@ class _Book:
         self.steps, self.first, self.reward = np.zeros(n, int), np.zeros(n, int), np.zeros(n)
         self.success, self.chunk_success = np.zeros(n, bool), np.zeros(n, bool)
         self.initial: list[list[float] | None] = [None] * n
+        self.tasks: list[str | None] = [None] * n
         self.played: list[list[np.ndarray]] | None = [[] for _ in range(n)] if record_actions else None
 
     @property
@@ -314,11 +352,12 @@ class _Book:
         self.current[ended] += self.n
         return ended & (self.current < len(self.episode_seeds))
 
-    def begin(self, mask: np.ndarray, observation: Observations) -> None:
+    def begin(self, mask: np.ndarray, observation: Observations, tasks: Sequence[str | None]) -> None:
         self.steps[mask], self.first[mask], self.reward[mask] = 0, 0, 0.0
         self.success[mask], self.chunk_success[mask] = False, False
         for i in np.flatnonzero(mask):
             state = observation["state"][i] if "state" in observation else None
+            self.tasks[i] = tasks[int(i)]
             self.initial[i] = None if state is None else np.asarray(state, float).reshape(-1, state.shape[-1])[-1].tolist()
             if self.played is not None:
                 self.played[i] = []
@@ -341,6 +380,7 @@ class _Book:
             self.finished[episode_seed] = Episode(
                 self.agent_seed, episode_seed, bool(self.success[i]), bool(self.chunk_success[i]), int(self.steps[i]),
                 int(self.first[i]) if self.success[i] else None, float(self.reward[i]), bool(step.diverged[i]), self.initial[i],
+                self.tasks[i],
             )  # fmt: skip
             if self.played is not None:
                 self.actions[episode_seed] = np.concatenate(self.played[i])

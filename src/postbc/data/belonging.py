@@ -95,8 +95,11 @@ class Facts:
 
 
 def _task(name: Any) -> Any:
-    """A task as its simulator calls it: `gymnasium:module:My/Task-v0` is My/Task-v0, whatever registers it."""
-    return (name.split(":")[-1] if isinstance(name, str) else name) or None
+    """A task as its simulator calls it: `gymnasium:module:My/Task-v0` is My/Task-v0, whatever registers it; some of LIBERO's kitchens'
+    tasks ("libero/kitchen/3+14") are observed as all of them."""
+    if isinstance(name, str):
+        name = "libero/kitchen" if name.startswith("libero/kitchen/") else name.split(":")[-1]
+    return name or None
 
 
 def installed_robosuite() -> str | None:

@@ -24,14 +24,15 @@ class Observes(Protocol):
     def env_args(self) -> dict[str, Any]: ...
 
 
-def _parts(output: Path) -> Path:
+def parts_of(output: Path) -> Path:
+    """Where what is done of an output waits for the rest."""
     return output.with_name(f".{output.name}.parts")
 
 
 def finish(output: str | Path) -> bool:
     """Whether a conversion to `output` had come to its end when it was stopped; what it left beside the output is removed then."""
     output = Path(output)
-    parts, done = _parts(output), _parts(output) / "done"
+    parts, done = parts_of(output), parts_of(output) / "done"
     if not parts.is_dir() or not output.is_file():
         return False
     if any(parts.iterdir()) and not (done.is_file() and done.read_text(encoding="utf-8") == digest(output)):
@@ -59,7 +60,7 @@ def convert_recording(
     output = Path(output)
     check_writable(output)
     identity = hashlib.sha256(f"{digest(recording.path)} {observer.env_args()}".encode()).hexdigest()[:16]
-    parts = _parts(output)
+    parts = parts_of(output)
     files = {name: parts / f"{identity}.{i}.safetensors" for i, name in enumerate(recording.names)}
     done = frozenset(name for name, file in files.items() if file.exists())
     for count, (name, states, actions, operator) in enumerate(recording.read(done), len(done) + 1):
@@ -71,6 +72,12 @@ def convert_recording(
     episodes = tuple(_load(files[name]) for name in recording.names)
     dims = (3, 4, 2, episodes[0].state.shape[1] - 9)
     dataset = Dataset(episodes, LOW_DIM_KEYS, dims, observer.env_args(), recording.filters, str(output))
+    return complete(output, dataset)
+
+
+def complete(output: Path, dataset: Dataset) -> Path:
+    """Write what all parts are there of, and remove them."""
+    parts = parts_of(output)
     whole = write_robomimic(parts / "whole.hdf5", dataset)
     write_text(parts / "done", digest(whole))
     with os_errors(output):

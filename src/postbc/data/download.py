@@ -1,4 +1,4 @@
-"""The official robomimic files from their public hub, checked on arrival."""
+"""The official robomimic and LIBERO files from their public hub, checked on arrival."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from postbc.data.libero_tasks import find_tasks
 from postbc.errors import InputError, require
 from postbc.files import digest
 
-REPOSITORY = "robomimic/robomimic_datasets"
+REPOSITORY, LIBERO = "robomimic/robomimic_datasets", "yifengzhu-hf/LIBERO-datasets"
 #: Tasks and data sets with low-dimensional files; proficient-human files hold 200 demonstrations, multi-human ones 300 (6 people × 50).
 TASKS = ("lift", "can", "square")
 DEMONSTRATIONS = {"ph": 200, "mh": 300}
+#: Of each of LIBERO's tasks.
+OF_A_TASK = 50
 #: Simulator that the hub's v1.5 files were made with.
 MADE_WITH = "1.5.1"
 VERSION_NOTE = (
@@ -40,6 +43,7 @@ class Remote:
     """As the repository's card states it, or "not stated"."""
     commit: str
     """Revision that will be downloaded."""
+    repository: str = REPOSITORY
 
 
 def _hub() -> Any:
@@ -67,12 +71,12 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
-def _unreachable(error: Exception, filename: str) -> InputError:
+def _unreachable(error: Exception, filename: str, repository: str) -> InputError:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return InputError("The disk is full.", found=str(error), remedy="free space and run the same command: it resumes")
     return InputError(
         "The file could not be fetched from the hub.",
-        key=f"{REPOSITORY}: {filename}",
+        key=f"{repository}: {filename}",
         found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}",
         expected="a connection to the Hugging Face hub (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids it)",
         remedy="connect and run the same command again: it resumes. Without a connection, `postbc demos collect` makes demonstrations",
@@ -83,20 +87,32 @@ def look_up(task: str, dataset: str) -> Remote:
     """Size, checksum, licence and revision of a file, without downloading it. InputError: unknown data set, or no hub."""
     require(task in TASKS and dataset in DEMONSTRATIONS, "There is no such data set.", key="task, dataset", found=f"{task}, {dataset}",
             expected=f"{' | '.join(TASKS)} and {' | '.join(DEMONSTRATIONS)}")  # fmt: skip
-    filename = f"v1.5/{task}/{dataset}/low_dim_v15.hdf5"
+    return _look_up(REPOSITORY, [f"v1.5/{task}/{dataset}/low_dim_v15.hdf5"])[0]
+
+
+def look_up_libero(name: str) -> list[Remote]:
+    """The files of LIBERO's tasks, one each, as :func:`postbc.data.libero_tasks.find_tasks` names them. InputError as above."""
+    return _look_up(LIBERO, [f"{task.suite}/{task.name}_demo.hdf5" for task in find_tasks(name)])
+
+
+def _look_up(repository: str, filenames: list[str]) -> list[Remote]:
     api = _hub().HfApi(endpoint=_endpoint())
     try:
-        info = api.dataset_info(REPOSITORY)
-        files = api.get_paths_info(REPOSITORY, [filename], repo_type="dataset", revision=info.sha)
+        info = api.dataset_info(repository)
+        files = {file.path: file for file in api.get_paths_info(repository, filenames, repo_type="dataset", revision=info.sha)}
     except _network_errors() as error:
-        raise _unreachable(error, filename) from error
-    require(files, "The hub no longer has this file.", key=f"{REPOSITORY}: {filename}", found=f"nothing at revision {info.sha}",
-            remedy="look at the repository's file list, and tell us")  # fmt: skip
+        raise _unreachable(error, filenames[0], repository) from error
+    for filename in filenames:
+        require(filename in files, "The hub no longer has this file.", key=f"{repository}: {filename}",
+                found=f"nothing at revision {info.sha}", remedy="look at the repository's file list, and tell us")  # fmt: skip
     licence = getattr(info.card_data, "license", None) if getattr(info, "card_data", None) else None
-    lfs = getattr(files[0], "lfs", None)
-    return Remote(
-        filename, int(files[0].size), getattr(lfs, "sha256", None), str(licence) if licence else "not stated", str(info.sha)
-    )
+    return [
+        Remote(
+            filename, int(files[filename].size), getattr(getattr(files[filename], "lfs", None), "sha256", None),
+            str(licence) if licence else "not stated", str(info.sha), repository,
+        )
+        for filename in filenames
+    ]  # fmt: skip
 
 
 def check_arrived(path: Path, remote: Remote, demonstrations: int) -> int:
@@ -159,7 +175,7 @@ def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: 
     hub = _hub()
     from huggingface_hub.file_download import http_get
 
-    url = hub.hf_hub_url(REPOSITORY, remote.filename, repo_type="dataset", revision=remote.commit, endpoint=_endpoint())
+    url = hub.hf_hub_url(remote.repository, remote.filename, repo_type="dataset", revision=remote.commit, endpoint=_endpoint())
     try:
         if have < remote.size:
             with part.open("ab") as file:
@@ -170,7 +186,7 @@ def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: 
                 file.flush()
                 os.fsync(file.fileno())
     except _network_errors() as error:
-        raise _unreachable(error, remote.filename) from error
+        raise _unreachable(error, remote.filename, remote.repository) from error
     try:
         check_arrived(part, remote, demonstrations)
     except InputError:

@@ -60,7 +60,8 @@ class Episode:
     """
 
     observations: Observed
-    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`)."""
+    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`),
+    "language" (N, E) float32."""
     actions: np.ndarray
     """(N, A) float32, raw units: the controller's input, [-1, 1] for robosuite."""
     rewards: np.ndarray | None = None
@@ -75,6 +76,8 @@ class Episode:
     """Who or what produced it."""
     episode_seed: int | None = None
     """Seed of the simulator's episode where known: it decides what the state leaves out (the size of Lift's cube)."""
+    task: str | None = None
+    """Which of the dataset's tasks it is of, by name, where the data say so."""
 
     def __post_init__(self) -> None:
         observed = {}
@@ -99,7 +102,7 @@ class Episode:
         require(self.actions.shape[1] >= 1, "An action has at least one number.", key=f"{self.name}/actions", found="width 0")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
-        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed)
+        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed, self.task)
         return Episode, (dict(self.observations), *parts)
 
     def __len__(self) -> int:
@@ -114,7 +117,7 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Episodes of one task with what is needed to interpret them."""
+    """Episodes of one task, or of several of one robot, with what is needed to interpret them."""
 
     episodes: tuple[Episode, ...]
     """At least one, all with the same observations and A, names distinct."""
@@ -128,6 +131,8 @@ class Dataset:
     """Filter key -> names of episodes (robomimic's `mask`)."""
     source: str = "arrays"
     """Where they came from: a path, or a word."""
+    tasks: tuple[str, ...] = ()
+    """Names of the tasks that "language" tells apart, in its order; by default the episodes' own, sorted."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "episodes", tuple(self.episodes))
@@ -147,11 +152,16 @@ class Dataset:
         require(len(dims) == len(self.state_keys) and sum(dims) == total, "The state keys do not describe the states.",
                 file=self.source, key="state_keys", found=f"{dict(zip(self.state_keys, dims))} for states of width {total}",
                 expected="one width a key, with the state's width as their sum")  # fmt: skip
+        if not self.tasks:
+            object.__setattr__(self, "tasks", tuple(sorted({e.task for e in self.episodes if e.task is not None})))
         known: set[str] = set()
         for episode in self.episodes:
             require(episode.name not in known, "Two episodes have the same name.", file=self.source, key=episode.name,
                     expected="distinct names")  # fmt: skip
             known.add(episode.name)
+            require(episode.task is None or episode.task in self.tasks, "An episode is of a task that is not listed.", file=self.source,
+                    key=episode.name, found=episode.task, expected=", ".join(self.tasks)[:300] or "no task")  # fmt: skip
+        require(len(set(self.tasks)) == len(self.tasks), "A task is listed twice.", file=self.source, key="tasks")
         check_filters(self.filters, self.names, self.source)
 
     def _differs(self, episode: Episode, found: Mapping[str, Any], widths: Mapping[str, Any]) -> None:
@@ -266,9 +276,14 @@ class Dataset:
         """The episodes of one filter (robomimic's `mask/<filter_key>`), in order. InputError if unknown or empty."""
         return self.keep(choose(self.names, self.filters, filter_key, self.source))
 
+    @property
+    def task_of(self) -> dict[str, str]:
+        """Episode -> its task, of those that have one."""
+        return {episode.name: episode.task for episode in self.episodes if episode.task is not None}
+
     def subset(self, n: int, seed: int) -> Dataset:
         """`n` episodes drawn without replacement by `seed`, in this object's order; see :func:`draw`."""
-        return self.keep(draw(self.names, n, seed, self.source))
+        return self.keep(draw(self.names, n, seed, self.source, self.task_of))
 
 
 def check_filters(filters: Mapping[str, Sequence[str]], names: Sequence[str], source: str) -> None:
@@ -292,8 +307,8 @@ def choose(names: Sequence[str], filters: Mapping[str, Sequence[str]], filter_ke
     return [name for name in names if name in wanted]
 
 
-def draw(names: Sequence[str], n: int, seed: int, source: str) -> list[str]:
-    """`n` of the names without replacement, in their order.
+def draw(names: Sequence[str], n: int, seed: int, source: str, task_of: Mapping[str, str] | None = None) -> list[str]:
+    """`n` of the names without replacement, in their order; of several tasks equally many each (some one more).
 
     The first n of one permutation, so that with one seed a smaller subset lies inside every larger one (paper, figure on the number of
     demonstrations: the curves then differ by added data only). InputError if there are fewer than n.
@@ -302,4 +317,11 @@ def draw(names: Sequence[str], n: int, seed: int, source: str) -> list[str]:
             found=f"{n} asked for, {len(names)} there", expected=f"1 to {len(names)}",
             remedy="ask for fewer, or use a larger file or another filter")  # fmt: skip
     require(seed >= 0, "A seed is not negative.", key="seed", found=seed, expected=">= 0")
-    return [names[i] for i in sorted(np.random.default_rng(seed).permutation(len(names))[:n].tolist())]
+    before: dict[str | None, int] = {}  # drawn of each task
+    turns = []
+    for i in np.random.default_rng(seed).permutation(len(names)).tolist():
+        task = (task_of or {}).get(names[i])
+        before[task] = before.get(task, 0) + 1
+        turns.append((before[task], i))
+    turns.sort(key=lambda turn: turn[0])  # the first of each task, in the permutation's order, then the second ones
+    return [names[i] for i in sorted(i for _, i in turns[:n])]

@@ -48,11 +48,12 @@ class LazyArray:
         rows: the part of the array's first axis that this is; default all.
         shape: of the file's array where it is known already.
         channels_last: whether the file has (H, W, C), as robomimic's and diffusion_policy's do.
+        upside_down: whether the file's lowest row is the first, as in LIBERO's; here the highest is.
     """
 
     def __init__(self, path: str | Path, key: str, *, rows: tuple[int, int] | None = None, channels_last: bool = True,
-                 shape: Sequence[int] | None = None) -> None:  # fmt: skip
-        self.path, self.key, self.channels_last = str(path), key, channels_last
+                 shape: Sequence[int] | None = None, upside_down: bool = False) -> None:  # fmt: skip
+        self.path, self.key, self.channels_last, self.upside_down = str(path), key, channels_last, upside_down
         shape = _file(self.path)[key].shape if shape is None else shape
         self.start, self.stop = rows or (0, int(shape[0]))
         rest = tuple(int(n) for n in shape[1:])
@@ -104,4 +105,5 @@ class LazyArray:
             raise InputError("A data file has changed.", file=self.path, key=self.key, found=f"{len(frames)} frames")
         if frames.dtype != np.uint8:  # diffusion_policy stores 0 to 255 as float32
             frames = (np.clip(frames, 0, 255) + 0.5).astype(np.uint8)
-        return np.ascontiguousarray(np.moveaxis(frames, -1, 1) if self.channels_last else frames)
+        frames = np.moveaxis(frames, -1, 1) if self.channels_last else frames
+        return np.ascontiguousarray(frames[:, :, ::-1] if self.upside_down else frames)

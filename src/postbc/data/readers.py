@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from postbc.data.episodes import Dataset
+from postbc.data.folder import files_of, list_folder, read_folder
+from postbc.data.libero import is_libero, list_libero, read_libero
 from postbc.data.robomimic import PARTS, Listing, list_robomimic, read_robomimic
 from postbc.data.zarr import is_zarr, list_zarr, read_zarr
 from postbc.errors import require
@@ -22,7 +24,11 @@ def _is_zarr(path: str | Path) -> bool:
 
 def list_dataset(path: str | Path) -> Listing:
     """Names of the episodes and filters, without reading an array."""
-    return list_zarr(path) if _is_zarr(path) else list_robomimic(path)
+    if _is_zarr(path):
+        return list_zarr(path)
+    if files_of(path):
+        return list_folder(path, list_dataset)
+    return list_libero(path) if is_libero(path) else list_robomimic(path)
 
 
 def read_dataset(
@@ -37,16 +43,23 @@ def read_dataset(
     parts: Iterable[str] = PARTS,
     environment: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Read demonstrations or rollouts: robomimic's HDF5 (:func:`read_robomimic`) or diffusion_policy's zarr (:func:`read_zarr`).
+    """Read demonstrations or rollouts: robomimic's HDF5 (:func:`read_robomimic`), LIBERO's (:func:`read_libero`), a folder of such
+    files, or diffusion_policy's zarr (:func:`read_zarr`).
 
     The arguments are theirs. InputError names file and key for whatever cannot be used.
     """
+    if not _is_zarr(path) and files_of(path):
+        return read_folder(
+            path, read_dataset, list_dataset, filter_key=filter_key, names=names, observation_keys=observation_keys,
+            image_keys=image_keys, clip_actions=clip_actions, check_actions=check_actions, parts=parts, environment=environment,
+        )  # fmt: skip
     if _is_zarr(path):
         return read_zarr(
             path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, parts=parts,
             environment=environment,
         )  # fmt: skip
-    return read_robomimic(
+    read = read_libero if is_libero(path) else read_robomimic
+    return read(
         path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, clip_actions=clip_actions,
         check_actions=check_actions, parts=parts, environment=environment,
     )  # fmt: skip

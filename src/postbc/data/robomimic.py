@@ -2,8 +2,8 @@
 
 ::
 
-    data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs), state_keys (ours, JSON, optional)
-    data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed (these two ours, optional)
+    data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs), state_keys, tasks (ours, JSON, optional)
+    data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed, task (these three ours, optional)
       actions (N, A)  rewards (N,)  dones (N,)  states (N, Ds)  obs/<key> (N, d)  obs/<camera>_image (N, H, W, C)  next_obs/<key>
     mask/<filter>   names of demonstrations
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Listing:
     names: tuple[str, ...]
     """Demonstrations, ordered by their number."""
     filters: dict[str, tuple[str, ...]]
+    task_of: dict[str, str] = field(default_factory=dict)
+    """Demonstration -> its task, where the file says so."""
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -91,7 +93,12 @@ def list_robomimic(path: str | Path) -> Listing:
     """Names and filters of a file. InputError if it cannot be used."""
     path = Path(path)
     with open_hdf5(path) as file:
-        return Listing(find_names(get(file, "data", h5py.Group, path), path), find_masks(file, path))
+        data = get(file, "data", h5py.Group, path)
+        names, task_of = find_names(data, path), {}
+        if "tasks" in data.attrs:
+            told = {name: attribute(get_group(data, name, path), "task", path) for name in names}
+            task_of = {name: str(task) for name, task in told.items() if task is not None}
+        return Listing(names, find_masks(file, path), task_of)
 
 
 def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
@@ -120,7 +127,10 @@ def action_bounds(environment: Mapping[str, Any]) -> tuple[float, float] | None:
     return (-1.0, 1.0)
 
 
-def _actions(group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool) -> np.ndarray:
+def read_actions(
+    group: h5py.Group, path: Path, width: int | None, bounds: tuple[float, float] | None, clip: bool
+) -> np.ndarray:
+    """A demonstration's actions (N, A): of this width where it is given, and within bounds, or clipped to them."""
     key = f"{group.name}/actions".lstrip("/")
     actions = read(group, "actions", path, ndim=2)
     require(width is None or actions.shape[1] == width, "The actions have the wrong width.", file=path, key=key,
@@ -165,17 +175,9 @@ def _frames(obs: h5py.Group, key: str, path: Path, rows: int) -> tuple[str, Lazy
 
 def _default_keys(data: h5py.Group, name: str, path: Path) -> tuple[str, ...]:
     """The file's own choice (what we wrote), or robomimic's four."""
-    own = attribute(data, "state_keys", path)
-    if isinstance(own, str):
-        try:
-            keys = json.loads(own)
-            if isinstance(keys, list) and all(isinstance(key, str) for key in keys):
-                return tuple(keys)
-        except (ValueError, RecursionError):
-            pass
-        raise InputError(
-            "The file's list of observations is not one.", file=path, key="data attribute state_keys", found=own[:100]
-        )
+    own = _names(data, "state_keys", path)
+    if own is not None:
+        return own
     group = get(data, name, h5py.Group, path)
     obs = group.get("obs") if "obs" in group else None
     if not isinstance(obs, h5py.Group):
@@ -191,6 +193,21 @@ def _default_keys(data: h5py.Group, name: str, path: Path) -> tuple[str, ...]:
     require(not missing, "The file lacks a dataset.", file=path, key=f"{obs.name}/{missing[0] if missing else ''}".lstrip("/"),
             found=f"{obs.name} holds {there[:20]}", expected=f"observations {', '.join(LOW_DIM_KEYS)}", remedy=KEYS)  # fmt: skip
     return LOW_DIM_KEYS
+
+
+def _names(data: h5py.Group, name: str, path: Path) -> tuple[str, ...] | None:
+    """An attribute that is a JSON list of names; None where it is not there."""
+    own = attribute(data, name, path)
+    if own is None:
+        return None
+    try:
+        names = json.loads(own)
+        if isinstance(names, list) and all(isinstance(key, str) for key in names):
+            return tuple(names)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise InputError(f"The file's list of {name.replace('_', ' ')} is not one.", file=path, key=f"data attribute {name}",
+                     found=str(own)[:100], expected="a JSON list of names")  # fmt: skip
 
 
 def _environment(data: h5py.Group, path: Path, stands_in: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -211,7 +228,7 @@ def _episode(
     group = get_group(data, name, path)
     require("obs" in group or not {"states", "actions"} <= set(group), "The demonstrations hold states, but no observations.",
             file=path, key=f"data/{name}/obs", found=f"{members(group)[:12]}", remedy=CONVERT)  # fmt: skip
-    played = _actions(group, path, *actions)
+    played = read_actions(group, path, *actions)
     promised = attribute(group, "num_samples", path)
     require(promised is None or (isinstance(promised, (int, float)) and promised == len(played)),
             "A demonstration has another length than it says.", file=path,
@@ -233,11 +250,13 @@ def _episode(
     seed = attribute(group, "episode_seed", path)
     require(seed is None or (type(seed) is int and seed >= 0), "An episode seed is a non-negative integer.", file=path,
             key=f"data/{name} attribute episode_seed", found=repr(seed)[:50])  # fmt: skip
+    task = attribute(group, "task", path)
     optional = {part: read(group, part, path, rows=len(played)) for part in parts if part in group}
     try:
         episode = Episode(
-            observations, played, **optional, name=name, operator=None if operator is None else str(operator), episode_seed=seed
-        )
+            observations, played, **optional, name=name, operator=None if operator is None else str(operator), episode_seed=seed,
+            task=None if task is None else str(task),
+        )  # fmt: skip
     except InputError as error:
         raise InputError(f"{error}\n  file: {path}") from None
     return episode, tuple(column.shape[1] for column in columns)
@@ -288,7 +307,7 @@ def read_robomimic(
         first = get(data, wanted[0], h5py.Group, path)
         require(not is_recording(data) or "obs" in first, "This is a raw robosuite recording: states and actions, no observations.",
                 file=path, key=f"data/{wanted[0]}/obs", found=f"attributes {sorted(map(str, data.attrs))}", remedy=CONVERT)  # fmt: skip
-        args = _environment(data, path, environment)
+        args, tasks = _environment(data, path, environment), _names(data, "tasks", path) or ()
         keys = tuple(observation_keys) if observation_keys is not None else _default_keys(data, wanted[0], path)
         require(keys or image_keys, "There is nothing to observe.", file=path, key="observation_keys", remedy=KEYS)
         bounds = action_bounds(args) if check_actions or clip_actions else None
@@ -310,4 +329,4 @@ def read_robomimic(
     read_names = set(wanted)
     filters = {key: tuple(name for name in members if name in read_names) for key, members in masks.items()}
     filters = {key: members for key, members in filters.items() if members or not masks[key]}
-    return Dataset(tuple(episodes), keys, dims or (), args, filters, str(path))
+    return Dataset(tuple(episodes), keys, dims or (), args, filters, str(path), tasks)

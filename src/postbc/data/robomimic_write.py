@@ -41,9 +41,10 @@ def write_robomimic(
     The same dataset gives the same bytes. InputError when the file cannot be written (full disk, no permission).
     """
     path = Path(path)
-    others = sorted({key for e in dataset for key in e.observations if key != "state" and not is_image(key)})
+    told = {"language"} if all(e.task is not None for e in dataset) else set()  # the task says it
+    others = sorted({key for e in dataset for key in e.observations if key != "state" and not is_image(key)} - told)
     require(not others, "The layout has no place for these observations.", file=path, key=", ".join(others),
-            expected="state and image.<camera>")  # fmt: skip
+            expected="state, image.<camera>, and language of episodes whose task is known")  # fmt: skip
     check_writable(path)
     if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
         with atomic_path(path) as whole:
@@ -66,6 +67,8 @@ def _write(
             data.attrs["env_args"] = json.dumps(dict(dataset.environment))
         if dataset.state_keys != LOW_DIM_KEYS:
             data.attrs["state_keys"] = json.dumps(list(dataset.state_keys))
+        if dataset.tasks:
+            data.attrs["tasks"] = json.dumps(list(dataset.tasks))
         ends = np.cumsum(dataset.state_dims)
         for episode in dataset:
             group = data.create_group(episode.name)
@@ -77,6 +80,8 @@ def _write(
                 group.attrs["operator"] = episode.operator
             if episode.episode_seed is not None:
                 group.attrs["episode_seed"] = episode.episode_seed
+            if episode.task is not None:
+                group.attrs["task"] = episode.task
             group["actions"] = episode.actions
             if episode.rewards is not None:
                 group["rewards"] = episode.rewards

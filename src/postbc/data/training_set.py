@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,11 +14,13 @@ import torch
 
 from postbc.data.belonging import Facts, check_simulator
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, choose, draw
+from postbc.data.language import read_vectors, with_language
 from postbc.data.normalization import Normalization, fit_normalization
 from postbc.data.readers import list_dataset, read_dataset
+from postbc.data.robomimic import Listing
 from postbc.data.windows import Windows
 from postbc.errors import require
-from postbc.schemas import Count, NonNegative, Seed, schema
+from postbc.schemas import Count, NonNegative, Seed, later, schema
 
 #: A dimension whose values span less is called narrow; raw units (metres, quaternion components, commands).
 NARROW = 1e-3
@@ -30,9 +31,9 @@ class TrainingSetConfig:
     """Which demonstrations, and how they become windows."""
 
     demonstrations: Path
-    """Demonstrations: robomimic's HDF5 layout, or diffusion_policy's zarr (a folder or .zarr.zip)."""
+    """Demonstrations: robomimic's or LIBERO's HDF5 (a file, or a folder of them), or diffusion_policy's zarr (folder or .zarr.zip)."""
     num_trajectories: Count | None = None
-    """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square); all by default."""
+    """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square), of several tasks equally many each; all by default."""
     subset_seed: Seed | None = None
     """Seed of the subset, the same for every seed; by default each seed's own, so that seeds differ in data too."""
     filter_key: str | None = None
@@ -49,6 +50,9 @@ class TrainingSetConfig:
     """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr: its own)."""
     image_keys: tuple[str, ...] = ()
     """Cameras whose frames the policy sees, as the file names them (agentview_image); none by default."""
+    language: Literal["one-hot"] | Path | None = later(None)
+    """Tell the policy which of several tasks it is in: one-hot, or by the vectors of a safetensors file, one under each task's name,
+    which the policy keeps. None: it is not told (states of libero/kitchen say it themselves)."""
     clip_actions: bool = False
     """Clip commands to the controller's [-1, 1], as robosuite did when it executed them; otherwise others are refused."""
     minimum_range: NonNegative = 0.0
@@ -67,6 +71,8 @@ class TrainingSet:
     """On the device."""
     windows: Windows
     facts: Facts
+    vectors: torch.Tensor | None = None
+    """(E, V) float32 what the policy reads in place of the one-hot "language"."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -97,30 +103,37 @@ def load_training_set(
         InputError: whatever is wrong with the file, the filter or the numbers; data of another simulator version.
     """
     require(seed >= 0, "A seed is a non-negative integer.", key="seed", found=seed)
-    names, filters, source = _listing(config, full)
-    chosen = list(names) if config.filter_key is None else choose(names, filters, config.filter_key, source)
+    listing, source = _listing(config, full)
+    chosen = list(listing.names)
+    if config.filter_key is not None:
+        chosen = choose(listing.names, listing.filters, config.filter_key, source)
     if config.num_trajectories is not None:
         drawn = config.subset_seed if config.subset_seed is not None else seed
-        chosen = draw(chosen, config.num_trajectories, drawn, source)
+        chosen = draw(chosen, config.num_trajectories, drawn, source, listing.task_of)
     if full is None:
         full = read_dataset(
             config.demonstrations, names=None if config.statistics == "full" else chosen, parts=(),
             observation_keys=config.observation_keys, image_keys=config.image_keys, clip_actions=config.clip_actions,
         )  # fmt: skip
+    if config.language is not None:
+        full = with_language(full)
+    vectors = None
+    if isinstance(config.language, Path):
+        told = read_vectors(config.language, full.tasks, sorted({str(episode.task) for episode in full}))
+        vectors = torch.as_tensor(told, device=device)
     subset = full if len(chosen) == len(full) else full.keep(chosen)
     ranges = full if config.statistics == "full" else subset
     for message in (*check_simulator(full, config.allow_version_mismatch), *_narrow(ranges, config)):
         warnings.warn(message, UserWarning, stacklevel=2)
     normalization = fit_normalization(subset, full, config.statistics, config.minimum_range).to(device)
     windows = Windows(subset, config.chunk, tail=config.tail, observation_steps=config.observation_steps, device=device)
-    return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset))
+    return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset), vectors)
 
 
-def _listing(config: TrainingSetConfig, full: Dataset | None) -> tuple[Sequence[str], dict[str, tuple[str, ...]], str]:
+def _listing(config: TrainingSetConfig, full: Dataset | None) -> tuple[Listing, str]:
     if full is not None:
-        return full.names, dict(full.filters), full.source
-    listing = list_dataset(config.demonstrations)
-    return listing.names, listing.filters, str(config.demonstrations)
+        return Listing(full.names, dict(full.filters), full.task_of), full.source
+    return list_dataset(config.demonstrations), str(config.demonstrations)
 
 
 def dimension_names(dataset: Dataset) -> tuple[list[str], list[str]]:

@@ -62,6 +62,9 @@ class ChunkEnv(Protocol):
         shapes: name -> shape of one observation.
         horizon: actions of an episode until it is truncated.
         chooses_episodes: whether `seeds` decide the episodes; otherwise they are the environment's own.
+
+    One of several tasks also has `task_names`, a list (N,) of those that its environments are in, and `vocabulary`, a tuple of the
+    names of all that "language" tells apart.
     """
 
     num_envs: int
@@ -88,6 +91,11 @@ class ChunkEnv(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def tasks_of(env: ChunkEnv) -> list[str | None]:
+    """(N,) the tasks that the environments are in; None where there is only one and nobody names it."""
+    return list(getattr(env, "task_names", [None] * env.num_envs))
 
 
 SEED_LIMIT = 2**32  # of NumPy's RandomState, from which robosuite draws initial states

@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from gymnasium.vector import VectorEnv
 
 from postbc.data.belonging import Facts
+from postbc.data.libero_tasks import KITCHEN
 from postbc.environments.adapter import ChunkAdapter, Success, foreign_code
 from postbc.environments.chunk import ChunkEnv, Termination
-from postbc.environments.libero.tasks import KITCHEN
 from postbc.environments.robosuite.tasks import CONTROL_FREQ, STATE_KEYS, TASKS
 from postbc.errors import InputError, require
 
@@ -93,16 +93,14 @@ def libero_environment(
     *,
     images: bool = False,
     image_size: int | None = None,
-    language: str | Path | None = None,
     num_threads: int | None = None,
 ) -> Environment:
-    """LIBERO: "kitchen" (the sixteen tasks of KITCHEN_SCENE1 to 3), one task, or a suite.
+    """LIBERO: "kitchen" (the sixteen tasks of KITCHEN_SCENE1 to 3), some of them, one task, or a suite.
 
     Args:
         name: see :func:`postbc.environments.libero.find_tasks`.
         images: whether two cameras are observed instead of the objects; the name then ends in "-pixels".
-        image_size: pixels of a side; default LIBERO's 128.
-        language: a file of vectors: see :func:`postbc.environments.libero.tasks.language_vectors`.
+        image_size: pixels of a side; default LIBERO's 128. Others are in the name: "-pixels64".
         num_threads: simulator threads.
 
     Raises:
@@ -114,7 +112,7 @@ def libero_environment(
     sized = {} if image_size is None else {"image_size": image_size}
 
     def make(num_envs: int, **options: Any) -> ChunkEnv:
-        return libero.make(name, num_envs, images=images, language=language, num_threads=num_threads, **sized, **options)
+        return libero.make(name, num_envs, images=images, num_threads=num_threads, **sized, **options)
 
     def facts() -> Mapping[str, Any]:
         libero.check()
@@ -128,8 +126,9 @@ def libero_environment(
     def check() -> None:
         libero.check(images)
 
+    cameras = f"-pixels{image_size or ''}" if images else ""
     return Environment(
-        f"libero/{name}{'-pixels' if images else ''}", make, libero.HORIZON, 8, CONTROL_FREQ, facts, check, scene,
+        f"libero/{name}{cameras}", make, libero.HORIZON, 8, CONTROL_FREQ, facts, check, scene,
         STATE_KEYS[:3] if images else STATE_KEYS,
     )  # fmt: skip
 
@@ -250,7 +249,8 @@ def find_environment(name: str) -> Environment:
 
     Args:
         name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it;
-            "libero/" and any of LIBERO's tasks or suites, with "-pixels" after it for cameras; or "gymnasium:" and an id.
+            "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen, with "-pixels" (or
+            "-pixels64") after it for cameras; or "gymnasium:" and an id.
 
     Raises:
         InputError: nobody knows it.
@@ -261,8 +261,8 @@ def find_environment(name: str) -> Environment:
         if key in ENVIRONMENTS:
             return ENVIRONMENTS[key]()
     if name.startswith("libero/"):
-        task = name.removeprefix("libero/")
-        return libero_environment(task.removesuffix("-pixels"), images=task.endswith("-pixels"))
+        task, cameras, size = re.fullmatch(r"libero/(.*?)(?:(-pixels)(\d{1,4})?)?", name, re.DOTALL).groups()  # type: ignore[union-attr]
+        return libero_environment(task, images=cameras is not None, image_size=None if size is None else int(size))
     known = [key for key in ENVIRONMENTS if not key.startswith("libero/")] + ["libero/kitchen", "libero/TASK", "libero/SUITE"]
     close = difflib.get_close_matches(name, list(ENVIRONMENTS), 1, 0.4)
     raise InputError(

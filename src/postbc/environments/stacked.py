@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination, check_chunks
+from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination, check_chunks, tasks_of
 
 if TYPE_CHECKING:
     from postbc.environments.registry import Make
@@ -37,8 +37,14 @@ class StackedEnv:
         self.env, self.steps, self.chunk, self.terminate_on = env, observation_steps, chunk, terminate_on
         self.num_envs, self.action_dim, self.shapes = env.num_envs, env.action_dim, env.shapes
         self.horizon, self.chooses_episodes = env.horizon, env.chooses_episodes
+        self.vocabulary: tuple[str, ...] = getattr(env, "vocabulary", ())
         self._waiting = np.ones(self.num_envs, bool)
         self._frames: Observations = {}
+
+    @property
+    def task_names(self) -> list[str | None]:
+        """(N,) as in :class:`postbc.environments.chunk.ChunkEnv`."""
+        return tasks_of(self.env)
 
     def reset(self, seeds: Sequence[int] | np.ndarray, mask: NDArray[np.bool_] | None = None) -> Observations:
         mask = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)

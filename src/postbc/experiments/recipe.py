@@ -25,7 +25,7 @@ from postbc.files import read_yaml
 from postbc.policies.base import policy_class
 from postbc.posterior.ensemble import EnsembleConfig
 from postbc.pretraining import Method, PretrainingConfig
-from postbc.schemas import Count, CountOrZero, Seed, parse, plain, schema
+from postbc.schemas import Count, CountOrZero, Seed, later, parse, plain, schema
 from postbc.training.dppo import DPPOTraining
 from postbc.training.online import OnlineConfig
 from postbc.training.residual import ResidualTraining
@@ -99,9 +99,13 @@ class Recipe(Generic[P]):
     size: Annotated[str, tyro.conf.Suppress] = ""
     """How long it takes."""
     environment: str = "postbc/Lift"
-    """Where to evaluate and finetune: postbc/Lift, Can, Square, PushT, or gymnasium:ID."""
+    """Where to evaluate and finetune: postbc/Lift, Can, Square, PushT, libero/kitchen, or gymnasium:ID."""
+    finetune_in: tuple[str, ...] = later(())
+    """Environments to finetune in instead, each by itself from the same policies: one task of several at a time
+    (libero/kitchen/3 libero/kitchen/14)."""
     demonstrations: Path | None = None
-    """Demonstrations (robomimic HDF5, or zarr); by default scripted operators record some (Lift, Can, Square)."""
+    """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, or zarr); by default scripted operators record some
+    (Lift, Can, Square and LIBERO's kitchens)."""
     collect_num: Count = 60
     """Scripted demonstrations to record, if no file is given."""
     collect_operators: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)
@@ -153,7 +157,7 @@ class Recipe(Generic[P]):
     compute: Annotated[Compute, tyro.conf.arg(name="")] = field(default_factory=Compute)
 
     def __post_init__(self) -> None:
-        for name in ("methods", "finetuners", "seeds"):
+        for name in ("methods", "finetuners", "seeds", "finetune_in"):
             values = getattr(self, name)
             require(len(set(values)) == len(values), "Each may be given once.", key=name, found=", ".join(map(str, values)))
         for name, own in ONCE.items():

@@ -195,7 +195,7 @@ def setting(content: Content, of: Setting, number: int) -> dict[str, Any]:
     if any(len(curve) > 2 for g in groups for curve in g.curves):
         text = "Learning curves from the pretrained score on: mean, thin lines for the seeds, 95 % bootstrap band over seeds."
         pictures.append(content.draw(f"{slug}-curves", plots.learning_curves(drawn), text))
-    return {"title": of.title, "table": tables.before_after(groups), "pictures": pictures}
+    return {"title": of.title, "table": tables.before_after(groups), "tasks": tables.by_task(groups), "pictures": pictures}
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------------------

@@ -22,8 +22,9 @@ from pydantic import Field
 
 from postbc import statistics
 from postbc.errors import InputError, require
+from postbc.evaluation import TaskRate
 from postbc.experiments.material import Found, Material, look
-from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, parse, plain, read_json, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, parse, plain, read_json, schema
 
 Text = Annotated[str, Field(max_length=10_000)]
 RESULTS_FILE = "results.json"
@@ -71,6 +72,9 @@ class Entry:
     best_env_steps: CountOrZero | None = None
     success_best: Share | None = None
     """Of the best milestone, on episodes that did not choose it."""
+    tasks_before: tuple[TaskRate, ...] = later(())
+    """Success by task, where the environment has several."""
+    tasks_after: tuple[TaskRate, ...] = later(())
     run: Text | None = None
     """Directory of the run, relative to those that were given."""
 
@@ -88,9 +92,21 @@ FIELDS = (
     "episodes", "success_before", "success_after", "curve", "wall_clock_s", "command", "commit",
 )  # fmt: skip
 OPTIONAL = (
-    "policy", "stopped", "gradient_steps", "best_env_steps", "success_best", "rollout_episodes", "rollout_success",
-    "chunk_success_before", "chunk_success_after", "run",
-)  # fmt: skip
+    "policy",
+    "stopped",
+    "gradient_steps",
+    "best_env_steps",
+    "success_best",
+    "rollout_episodes",
+    "rollout_success",
+    "chunk_success_before",
+    "chunk_success_after",
+    "run",
+    "tasks_before",
+    "tasks_after",
+)
+#: Not numbers of a row of results.csv.
+LISTS = ("curve", "tasks_before", "tasks_after")  # fmt: skip
 
 
 class Setting(NamedTuple):
@@ -146,6 +162,13 @@ class Group:
         trials = sum(run.episodes for run in self.runs)
         successes = sum(round(getattr(run, field) * run.episodes) for run in self.runs)
         return statistics.wilson_interval(successes, trials)
+
+    def by_task(self, field: str) -> dict[str, TaskRate]:
+        """Task -> its episodes of all seeds together; `field` is tasks_before or tasks_after."""
+        found: dict[str, list[TaskRate]] = {}
+        for rate in (rate for run in self.runs for rate in getattr(run, field)):
+            found.setdefault(rate.task, []).append(rate)
+        return {task: TaskRate.pooled(found[task]) for task in sorted(found)}
 
     @property
     def curves(self) -> list[list[tuple[float, float]]]:
@@ -327,11 +350,11 @@ def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
 
 
 def summary_files(entries: Sequence[Entry]) -> dict[str, str]:
-    """Name -> text of summary.json (`FIELDS` first, `curve` included) and results.csv (one row a run, no curve)."""
-    more = [k for k in OPTIONAL if any(getattr(e, k) is not None for e in entries)]
-    rows = [{k: plain(e)[k] for k in (*FIELDS, *OPTIONAL) if k in FIELDS or getattr(e, k) is not None} for e in entries]
+    """Name -> text of summary.json (`FIELDS` first, all included) and results.csv (one row a run, without `LISTS`)."""
+    more = [k for k in OPTIONAL if any(getattr(e, k) not in (None, ()) for e in entries)]
+    rows = [{k: plain(e)[k] for k in (*FIELDS, *OPTIONAL) if k in FIELDS or getattr(e, k) not in (None, ())} for e in entries]
     text = io.StringIO()
-    writer = csv.DictWriter(text, [k for k in FIELDS if k != "curve"] + more, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, [k for k in (*FIELDS, *more) if k not in LISTS], extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return {"summary.json": json.dumps(rows, indent=2, allow_nan=False) + "\n", "results.csv": text.getvalue()}

@@ -1,7 +1,8 @@
 """A recipe, run: demonstrations → per seed and method posterior, pretraining, evaluation, finetuning → report.
 
     OUTPUT/config.yaml, demonstrations.hdf5 (scripted), posterior/seed_s, pretraining/METHOD/seed_s, evaluation/METHOD/seed_s,
-    FINETUNER/METHOD/seed_s, evaluation/METHOD-FINETUNER/seed_s (videos), logs/, report/
+    FINETUNER/METHOD/seed_s (FINETUNER/METHOD/ENVIRONMENT/seed_s of `finetune_in`), evaluation/METHOD-FINETUNER/seed_s (videos), logs/,
+    report/
 
 Every stage keeps its own record, so a recipe that was stopped goes on, and methods, finetuners and seeds can be added to a directory.
 """
@@ -9,12 +10,14 @@ Every stage keeps its own record, so a recipe that was stopped goes on, and meth
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from postbc.data.belonging import Facts, check_belongs
+from postbc.data.libero_tasks import IMAGE, KITCHEN, find_tasks
 from postbc.data.scripted.hands import GEOMETRIES
 from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.environments.registry import Environment, find_environment
@@ -27,7 +30,7 @@ from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
 from postbc.progress import say
 from postbc.runs import Run, digest
-from postbc.stages.demos import Collect
+from postbc.stages.demos import Collect, Convert
 from postbc.stages.evaluate import EPISODES, SUMMARY, Evaluate, evaluate_stage
 from postbc.stages.finetuning import load_base
 from postbc.stages.posterior import PosteriorFit, fit_posterior
@@ -38,11 +41,13 @@ from postbc.training.dsrl import finetune_dsrl
 from postbc.training.residual import finetune_residual
 from postbc.training.results import RESULTS_FILE
 
-DEMONSTRATIONS = "demonstrations.hdf5"
+DEMONSTRATIONS, STATES = "demonstrations.hdf5", "demonstrations_states.hdf5"
+#: What of LIBERO's names says that cameras are observed.
+PIXELS = re.compile(r"-pixels(\d+)?$")
 #: Fields that do not belong to the experiment, and those that may change between two runs into one directory: their stages
 #: check them against their own records.
 VOLATILE = ("output", "jobs", "videos", "about", "source", "size")
-REVISABLE = ("methods", "finetuners", "seeds", *FINETUNING, "per_method", "compute")
+REVISABLE = ("methods", "finetuners", "finetune_in", "seeds", *FINETUNING, "per_method", "compute")
 
 
 class Job(NamedTuple):
@@ -115,6 +120,9 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     """
     environment = find_environment(recipe.environment)
     environment.check()
+    for place in map(find_environment, recipe.finetune_in):
+        check_belongs(environment.belonging(), place.belonging(), file=f"finetune_in: {place.name}",
+                      remedy="name environments that share the robot and observations of --environment")  # fmt: skip
     for method in recipe.methods:
         own = recipe.of_method(method)
         for finetuner, training in (("residual", own.residual_training), ("dppo", own.dppo_training)):
@@ -147,9 +155,8 @@ def check(recipe: Recipe[Any], output: Path) -> None:
             env.close()
         return
     require(
-        environment.name.removeprefix("postbc/") in GEOMETRIES, f"There are no scripted operators for {environment.name}.",
-        key="demonstrations", found="none given",
-        remedy="give --demonstrations FILE (`postbc demos download` fetches robomimic's)",
+        _has_operators(environment.name), f"There are no scripted operators for {environment.name}.", key="demonstrations",
+        found="none given", remedy="give --demonstrations FILE (`postbc demos download` fetches robomimic's and LIBERO's)",
     )  # fmt: skip
     require(
         (recipe.data.num_trajectories or 1) <= recipe.collect_num, "There are fewer demonstrations than a seed is trained on.",
@@ -165,6 +172,14 @@ def _check_facts(found: Facts, environment: Environment, recipe: Recipe[Any]) ->
     )  # fmt: skip
 
 
+def _has_operators(name: str) -> bool:
+    """Whether scripted operators know all tasks of an environment."""
+    if name.startswith("libero/"):
+        tasks = find_tasks(PIXELS.sub("", name.removeprefix("libero/")))
+        return all(task.name in KITCHEN for task in tasks)
+    return name.removeprefix("postbc/") in GEOMETRIES
+
+
 # -- the stages ----------------------------------------------------------------------------------------------------------------
 def data_of(recipe: Recipe[Any], output: Path) -> TrainingSetConfig:
     """The training sets of the recipe."""
@@ -177,16 +192,22 @@ def collection(recipe: Recipe[Any], output: Path) -> Collect:
     from postbc.data.scripted.operators import find_operators
 
     find_operators(recipe.collect_operators)
-    task: Any = recipe.environment.removeprefix("postbc/")
+    task, drawn = PIXELS.sub("", recipe.environment.removeprefix("postbc/")), PIXELS.search(recipe.environment)
     return Collect(
-        output / DEMONSTRATIONS, task, num=recipe.collect_num, operators=recipe.collect_operators, seed=recipe.collect_seed
-    )
+        output / (STATES if drawn else DEMONSTRATIONS), task, num=recipe.collect_num, operators=recipe.collect_operators,
+        seed=recipe.collect_seed,
+    )  # fmt: skip
 
 
 def collect(recipe: Recipe[Any], output: Path) -> None:
-    """Record demonstrations, where none are given or there."""
-    if recipe.demonstrations is None and not (output / DEMONSTRATIONS).exists():
-        collection(recipe, output).run()
+    """Record demonstrations, where none are given or there; those for cameras are recorded as states, and drawn."""
+    if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
+        return
+    recording, drawn = collection(recipe, output), PIXELS.search(recipe.environment)
+    if not recording.output.exists():
+        recording.run()
+    if drawn:
+        Convert(recording.output, output / DEMONSTRATIONS, image_size=int(drawn[1] or IMAGE), jobs=recipe.jobs).run()
 
 
 def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
@@ -204,25 +225,34 @@ def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
         makes = _seed(output, f"evaluation/{method}", seed) / SUMMARY
         return Job(f"{method}-seed_{seed}", pretrain, (recipe, output, method, seed), needs, makes)
 
-    def finetune_job(finetuner: Finetuner, method: Method, seed: int) -> Job:
+    def finetune_job(finetuner: Finetuner, method: Method, seed: int, place: str | None) -> Job:
         needs = (
             _seed(output, f"pretraining/{method}", seed) / POLICY_FILE,
             _seed(output, f"evaluation/{method}", seed) / SUMMARY,
         )
-        makes = _seed(output, f"{finetuner}/{method}", seed) / RESULTS_FILE
-        return Job(f"{finetuner}-{method}-seed_{seed}", finetune, (recipe, output, finetuner, method, seed), needs, makes)
+        where = _where(finetuner, method, place)
+        makes = _seed(output, where, seed) / RESULTS_FILE
+        return Job(
+            f"{where.replace('/', '-')}-seed_{seed}", finetune, (recipe, output, finetuner, method, seed, place), needs, makes
+        )
 
     postbc = [m for m in recipe.methods if m == "postbc"]
     posteriors = [posterior_job(s) for _ in postbc for s in recipe.seeds]
     first = [pretrain_job(m, s) for m in recipe.methods if m != "postbc" for s in recipe.seeds]
     second = [pretrain_job(m, s) for m in postbc for s in recipe.seeds]
     finetuners = sorted(recipe.finetuners, key=["dppo", "dsrl", "residual", "best-of-n"].index)  # the longest first
-    last = [finetune_job(f, m, s) for f in finetuners for m in recipe.methods for s in recipe.seeds]
+    places = recipe.finetune_in or (None,)
+    last = [finetune_job(f, m, s, place) for f in finetuners for place in places for m in recipe.methods for s in recipe.seeds]
     return [first, posteriors, second, last] if images else [posteriors, first + second, last]
 
 
 def _seed(output: Path, stage: str, seed: int) -> Path:
     return output / stage / f"seed_{seed}"
+
+
+def _where(finetuner: Finetuner, method: Method, place: str | None) -> str:
+    """Directory of a finetuning, in an environment of its own where `place` names one."""
+    return f"{finetuner}/{method}" + ("" if place is None else f"/{place.replace('/', '_')}")
 
 
 def fit(recipe: Recipe[Any], output: Path, seed: int) -> None:
@@ -247,12 +277,15 @@ def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> No
     evaluate_stage(_evaluation(own, where, output / "evaluation" / method, seed), seed)
 
 
-def finetune(recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Method, seed: int) -> None:
-    """Finetune the policy of one seed and method, starting from the evaluation that it already has."""
-    own, policies, where = recipe.of_method(method), output / "pretraining" / method, output / finetuner / method
+def finetune(
+    recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Method, seed: int, place: str | None = None
+) -> None:
+    """Finetune the policy of one seed and method: from the evaluation that it already has, or in a `place` of `finetune_in`."""
+    own, policies, where = recipe.of_method(method), output / "pretraining" / method, output / _where(finetuner, method, place)
+    own = own if place is None else replace(own, environment=place, finetune_in=())
     policy = load_base(_seed(output, f"pretraining/{method}", seed), deterministic=finetuner == "dsrl")
     run = where / f"seed_{seed}"
-    before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES)
+    before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES) if place is None else None
     common: dict[str, Any] = {
         "seed": seed, "compute": own.compute, "resume": True, "before": before, "source": policies / f"seed_{seed}",
         "allow_version_mismatch": own.data.allow_version_mismatch,
@@ -271,9 +304,8 @@ def finetune(recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Me
         config = replace(own.best_of_n, **evaluated, num_envs=own.num_envs)
         finetune_best_of_n(policy, own.environment, run, config, own.iql, own.transitions, **common)
     if recipe.videos:
-        films = replace(
-            _evaluation(own, where, output / "evaluation" / f"{method}-{finetuner}", seed), videos=recipe.videos, episodes=10
-        )
+        shown = output / "evaluation" / f"{method}-{finetuner}" / where.relative_to(output / finetuner / method)
+        films = replace(_evaluation(own, where, shown, seed), videos=recipe.videos, episodes=10)
         try:
             evaluate_stage(films, seed)
         except InputError as error:  # no OpenGL here: the numbers stand without pictures

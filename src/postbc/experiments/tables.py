@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from postbc import statistics
+from postbc.evaluation import TaskRate
 from postbc.experiments.material import Evaluated, Material, Stage, shared_and_differing
 from postbc.experiments.summary import FINETUNERS, PRETRAINING, Entry, Group, Pair
 
@@ -75,6 +76,32 @@ def before_after(groups: Sequence[Group]) -> Table:
         "95 % intervals over episodes (Wilson) and over seeds (Student)"
     )
     return Table(["pretraining", "seeds", "before", "after", "gain", *(["mean over budget"] if curves else [])], rows, caption)
+
+
+def by_task(groups: Sequence[Group]) -> Table | None:
+    """One row a task of a setting's environment, a column a method: success before and after finetuning, and the tasks' mean."""
+    columns = [(g.by_task("tasks_before"), g.by_task("tasks_after")) for g in groups]
+    tasks = sorted({task for before, after in columns for task in (*before, *after)})
+    if not tasks:
+        return None
+
+    def cell(before: TaskRate | None, after: TaskRate | None) -> Cell:
+        shown = ["–" if rate is None else f"{rate.success:.2f}" for rate in (before, after)]
+        small = (
+            () if after is None else ("after [{:.2f}, {:.2f}]".format(*after.success_interval), f"{after.episodes} episodes")
+        )
+        return Cell(" → ".join(shown), small)
+
+    rows = [[Cell(task), *(cell(before.get(task), after.get(task)) for before, after in columns)] for task in tasks]
+    means = [[sum(r.success for r in of.values()) / len(of) if of else math.nan for of in column] for column in columns]
+    rows.append(
+        [
+            Cell("mean of the tasks"),
+            *(Cell(" → ".join(f"{m:.3f}" if math.isfinite(m) else "–" for m in pair)) for pair in means),
+        ]
+    )
+    caption = "Success by task, before → after finetuning: the episodes of all seeds together, 95 % Wilson intervals"
+    return Table(["task", *(g.label for g in groups)], rows, caption)
 
 
 THRESHOLD = 0.9

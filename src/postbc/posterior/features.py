@@ -16,18 +16,24 @@ Encode = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 def state_features(shapes: Mapping[str, tuple[int, ...]], normalization: Normalization) -> Encode:
-    """The normalised vector of a state, (B, S) or (B, To, S) -> (B, To·S).
+    """The normalised vector of a state, (B, S) or (B, To, S) -> (B, To·S), and other vectors (language) as they are beside it.
 
     Raises:
-        InputError: the observations are not vectors of state alone: only an encoder makes features of images.
+        InputError: the observations are not vectors alone: only an encoder makes features of images.
     """
-    images = [name for name, shape in shapes.items() if name != "state" or len(shape) != 1]
+    images = [name for name, shape in shapes.items() if len(shape) != 1]
     require(
         not images, "A posterior cannot be fitted on images themselves, only on an encoder's features.", key="encoder",
         found=f"observations {', '.join(images)}, and no encoder", expected="the directory of a policy pretrained on the same data",
         remedy="run `postbc pretrain --pretraining.method bc` first, then give --encoder DIR",
     )  # fmt: skip
-    return lambda observation: normalization.normalize_state(observation["state"].float()).flatten(1)
+
+    def encode(observation: Mapping[str, Tensor]) -> Tensor:
+        parts = {name: observation[name].float() for name in shapes}
+        parts |= {"state": normalization.normalize_state(parts["state"])} if "state" in parts else {}
+        return torch.cat([part.flatten(1) for part in parts.values()], 1)
+
+    return encode
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from pydantic import Field
 from rich.table import Table
 
 from postbc.errors import InputError, require
@@ -93,7 +94,7 @@ class Inspect:
     """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it. Nothing is ever overwritten."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Demonstrations (robomimic HDF5, or diffusion_policy's zarr)."""
+    """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, or diffusion_policy's zarr)."""
     output: Path | None = None
     """Picture to write (.png, .pdf, .svg); by default beside the file, under its name with .png, or -2.png, … if that is taken."""
     overwrite: bool = False
@@ -127,6 +128,10 @@ class Inspect:
             f"{dataset.action_dim}; {environment.get('env_name') or 'no environment'}, simulator "
             f"{environment.get('env_version') or 'of unknown version'}"
         )
+        of_task = [episode.task for episode in dataset]
+        counted = ", ".join(f"{task} ({of_task.count(task)})" for task in dataset.tasks if task in of_task)
+        if counted:
+            say(f"Tasks: {counted}; of {len(dataset.tasks)} that language tells apart")
         groups = _table("Who and what", ("", "demos", "steps", "length: least, mean, most", "solved", "command", "resting"))
         groups.caption = (
             "solved: at the last step; command: mean length of x, y, z; resting: all commands but the gripper's under 0.05"
@@ -176,7 +181,7 @@ class Replay:
     """Play demonstrations open-loop in the simulator from their first state, and report how many succeed."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Demonstration file (robomimic HDF5) with simulator states."""
+    """Demonstrations with simulator states (robomimic's or LIBERO's HDF5, or a folder of such files)."""
     num: CountOrZero | None = None
     """Play this many, a random subset drawn by the seed; by default all."""
     seed: int = 0
@@ -195,7 +200,6 @@ class Replay:
     def run(self) -> None:
         """Replay and print the success rate with its Wilson interval."""
         from postbc.data.readers import list_dataset, read_dataset
-        from postbc.environments.robosuite.playback import replay
         from postbc.statistics import wilson_interval
 
         names = None
@@ -206,7 +210,7 @@ class Replay:
             chosen = (
                 choose(listing.names, listing.filters, self.filter_key, str(self.file)) if self.filter_key else listing.names
             )
-            names = draw(chosen, self.num, self.seed, str(self.file))
+            names = draw(chosen, self.num, self.seed, str(self.file), listing.task_of)
         dataset = read_dataset(
             self.file, filter_key=self.filter_key, names=names, clip_actions=self.clip_actions, parts=("states",)
         )
@@ -218,10 +222,16 @@ class Replay:
                 bar.advance(ended - done)
                 done = ended
 
-            result = replay(
-                dataset, native=self.native, num_envs=self.num_envs, allow_version_mismatch=self.allow_version_mismatch,
-                progress=advance,
-            )  # fmt: skip
+            replay: Any
+            options: dict[str, Any] = {"num_envs": self.num_envs, "allow_version_mismatch": self.allow_version_mismatch}
+            if str(dataset.environment.get("env_name")).startswith("libero/"):
+                require(self.native, "LIBERO's tasks are stepped by the compiled loop only.", key="native")
+                from postbc.environments.libero.playback import replay
+            else:
+                from postbc.environments.robosuite.playback import replay
+
+                options["native"] = self.native
+            result = replay(dataset, progress=advance, **options)
         for warning in result.warnings:
             say(f"Warning: {warning}")
         successes, n = int(result.successes.sum()), len(result.successes)
@@ -238,14 +248,15 @@ class Replay:
 
 @schema
 class Download:
-    """Fetch an official robomimic file from the public hub; says its size and licence first, checks what arrived, resumes."""
+    """Fetch official robomimic or LIBERO files from the public hub; says their size and licence first, checks what arrives, resumes."""
 
-    task: Literal["lift", "can", "square"] = "lift"
-    """Task."""
+    task: str = "lift"
+    """lift, can or square; libero/kitchen (sixteen files), one of LIBERO's tasks (libero/KITCHEN_SCENE3_turn_on_the_stove), some of
+    the sixteen (libero/kitchen/3+14), or a suite of it (libero/libero_goal)."""
     dataset: Literal["ph", "mh"] = "mh"
-    """ph: proficient human, 200 demonstrations by one person; mh: multi-human, 300 by six people of three qualities."""
+    """robomimic: ph, proficient human, 200 demonstrations by one person; mh, multi-human, 300 by six people of three qualities."""
     output_dir: Path = Path("data")
-    """Directory; the file lands in it under the hub's own path, v1.5/TASK/DATASET/low_dim_v15.hdf5."""
+    """Directory; files land in it under the hub's own paths, v1.5/TASK/DATASET/low_dim_v15.hdf5 or SUITE/TASK_demo.hdf5."""
     dry_run: bool = False
     """Only say what would be downloaded."""
     force: bool = False
@@ -253,26 +264,30 @@ class Download:
 
     def run(self) -> None:
         """State, download, check."""
-        from postbc.data.download import DEMONSTRATIONS, REPOSITORY, VERSION_NOTE, fetch, look_up
+        from postbc.data.download import DEMONSTRATIONS, OF_A_TASK, VERSION_NOTE, fetch, look_up, look_up_libero
 
-        remote = look_up(self.task, self.dataset)
-        say(f"{REPOSITORY}: {remote.filename} at {remote.commit[:12]}")
-        say(f"Size: {remote.size / 1e6:.1f} MB. Licence: {remote.licence}.")
-        say(VERSION_NOTE)
+        libero = self.task.startswith("libero/")
+        remotes = look_up_libero(self.task.removeprefix("libero/")) if libero else [look_up(self.task, self.dataset)]
+        for remote in remotes:
+            say(f"{remote.repository}: {remote.filename} at {remote.commit[:12]}")
+        say(f"Size: {sum(remote.size for remote in remotes) / 1e6:.1f} MB. Licence: {remotes[0].licence}.")
+        if not libero:
+            say(VERSION_NOTE)
         if self.dry_run:
             return
-        count = DEMONSTRATIONS[self.dataset]
-        path = fetch(remote, self.output_dir, count, force=self.force)
-        say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
+        count = OF_A_TASK if libero else DEMONSTRATIONS[self.dataset]
+        for remote in remotes:
+            path = fetch(remote, self.output_dir, count, force=self.force)
+            say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
 
 
 @schema
 class Convert:
     """Make a file with observations that every command reads: of a raw robosuite recording (states and actions, played back in the
-    simulator; goes on where it was stopped), or of a diffusion_policy zarr file."""
+    simulator), of a diffusion_policy zarr file, or of LIBERO's demonstrations, drawn in their states. Goes on where it was stopped."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Recording (HDF5 with states), or zarr file."""
+    """Recording (HDF5 with states), zarr file, or demonstrations of LIBERO with states (ours or its own, a file or a folder)."""
     output: Path
     """File to write (robomimic HDF5)."""
     episodes: Count | None = None
@@ -281,6 +296,10 @@ class Convert:
     """zarr: arrays that make the state, in this order."""
     image_keys: tuple[str, ...] = ()
     """zarr: cameras whose frames are copied too (img)."""
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """LIBERO: draw what its two cameras see in the recorded states, in pixels of a side, in place of the objects."""
+    jobs: Annotated[int, Field(ge=1, le=1024)] = 1
+    """LIBERO: processes that draw."""
     num_envs: Count = 8
     """Recording: environments side by side."""
     allow_version_mismatch: bool = False
@@ -301,7 +320,8 @@ class Convert:
         require(os.path.realpath(self.output) != os.path.realpath(self.file), "A file cannot be converted into itself.",
                 file=self.output, remedy="choose another --output")  # fmt: skip
         check_writable(self.output)
-        steps, episodes, said = self._copy() if is_zarr(self.file) else self._play()
+        make = self._draw if self.image_size is not None else self._copy if is_zarr(self.file) else self._play
+        steps, episodes, said = make()
         say(f"Written: {self.output}, {episodes} episodes, {steps} steps{said}. Next: postbc demos inspect {self.output}")
 
     def _copy(self) -> tuple[int, int, str]:
@@ -321,6 +341,16 @@ class Convert:
             len(dataset),
             f", {dataset.lengths.min()} to {dataset.lengths.max()} an episode; rewards unknown",
         )
+
+    def _draw(self) -> tuple[int, int, str]:
+        from postbc.data.readers import read_dataset
+        from postbc.environments.libero import check
+        from postbc.environments.libero.playback import draw
+
+        check(images=True)
+        assert self.image_size is not None
+        dataset = read_dataset(draw(self.file, self.output, self.image_size, self.jobs), parts=())
+        return dataset.num_steps, len(dataset), f", with images of {self.image_size} × {self.image_size}"
 
     def _play(self) -> tuple[int, int, str]:
         from postbc.data.convert import convert_recording

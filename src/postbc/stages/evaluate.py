@@ -16,10 +16,11 @@ from rich.text import Text
 
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
 from postbc.data.episodes import is_image
+from postbc.data.libero_tasks import IMAGE
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
 from postbc.errors import require
-from postbc.evaluation import Evaluation, Summary, check_plays, evaluate
+from postbc.evaluation import Evaluation, Summary, TaskRate, check_plays, evaluate
 from postbc.files import write_json
 from postbc.policies.base import POLICY_FILE, About, Observation
 from postbc.progress import say
@@ -171,10 +172,14 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
     require(known, "The policy does not say what environment it was trained for.", file=file, key="environment",
             remedy="give --environment, for example postbc/Lift")  # fmt: skip
     found, keys = find_environment(str(known)), tuple(facts.get("state_keys") or ())
-    if keys and keys == found.state_keys and not facts.get("images"):
+    images = facts.get("images") or {}
+    if keys and keys == found.state_keys and not images:
         return found
+    if images and found.name.startswith("libero/"):
+        size = next(iter(images.values()))[-1]
+        return find_environment(f"{found.name}-pixels{'' if size == IMAGE else size}")
     for other in (other for other in ENVIRONMENTS if other.startswith(f"{found.name}-")):  # with other observations
-        if (keys and find_environment(other).state_keys == keys) or (facts.get("images") and other.endswith("-pixels")):
+        if (keys and find_environment(other).state_keys == keys) or (images and other.endswith("-pixels")):
             return find_environment(other)
     return found
 
@@ -190,6 +195,27 @@ def _is_missing(folder: Path, evaluation: Evaluation, videos: int) -> bool:
     """Whether something is missing that episodes.jsonl alone does not make."""
     films = (folder / VIDEOS / name_of(episode) for episode in choose(evaluation, videos))
     return not (folder / SUMMARY).exists() or not all(film.exists() for film in films)
+
+
+def task_table(output: Path, seeds: list[int]) -> Table | None:
+    """Success at any step by task, all seeds' episodes together and each seed's; None where there is one task."""
+    rows = [read_json(output / f"seed_{seed}" / SUMMARY, Summary) for seed in seeds]
+    names = list(dict.fromkeys(rate.task for row in rows for rate in row.tasks))
+    if not names:
+        return None
+    grid = Table(title="Success (any step) by task", caption="95 % Wilson intervals over the episodes of all seeds")
+    for name in ("task", "episodes", "success", *(f"seed {row.agent_seed}" for row in rows if len(rows) > 1)):
+        grid.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
+    of_rows = [{rate.task: rate for rate in row.tasks} for row in rows]
+    for name in sorted(names):
+        each = [of.get(name) for of in of_rows]
+        pooled = TaskRate.pooled([rate for rate in each if rate is not None])
+        shown = [("" if rate is None else f"{rate.success:.2f}") for rate in each] if len(rows) > 1 else []
+        interval = "{:.3f}  [{:.2f}, {:.2f}]".format(pooled.success, *pooled.success_interval)
+        grid.add_row(Text(name), str(pooled.episodes), Text(interval), *shown)
+    means = [f"{np.mean([rate.success for rate in row.tasks]):.3f}" for row in rows if row.tasks]
+    grid.add_row("mean of the tasks", "", f"{np.mean([float(m) for m in means]):.3f}", *(means if len(rows) > 1 else []))
+    return grid
 
 
 def table(output: Path, seeds: list[int]) -> Table:

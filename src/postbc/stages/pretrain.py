@@ -75,7 +75,12 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     if config.epochs is not None:
         steps = epochs_to_steps(config.epochs, len(data.windows), pretraining.batch_size)
         pretraining = dataclasses.replace(pretraining, steps=steps)
-    inputs = {"demonstrations": data.fingerprint}
+    inputs, chosen = {"demonstrations": data.fingerprint}, config.policy
+    if data.vectors is not None:
+        inputs["language"] = digest(str(config.data.language))
+        require(hasattr(chosen, "encoder"), "This kind of policy keeps no vectors for its tasks.", key="data.language",
+                found=f"policy.kind {chosen.kind}", expected="one-hot")  # fmt: skip
+        chosen = dataclasses.replace(chosen, encoder=dataclasses.replace(chosen.encoder, language=data.vectors.shape[1]))
     if pretraining.method == "postbc":
         assert config.posterior is not None
         factor, inputs["posterior"] = posterior_factor(config.posterior, data, seed, device)
@@ -83,7 +88,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     def build(about: About | None = None) -> Any:
         generator = make_generator(seed, "policy/initialisation")
         return kind(
-            config.policy, data.shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
+            chosen, data.shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
             config.data.observation_steps, about,
         )  # fmt: skip
 
@@ -101,11 +106,13 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             remedy="give --value-dice.steps",
         )
         pretraining = dataclasses.replace(pretraining, steps=config.value_dice.steps)
-    moved = ("compute", "data.demonstrations", *(("posterior",) if factor is not None else ()))
+    moved = ("compute", "data.demonstrations", "data.language", *(("posterior",) if factor is not None else ()))
     recorded = of_one_seed(config, seed)
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
         if not (run.directory / POLICY_FILE).exists():
             policy = build(describe(config, pretraining, data, seed, run))
+            if data.vectors is not None:
+                policy.encoder.vectors.copy_(data.vectors)
             if dice:
                 trainer = ValueDICE(policy, data.windows, config.value_dice, seed, config.compute)
                 train(trainer, f"ValueDICE, seed {seed}", config.value_dice.steps, run)

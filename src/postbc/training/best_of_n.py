@@ -137,7 +137,7 @@ class _Stage:
     ) -> None:
         self.environment, self.horizon, self.config, self.seed, self.run = environment, horizon, config, seed, run
 
-    def measured(self, name: str, agent: Agent) -> dict[str, float] | None:
+    def measured(self, name: str, agent: Agent) -> dict[str, Any] | None:
         if not self.config.eval_episodes:
             return None
         path = self.run.directory / f"episodes_{name}.jsonl"

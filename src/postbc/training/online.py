@@ -22,12 +22,12 @@ from postbc.devices import Compute
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination
 from postbc.environments.registry import Environment, find_environment
 from postbc.errors import InputError, require
-from postbc.evaluation import Evaluation, evaluate
+from postbc.evaluation import Evaluation, TaskRate, evaluate
 from postbc.nn import check_finite, generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint
 from postbc.progress import progress, say
 from postbc.runs import Checkpoints, Run
-from postbc.schemas import Count, CountOrZero, NonNegative, Share, parse, plain, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Share, later, parse, plain, schema
 from postbc.seeding import BEST_SEED, EVALUATION_SEED, episode_seed, make_generator
 from postbc.statistics import newcombe_interval, wilson_interval
 from postbc.training.results import (
@@ -327,6 +327,8 @@ class Milestone:
     episodes: Count
     learnt: bool
     """Whether there had been a gradient step: else it is the pretrained policy."""
+    tasks: tuple[TaskRate, ...] = later(())
+    """By task, where there are several."""
 
 
 class Loop:
@@ -391,7 +393,7 @@ class Loop:
         bound = wilson_interval(success * episodes, episodes)[0]
         return bound if self.config.stop_at is not None and bound > self.config.stop_at else None
 
-    def _evaluate(self, agent: Agent, episodes: int, first: int = EVALUATION_SEED) -> dict[str, float]:
+    def _evaluate(self, agent: Agent, episodes: int, first: int = EVALUATION_SEED) -> dict[str, Any]:
         return rates(
             evaluate(
                 agent, self.environment, episodes=episodes, seed=first, num_envs=self.config.eval_envs, agent_seed=self.online.seed,
@@ -399,7 +401,7 @@ class Loop:
             )
         )  # fmt: skip
 
-    def measure(self, episodes: int, known: Mapping[str, float] | None = None) -> None:
+    def measure(self, episodes: int, known: Mapping[str, Any] | None = None) -> None:
         """A milestone; a new best one is kept."""
         online, best = self.online, self.best
         if known is None:
@@ -409,7 +411,9 @@ class Loop:
             if online.has_learnt and episodes < self.config.eval_episodes and self._reaches(known["success"], episodes):
                 episodes = self.config.eval_episodes  # a run does not end by luck: as many episodes as at its end
                 known = self._evaluate(online.agent(), episodes)
-        milestone = Milestone(online.env_steps, known["success"], known["chunk_success"], episodes, online.has_learnt)
+        milestone = Milestone(
+            online.env_steps, known["success"], known["chunk_success"], episodes, online.has_learnt, known.get("tasks", ())
+        )
         self.milestones.append(milestone)
         self.run.log(online.env_steps, {f"evaluation/{name}": known[name] for name in ("success", "chunk_success")})
         if milestone.learnt:

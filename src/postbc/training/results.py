@@ -14,11 +14,11 @@ from postbc.environments.chunk import Termination
 from postbc.environments.registry import Environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import NotFiniteError, require
-from postbc.evaluation import Evaluation, check_plays
+from postbc.evaluation import Evaluation, TaskRate, check_plays
 from postbc.files import write_json
 from postbc.policies.base import Policy
 from postbc.runs import Run
-from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, plain, read_json, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, plain, read_json, schema
 
 RESULTS_FILE = "results.json"
 
@@ -66,13 +66,16 @@ class Result:
     rollout_episodes: Count | None = None
     """Best-of-N: episodes that the critic was learnt from."""
     rollout_success: Share | None = None
+    tasks_before: tuple[TaskRate, ...] = later(())
+    """Success by task, where the environment has several."""
+    tasks_after: tuple[TaskRate, ...] = later(())
     command: str | None = None
     commit: str | None = None
     format: Literal[2] = 2
 
 
 def write_result(
-    run: Run, policy: Policy, before: Mapping[str, float] | None, after: Mapping[str, float] | None, **fields: Any
+    run: Run, policy: Policy, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, **fields: Any
 ) -> Result:
     """Write results.json; `before` and `after` are :func:`rates`, `fields` the further fields."""
     about, (first, last) = about_of(policy), ({} if r is None else r for r in (before, after))
@@ -80,8 +83,8 @@ def write_result(
         pretraining=about.method, policy=getattr(getattr(policy, "config", None), "kind", None), data=about.data,
         demonstrations=about.demonstrations, posterior_weight=about.posterior_weight, sigma=about.sigma,
         success_before=first.get("success"), success_after=last.get("success"), chunk_success_before=first.get("chunk_success"),
-        chunk_success_after=last.get("chunk_success"), wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"),
-        commit=run.versions.get("commit"), **fields,
+        chunk_success_after=last.get("chunk_success"), tasks_before=first.get("tasks", ()), tasks_after=last.get("tasks", ()),
+        wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"), commit=run.versions.get("commit"), **fields,
     )  # fmt: skip
     write_json(run.directory / RESULTS_FILE, plain(result))
     return result
@@ -96,9 +99,9 @@ def read_result(directory: str | Path) -> Result:
     return read_json(path, Result)
 
 
-def rates(evaluation: Evaluation) -> dict[str, float]:
-    """Both success rates."""
-    return {"success": evaluation.success_rate, "chunk_success": evaluation.chunk_success_rate}
+def rates(evaluation: Evaluation) -> dict[str, Any]:
+    """Both success rates, and the first by task."""
+    return {"success": evaluation.success_rate, "chunk_success": evaluation.chunk_success_rate, "tasks": evaluation.tasks}
 
 
 # -- does the policy belong here? ------------------------------------------------------------------------------------------------

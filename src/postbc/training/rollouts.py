@@ -14,13 +14,14 @@ from torch import Tensor
 from postbc.agents.base import Batch, about_of
 from postbc.data.belonging import Facts, check_belongs
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
+from postbc.data.language import LANGUAGE, with_language
 from postbc.data.readers import read_dataset
 from postbc.data.robomimic import write_robomimic
 from postbc.data.success import step_successes
 from postbc.data.transitions import TransitionConfig, n_step, transitions
 from postbc.data.windows import Windows
 from postbc.devices import Compute
-from postbc.environments.chunk import ChunkEnv
+from postbc.environments.chunk import ChunkEnv, tasks_of
 from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import require
@@ -57,6 +58,7 @@ class Collector:
         self.current = np.full(env.num_envs, -1, np.int64)  # number of the episode that is running, −1: none
         self.observation: dict[str, np.ndarray] = {}
         self.partial: list[dict[str, list[Any]]] = [{} for _ in self.current]
+        self.tasks: dict[int, str] = {}  # of the episodes, where the environment names them
         self.finished: dict[int, dict[str, np.ndarray]] = {}
 
     @property
@@ -83,6 +85,8 @@ class Collector:
             self.partial[i] = {}
         if mask.any():
             self.observation = self.env.reset(seeds, mask)
+            names = tasks_of(self.env)
+            self.tasks |= {int(self.current[i]): str(names[i]) for i in np.flatnonzero(mask) if names[i] is not None}
 
     def _states(self) -> np.ndarray | None:
         """(N, Ds) the simulator's states, where it has them."""
@@ -135,17 +139,21 @@ class Collector:
             observations = {key: parts[key] for key in self.policy.shapes}
             seed = episode_seed(STREAM, self.seed, number) if self.env.chooses_episodes else None
             episodes.append(
-                Episode(observations, parts["actions"], parts["rewards"], dones, parts.get("states"), name, episode_seed=seed)
-            )
+                Episode(
+                    observations, parts["actions"], parts["rewards"], dones, parts.get("states"), name, episode_seed=seed,
+                    task=self.tasks.get(number),
+                )
+            )  # fmt: skip
         keys, dims = _state_layout(self.policy, environment)
         named = {key: tuple(names) for key, names in filters.items() if names}
-        return Dataset(tuple(episodes), keys, dims, dict(environment.facts()), named, source)
+        tasks = tuple(getattr(self.env, "vocabulary", ())) if self.tasks else ()
+        return Dataset(tuple(episodes), keys, dims, dict(environment.facts()), named, source, tasks)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, running episodes included."""
         return {
             "env": self.env.get_state(), "generator": generator_state(self.generator), "started": self.started, "current": self.current,
-            "observation": self.observation, "finished": self.finished,
+            "observation": self.observation, "finished": self.finished, "tasks": {str(k): name for k, name in self.tasks.items()},
             "partial": [{name: np.stack(values) for name, values in p.items()} for p in self.partial],
         }  # fmt: skip
 
@@ -154,6 +162,7 @@ class Collector:
         set_generator_state(self.generator, state["generator"])
         self.started, self.current[:] = int(state["started"]), state["current"]
         self.finished = {int(k): {name: np.array(v) for name, v in e.items()} for k, e in state["finished"].items()}
+        self.tasks = {int(k): str(name) for k, name in state.get("tasks", {}).items()}
         if state["env"] is None:
             warnings.warn("This environment cannot restore its state: running episodes begin again.", stacklevel=2)
             self._reset(self.current >= 0, np.zeros(len(self.current), np.int64))
@@ -272,6 +281,8 @@ def read_rollouts(
         path, names=names, observation_keys=keys, image_keys=[name for name in policy.shapes if is_image(name)], check_actions=False,
         parts=("rewards", "dones"), environment={},
     )  # fmt: skip
+    if LANGUAGE in policy.shapes:
+        dataset = with_language(dataset)
     for what, found, expected in (
         *((f"observations ({name})", dataset.shapes.get(name), tuple(shape)) for name, shape in policy.shapes.items()),
         ("actions", dataset.action_dim, policy.action_dim),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from postbc.environments.libero.tasks import HORIZON, KITCHEN, SUITES, Task, find_tasks
+from postbc.data.libero_tasks import HORIZON, KITCHEN, SUITES, Task, find_tasks
 
 if TYPE_CHECKING:
     from postbc.environments.libero.vector import LiberoChunkEnv

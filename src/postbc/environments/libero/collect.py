@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from postbc.data.libero_tasks import find_tasks
 from postbc.data.scripted.kitchen import SCRIPTS, KitchenOperators, Vector
 from postbc.data.scripted.operators import OPERATORS, find_operators
 from postbc.environments.libero import HORIZON, make
 from postbc.environments.libero.simulation import LiberoSimulation
-from postbc.environments.libero.tasks import find_tasks
 from postbc.environments.robosuite.collect import Collection, Person, Progress, record, shares
 from postbc.errors import require
 from postbc.seeding import EVALUATION_SEED, episode_seed

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from postbc.environments.libero.tasks import INSTALL, VERSION, check_installed
+from postbc.data.libero_tasks import INSTALL, VERSION, check_installed
 from postbc.environments.robosuite.building import environment_arguments, numpy_seeded
 from postbc.environments.robosuite.loading import import_robosuite
 from postbc.errors import InputError, require

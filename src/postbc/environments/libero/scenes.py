@@ -23,7 +23,7 @@ from postbc.environments.robosuite.building import numpy_seeded
 from postbc.environments.robosuite.native_control import Physics, unsupported
 from postbc.environments.robosuite.operational_space import Floats, Indices, compiled
 from postbc.environments.robosuite.sensing import observe_hand, observe_object
-from postbc.errors import require
+from postbc.errors import InputError, require
 
 HAND, OBJECT = 9, 14  # numbers of robot0_eef_pos, _eef_quat, _gripper_qpos; and of an object
 
@@ -118,6 +118,22 @@ class Scene:
         for name, (_, mocap) in self.fixtures.items():
             if name in placements:
                 data.mocap_pos[mocap], data.mocap_quat[mocap] = placements[name][0], placements[name][1]
+
+    def place_fixtures_as(self, data: mujoco.MjData, xml: str, file: str) -> None:
+        """Write into `data` where the fixtures stand in a model, as LIBERO's demonstrations hold one each.
+
+        Raises:
+            InputError: it is none of this scene.
+        """
+        try:
+            bodies = {body.get("name"): body for body in ET.fromstring(xml).iter("body")}
+            for body, mocap in self.fixtures.values():
+                found = bodies[self.model.body(body).name]
+                data.mocap_pos[mocap] = np.array((found.get("pos") or "0 0 0").split(), float)
+                data.mocap_quat[mocap] = np.array((found.get("quat") or "1 0 0 0").split(), float)
+        except (ET.ParseError, KeyError, ValueError) as error:
+            raise InputError("The demonstration's model is not of this scene.", file=file, key="model_file", found=str(error)[:200],
+                             expected=f"MJCF with {', '.join(self.fixtures)}") from None  # fmt: skip
 
 
 _SCENES: dict[str, Scene] = {}

@@ -83,7 +83,7 @@ class LiberoSimulation:
         states = self.playable.states
         mujoco.mj_resetData(self.model, self.data)
         self.scene.place_fixtures(self.data, seed)
-        self._put(states[seed // len(self._tasks) % len(states)])
+        self.put(states[seed // len(self._tasks) % len(states)])
         self.control.read_controller()  # which aims at the pose of the reset
         self.control.controller.fingers[:] = 0.0
         self._first_no_op()
@@ -91,7 +91,7 @@ class LiberoSimulation:
             self.control.step(np.zeros(ACTION_DIM))
         self._observe()
 
-    def _put(self, state: Floats) -> None:
+    def put(self, state: Floats) -> None:
         """Flattened state (Ds,) into `data`, forwarded."""
         nq = self.model.nq
         self.data.time, self.data.qpos[:], self.data.qvel[:] = state[0], state[1 : 1 + nq], state[1 + nq :]
@@ -133,9 +133,18 @@ class LiberoSimulation:
         fixtures = self.data.mocap_pos.copy(), self.data.mocap_quat.copy()
         mujoco.mj_resetData(self.model, self.data)
         self.data.mocap_pos[:], self.data.mocap_quat[:] = fixtures
-        self._put(state)
+        self.put(state)
         self.control.restart()
         self._observe()
+
+    def pose(self, state: Floats) -> None:
+        """Only the poses of a recorded state (Ds,), to draw it as a step showed it: bodies are a substep older than joints."""
+        model, data, nq = self.model, self.data, self.model.nq
+        data.qpos[:], data.qvel[:] = state[1 : 1 + nq], state[1 + nq :]
+        mujoco.mj_integratePos(model, data.qpos, data.qvel, -model.opt.timestep)  # what the substep began with
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        data.qpos[:] = state[1 : 1 + nq]
 
     def get_state(self) -> dict[str, Any]:
         physics = physics_state(self.model, self.data)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from postbc.data.libero_tasks import HORIZON, IMAGE, family, find_tasks, vocabulary
 from postbc.environments.chunk import Observations, Termination, check_options
 from postbc.environments.libero.goals import Goal
 from postbc.environments.libero.loading import parse_problem
 from postbc.environments.libero.rendering import CAMERAS
 from postbc.environments.libero.scenes import HAND, Layout, find_scene
 from postbc.environments.libero.simulation import LiberoSimulation, Playable
-from postbc.environments.libero.tasks import HORIZON, find_tasks, language_vectors
 from postbc.environments.robosuite.building import environment_arguments
 from postbc.environments.robosuite.native_control import control_step
 from postbc.environments.robosuite.tasks import VERSION
 from postbc.environments.robosuite.vector import SimulatedChunkEnv, check_threads, say_if_it_compiles
 from postbc.errors import require
-
-IMAGE = 128
-"""Pixels, in LIBERO's evaluation and its demonstrations."""
 
 
 class LiberoChunkEnv(SimulatedChunkEnv):
@@ -31,9 +27,10 @@ class LiberoChunkEnv(SimulatedChunkEnv):
 
     Observations: "state" (N, S) float32: robot0_eef_pos 3, robot0_eef_quat 4 (x, y, z, w), robot0_gripper_qpos 2; for each object
     14 as in LIBERO (position, quaternion, both in the hand's frame); the joints of drawers and knobs, and 3 for the position of each
-    fixture; with several tasks, one-hot, which. "language" (N, E) float32. With `images`, "state" is the first 9 numbers, and
-    there are "image.agentview" and "image.wrist" (N, 3, size, size) uint8, upright, drawn where a chunk ends (so with
-    chunk 1 at every step). Actions are chunks (N, T, 7) of OSC_POSE at 20 Hz, clipped to ±1. Rewards are 1 for a success, else 0.
+    fixture; with several tasks, one-hot, which. "language" (N, E) float32, one-hot, which of `vocabulary`. Some of the kitchens'
+    tasks ("kitchen/3+14") are observed as all of them are. With `images`, "state" is the first 9 numbers, and there are
+    "image.agentview" and "image.wrist" (N, 3, size, size) uint8, upright, drawn where a chunk ends (so with chunk 1 at every step).
+    Actions are chunks (N, T, 7) of OSC_POSE at 20 Hz, clipped to ±1. Rewards are 1 for a success, else 0.
 
     An episode's seed decides its task, its initial state, and where its fixtures stand: see
     :class:`postbc.environments.libero.simulation.LiberoSimulation`.
@@ -44,7 +41,10 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         chunk, horizon, terminate_on, num_threads: as in :class:`postbc.environments.robosuite.vector.RobosuiteChunkEnv`.
         images: whether cameras are observed, and not the objects.
         image_size: pixels of a side.
-        language: a file of vectors: see :func:`postbc.environments.libero.tasks.language_vectors`; one-hot by default.
+
+    Attributes:
+        tasks: those that are played.
+        vocabulary: names of the tasks that "language" tells apart.
 
     Raises:
         InputError: an argument that cannot be used, a task that nobody knows, or one whose goal is not read.
@@ -61,24 +61,24 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         num_threads: int | None = None,
         images: bool = False,
         image_size: int = IMAGE,
-        language: str | Path | None = None,
     ) -> None:
         check_options(num_envs, chunk, horizon, terminate_on)
         threads = check_threads(num_threads)
         good = isinstance(image_size, int) and 8 <= image_size <= 4096
         require(good, "An image has a size.", key="image_size", found=image_size, expected="8 to 4096 pixels")
-        self.tasks = find_tasks(name)
-        self.language = language_vectors(self.tasks, language)
+        self.tasks, together = find_tasks(name), find_tasks(family(name))
+        self.vocabulary = vocabulary(self.tasks)
+        self._language = np.eye(len(self.vocabulary), dtype=np.float32)[[task.index for task in self.tasks]]
         scenes = [find_scene(task.bddl) for task in self.tasks]
-        several = len(self.tasks) > 1
+        which = np.eye(len(together)) if len(together) > 1 else np.zeros((1, 0))
         playable = [
             Playable(
-                scene, Goal(scene.env, parse_problem(task.bddl)["goal_state"]), task.init_states(),
-                np.eye(len(self.tasks))[k] if several else np.zeros(0),
+                scene, Goal(scene.env, parse_problem(task.bddl)["goal_state"]), task.init_states(), which[together.index(task)]
             )
-            for k, (task, scene) in enumerate(zip(self.tasks, scenes))
-        ]  # fmt: skip
-        layout = Layout(scenes)
+            for task, scene in zip(self.tasks, scenes)
+        ]
+        # of the objects, which cameras stand for, all scenes of the family have a place
+        layout = Layout(scenes if images else [find_scene(task.bddl) for task in together])
         say_if_it_compiles(control_step)
         simulations = [LiberoSimulation(playable, layout) for _ in range(num_envs)]
         state_dim = HAND if images else len(simulations[0].observation)
@@ -89,7 +89,7 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         self.playing: list[LiberoSimulation] = simulations
         self._size, self._cameras = image_size, CAMERAS if images else {}
         frame = (3, image_size, image_size)
-        self.shapes = {**dict.fromkeys(self._cameras, frame), **self.shapes, "language": self.language.shape[1:]}
+        self.shapes = {**dict.fromkeys(self._cameras, frame), **self.shapes, "language": self._language.shape[1:]}
         self._frames = {name: np.zeros((num_envs, *frame), np.uint8) for name in self._cameras}
 
     @property
@@ -100,12 +100,13 @@ class LiberoChunkEnv(SimulatedChunkEnv):
     def _observations(self, moved: NDArray[np.bool_]) -> Observations:
         for i in np.flatnonzero(moved) if self._cameras else ():
             for name, camera in self._cameras.items():
-                self._frames[name][i] = np.moveaxis(self._draw(int(i), self._size, self._size, camera, lagging=True), -1, 0)
+                self._frames[name][i] = np.moveaxis(self.draw(int(i), self._size, self._size, camera, lagging=True), -1, 0)
         state = super()._observations(moved)["state"][:, : self.shapes["state"][0]]
-        language = self.language[[simulation.task for simulation in self.playing]]
+        language = self._language[[simulation.task for simulation in self.playing]]
         return {**{name: frames.copy() for name, frames in self._frames.items()}, "state": state, "language": language}
 
-    def _draw(self, i: int, height: int, width: int, camera: str, *, lagging: bool) -> NDArray[np.uint8]:
+    def draw(self, i: int, height: int, width: int, camera: str, *, lagging: bool) -> NDArray[np.uint8]:
+        """As `render_frame`; `lagging`: of the poses as they are, a substep older than the joints, as observations are."""
         simulation = self.playing[i]
         scene, data = simulation.scene, simulation.data
         scene.show_burners(data)
@@ -117,7 +118,7 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         Raises:
             InputError: no OpenGL for rendering without a display, or an unknown camera.
         """
-        return self._draw(i, height, width, camera, lagging=False)
+        return self.draw(i, height, width, camera, lagging=False)
 
     def get_state(self) -> dict[str, Any]:
         """As above, with the frames of the cameras."""

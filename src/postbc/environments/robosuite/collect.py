@@ -12,7 +12,7 @@ import numpy as np
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.scripted.hands import ScriptedOperators, geometry_of
 from postbc.data.scripted.operators import OPERATORS, Operator, find_operators
-from postbc.environments.chunk import Observations
+from postbc.environments.chunk import Observations, tasks_of
 from postbc.environments.robosuite import make
 from postbc.errors import require
 from postbc.seeding import episode_seed
@@ -44,6 +44,7 @@ class _Episode:
     states: list[np.ndarray] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
     model_xml: str = ""
+    task: str | None = None
 
     def finished(self, horizon: int, tail: int) -> bool:
         first = self.successes.index(True) if any(self.successes) else None
@@ -65,6 +66,7 @@ class _Episode:
             name=name,
             operator=self.person.operator.name,
             episode_seed=self.person.seed_of(self.attempt),
+            task=self.task,
         )
 
 
@@ -160,7 +162,7 @@ def shares(num: int, of: int) -> list[int]:
 def record(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int, progress: Progress | None) -> Collection:
     """Let people demonstrate in the environments `env`, all of them busy, until nobody misses a success."""
     _run(env, hands, people, horizon, tail, progress)
-    return _assemble(people, env.env_args())
+    return _assemble(people, env.env_args(), getattr(env, "vocabulary", ()))
 
 
 def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int, progress: Progress | None) -> None:
@@ -182,6 +184,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
             observation = env.reset(seeds, mask)
         for slot in np.flatnonzero(mask).tolist():
             slots[slot].model_xml = env.model_xml(slot)  # type: ignore[union-attr]
+            slots[slot].task = tasks_of(env)[slot]  # type: ignore[union-attr]
         states = env.sim_states()
         actions = hands.act(observation["state"])
         actions[idle] = 0
@@ -190,7 +193,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
             if episode is None:
                 continue
             for name, values in observation.items():
-                if name == "state" or is_image(name):  # a file has no place for another
+                if name == "state" or is_image(name):  # a file says the task by its name
                     episode.observations.setdefault(name, []).append(values[i].copy())
             episode.actions.append(actions[i].copy())
             episode.states.append(np.array(states[i], dtype=np.float64))
@@ -203,7 +206,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
         observation = played.observation
 
 
-def _assemble(people: Sequence[Person], environment: dict[str, Any]) -> Collection:
+def _assemble(people: Sequence[Person], environment: dict[str, Any], tasks: Sequence[str]) -> Collection:
     kept = [[person.kept[attempt] for attempt in sorted(person.kept)] for person in people]
     turns = [episodes[turn] for turn in range(max(map(len, kept))) for episodes in kept if turn < len(episodes)]
     episodes = tuple(episode.recorded(f"demo_{i}") for i, episode in enumerate(turns))
@@ -213,7 +216,7 @@ def _assemble(people: Sequence[Person], environment: dict[str, Any]) -> Collecti
             filters[key] = (*filters.get(key, ()), episode.name)
     others = episodes[0].state.shape[1] - 9
     keys, widths = (LOW_DIM_KEYS, (3, 4, 2, others)) if others else (LOW_DIM_KEYS[:3], (3, 4, 2))
-    dataset = Dataset(episodes, keys, widths, environment, dict(sorted(filters.items())), "scripted operators")
+    dataset = Dataset(episodes, keys, widths, environment, dict(sorted(filters.items())), "scripted operators", tuple(tasks))
     attempts: dict[str, tuple[int, int]] = {}
     for person in people:
         succeeded, tried = attempts.get(person.labels[0], (0, 0))

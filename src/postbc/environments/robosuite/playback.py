@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,9 @@ def task_of(facts: Facts, source: str) -> str:
     return TASK_OF[name]
 
 
-def _belongs(facts: Facts, env: Any, source: str, allow_version_mismatch: bool) -> list[str]:
+def belongs(facts: Facts, env: Any, source: str, allow_version_mismatch: bool) -> list[str]:
+    """Whether data is of this simulator, of its observations apart: warnings, or an InputError."""
+    facts = Facts(facts.environment, facts.version, facts.robots, facts.controller, facts.control_freq)
     ours = Facts.of_env_args(env.env_args())
     return check_belongs(facts, ours, file=source, allow_version_mismatch=allow_version_mismatch, remedy=REMEDY)
 
@@ -89,41 +91,55 @@ def replay(
     facts, count = Facts.of_dataset(dataset), len(dataset)
     task = task_of(facts, dataset.source)
     require(num_envs >= 1, "At least one environment is needed.", key="num_envs", found=num_envs, expected=">= 1")
-    successes, first, drift = np.zeros(count, dtype=bool), np.full(count, -1, dtype=np.int64), np.zeros(count)
-    hands = dataset.state_keys[:1] == LOW_DIM_KEYS[:1]
     env = make(task, min(num_envs, count), chunk=1, horizon=int(dataset.lengths.max()) + 1, terminate_on="never", native=native)
+
+    def begin(played: Sequence[Episode]) -> None:
+        # The episode's own seed, where it was recorded, restores what the state leaves out (Lift: the size of the cube).
+        env.reset([e.episode_seed or 0 for e in played] + [0] * (env.num_envs - len(played)))
+        env.set_sim_states(np.stack([np.asarray(e.states)[0] for e in played]), list(range(len(played))))
+
     try:
-        known = Facts(facts.environment, facts.version, facts.robots, facts.controller, facts.control_freq)
-        warnings = _belongs(known, env, dataset.source, allow_version_mismatch)
-        require(dataset.action_dim == env.action_dim, "The actions have the wrong width.", file=dataset.source, key="actions",
-                found=dataset.action_dim, expected=env.action_dim)  # fmt: skip
+        warnings = belongs(facts, env, dataset.source, allow_version_mismatch)
         for episode in dataset:
             _check_states(episode.name, episode.states, env, dataset.source)
-        # Long ones first, so that the environments of a batch end at about the same time.
-        order, ended = np.argsort(-dataset.lengths, kind="stable"), 0
-        for batch in np.split(order, np.arange(env.num_envs, count, env.num_envs)):
-            played = [dataset[int(k)] for k in batch]
-            # The episode's own seed, where it was recorded, restores what the state leaves out (Lift: the size of the cube).
-            env.reset([e.episode_seed or 0 for e in played] + [0] * (env.num_envs - len(played)))
-            env.set_sim_states(np.stack([np.asarray(e.states)[0] for e in played]), list(range(len(batch))))
-            for step in range(max(len(e) for e in played)):
-                actions = np.zeros((env.num_envs, 1, dataset.action_dim), dtype=np.float32)
-                running = [i for i, e in enumerate(played) if step < len(e)]
-                for i in running:
-                    actions[i, 0] = played[i].actions[step]
-                happened = env.step(actions)
-                for i in running:
-                    k = int(batch[i])
-                    if happened.success[i] and not successes[k]:
-                        successes[k], first[k] = True, step
-                    if hands and step + 1 < len(played[i]):
-                        off = happened.observation["state"][i, :3] - played[i].state[step + 1, :3]
-                        drift[k] = max(drift[k], float(np.linalg.norm(off)))
-            ended += len(batch)
-            if progress is not None:
-                progress(ended)
+        return play(env, dataset, begin, warnings, progress)
     finally:
         env.close()
+
+
+def play(
+    env: Any,
+    dataset: Dataset,
+    begin: Callable[[Sequence[Episode]], None],
+    warnings: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Playback:
+    """Execute each episode's actions, from where `begin` puts the first environments for some episodes at a time."""
+    count, hands = len(dataset), dataset.state_keys[:1] == LOW_DIM_KEYS[:1]
+    successes, first, drift = np.zeros(count, dtype=bool), np.full(count, -1, dtype=np.int64), np.zeros(count)
+    require(dataset.action_dim == env.action_dim, "The actions have the wrong width.", file=dataset.source, key="actions",
+            found=dataset.action_dim, expected=env.action_dim)  # fmt: skip
+    # Long ones first, so that the environments of a batch end at about the same time.
+    order, ended = np.argsort(-dataset.lengths, kind="stable"), 0
+    for batch in np.split(order, np.arange(env.num_envs, count, env.num_envs)):
+        played = [dataset[int(k)] for k in batch]
+        begin(played)
+        for step in range(max(len(e) for e in played)):
+            actions = np.zeros((env.num_envs, 1, dataset.action_dim), dtype=np.float32)
+            running = [i for i, e in enumerate(played) if step < len(e)]
+            for i in running:
+                actions[i, 0] = played[i].actions[step]
+            happened = env.step(actions)
+            for i in running:
+                k = int(batch[i])
+                if happened.success[i] and not successes[k]:
+                    successes[k], first[k] = True, step
+                if hands and step + 1 < len(played[i]):
+                    off = happened.observation["state"][i, :3] - played[i].state[step + 1, :3]
+                    drift[k] = max(drift[k], float(np.linalg.norm(off)))
+        ended += len(batch)
+        if progress is not None:
+            progress(ended)
     return Playback(dataset.names, successes, first, drift, tuple(warnings))
 
 
@@ -148,7 +164,7 @@ class Observer:
         self.task, self.source = task_of(facts, source), source
         self.env = make(self.task, num_envs, chunk=1, horizon=2, terminate_on="never")
         try:
-            self.warnings = _belongs(facts, self.env, source, allow_version_mismatch)
+            self.warnings = belongs(facts, self.env, source, allow_version_mismatch)
         except InputError:
             self.close()
             raise

@@ -34,6 +34,9 @@ class EncoderConfig:
     crop: Annotated[int, Field(ge=1, le=2**16)] | None = later(None)
     """Side in pixels of the square that an image is cropped to: at random in training, its centre otherwise (76 of 84 is the
     field's)."""
+    language: Width | None = later(None)
+    """V, width of the vectors that stand for the tasks, which a policy keeps; None: "language" is taken as it is. Pretraining sets it
+    (--data.language)."""
 
     def __post_init__(self) -> None:
         require(not self.pretrained or self.kind == "resnet18", "Only a ResNet has pretrained weights.", key="encoder.pretrained",
@@ -171,7 +174,11 @@ class Encoder(nn.Module):
                 if len(shape) == 3
             }
         )
-        widths = (self._image(name).feature_dim if len(shape) == 3 else shape[0] for name, shape in self.shapes.items())
+        self.vectors: Tensor | None  # (E, V)
+        told = config.language is not None and "language" in self.shapes
+        self.register_buffer("vectors", torch.zeros(*self.shapes["language"], config.language or 0) if told else None)
+        own = {name: self._image(name).feature_dim if len(shape) == 3 else shape[0] for name, shape in self.shapes.items()}
+        widths = ((config.language or 0) if told and name == "language" else width for name, width in own.items())
         self.widths: list[int] = [width for width in widths for _ in range(observation_steps)]
         self.feature_dim = sum(self.widths)
 
@@ -203,5 +210,7 @@ class Encoder(nn.Module):
                 value = self._image(name)(value if self.crop is None else crop(value, self.crop, generator))
             elif name == "state":
                 value = normalization.normalize_state(value.to(torch.float32))
+            elif name == "language" and self.vectors is not None:
+                value = self.vectors[value.argmax(-1)]
             parts.append(value.reshape(leading[0], -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

