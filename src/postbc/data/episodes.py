@@ -75,6 +75,8 @@ class Episode:
     """Who or what produced it."""
     episode_seed: int | None = None
     """Seed of the simulator's episode where known: it decides what the state leaves out (the size of Lift's cube)."""
+    task: str | None = None
+    """The instruction in words, where the data has one."""
 
     def __post_init__(self) -> None:
         observed = {}
@@ -99,7 +101,7 @@ class Episode:
         require(self.actions.shape[1] >= 1, "An action has at least one number.", key=f"{self.name}/actions", found="width 0")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy cannot be pickled
-        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed)
+        parts = (self.actions, self.rewards, self.dones, self.states, self.name, self.operator, self.episode_seed, self.task)
         return Episode, (dict(self.observations), *parts)
 
     def __len__(self) -> int:

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from postbc.data.episodes import Dataset
-from postbc.data.robomimic import PARTS, Listing, list_robomimic, read_robomimic
-from postbc.data.zarr import is_zarr, list_zarr, read_zarr
-from postbc.errors import require
-
-
-def _is_zarr(path: str | Path) -> bool:
-    """Whether it is zarr (else HDF5). InputError for a LeRobot dataset, which is neither."""
-    require(not os.path.exists(Path(path) / "meta/info.json"), "LeRobot datasets are not read yet.", file=path, found="meta/info.json",
-            expected="robomimic HDF5, or zarr as diffusion_policy writes it", remedy="convert it to one of them")  # fmt: skip
-    return is_zarr(Path(path))
+from postbc.data.lerobot import describe_lerobot, list_lerobot, read_lerobot
+from postbc.data.lerobot_files import LeRobotFolder, is_lerobot
+from postbc.data.robomimic import PARTS, Listing, describe_robomimic, list_robomimic, read_robomimic, robomimic_cameras
+from postbc.data.zarr import describe_zarr, is_zarr, list_zarr, read_zarr, zarr_cameras
 
 
 def list_dataset(path: str | Path) -> Listing:
     """Names of the episodes and filters, without reading an array."""
-    return list_zarr(path) if _is_zarr(path) else list_robomimic(path)
+    return list_lerobot(path) if is_lerobot(path) else list_zarr(path) if is_zarr(Path(path)) else list_robomimic(path)
+
+
+def list_cameras(path: str | Path) -> tuple[str, ...]:
+    """Image keys of a file."""
+    if is_lerobot(path):
+        return LeRobotFolder(path).cameras
+    return zarr_cameras(path) if is_zarr(Path(path)) else robomimic_cameras(path)
+
+
+def describe(path: str | Path) -> str:
+    """What kind of file it is, and what in it is there to be used for what: some sentences."""
+    return (
+        describe_lerobot(path) if is_lerobot(path) else describe_zarr(path) if is_zarr(Path(path)) else describe_robomimic(path)
+    )
 
 
 def read_dataset(
@@ -37,12 +44,14 @@ def read_dataset(
     parts: Iterable[str] = PARTS,
     environment: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Read demonstrations or rollouts: robomimic's HDF5 (:func:`read_robomimic`) or diffusion_policy's zarr (:func:`read_zarr`).
+    """Read demonstrations or rollouts: robomimic's HDF5 (:func:`read_robomimic`), diffusion_policy's zarr (:func:`read_zarr`) or a
+    LeRobotDataset v3 (:func:`read_lerobot`).
 
     The arguments are theirs. InputError names file and key for whatever cannot be used.
     """
-    if _is_zarr(path):
-        return read_zarr(
+    if is_lerobot(path) or is_zarr(Path(path)):
+        read = read_lerobot if is_lerobot(path) else read_zarr
+        return read(
             path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, parts=parts,
             environment=environment,
         )  # fmt: skip

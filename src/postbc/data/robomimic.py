@@ -3,7 +3,7 @@
 ::
 
     data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs), state_keys (ours, JSON, optional)
-    data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed (these two ours, optional)
+    data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed, task (these three ours, optional)
       actions (N, A)  rewards (N,)  dones (N,)  states (N, Ds)  obs/<key> (N, d)  obs/<camera>_image (N, H, W, C)  next_obs/<key>
     mask/<filter>   names of demonstrations
 
@@ -92,6 +92,37 @@ def list_robomimic(path: str | Path) -> Listing:
     path = Path(path)
     with open_hdf5(path) as file:
         return Listing(find_names(get(file, "data", h5py.Group, path), path), find_masks(file, path))
+
+
+def _observed(data: h5py.Group, name: str, path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what a demonstration observes."""
+    group = get(data, name, h5py.Group, path)
+    obs = get(group, "obs", h5py.Group, path) if "obs" in group else {}
+    return {key: obs[key].shape or () for key in members(obs) if isinstance(obs.get(key), h5py.Dataset)}
+
+
+def robomimic_cameras(path: str | Path) -> tuple[str, ...]:
+    """Observations that are frames."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        data = get(file, "data", h5py.Group, path)
+        observed = _observed(data, find_names(data, path)[0], path)
+    return tuple(key for key, shape in observed.items() if len(shape) == 4)
+
+
+def describe_robomimic(path: str | Path) -> str:
+    """What of the file is there to be used for what."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        data = get(file, "data", h5py.Group, path)
+        name = find_names(data, path)[0]
+        observed, group = _observed(data, name, path), get(data, name, h5py.Group, path)
+        there = ", ".join(part for part in PARTS if part in group)
+    numbers = ", ".join(key for key, shape in observed.items() if len(shape) != 4)
+    cameras = ", ".join(key for key, shape in observed.items() if len(shape) == 4)
+    return (
+        f"robomimic HDF5; observations: {numbers or 'none'}; cameras: {cameras or 'none'}; beside actions: {there or 'nothing'}"
+    )
 
 
 def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
@@ -233,10 +264,17 @@ def _episode(
     seed = attribute(group, "episode_seed", path)
     require(seed is None or (type(seed) is int and seed >= 0), "An episode seed is a non-negative integer.", file=path,
             key=f"data/{name} attribute episode_seed", found=repr(seed)[:50])  # fmt: skip
+    task = attribute(group, "task", path)
     optional = {part: read(group, part, path, rows=len(played)) for part in parts if part in group}
     try:
         episode = Episode(
-            observations, played, **optional, name=name, operator=None if operator is None else str(operator), episode_seed=seed
+            observations,
+            played,
+            **optional,
+            name=name,
+            operator=None if operator is None else str(operator),
+            episode_seed=seed,
+            task=None if task is None else str(task),
         )
     except InputError as error:
         raise InputError(f"{error}\n  file: {path}") from None

@@ -30,7 +30,7 @@ class TrainingSetConfig:
     """Which demonstrations, and how they become windows."""
 
     demonstrations: Path
-    """Demonstrations: robomimic's HDF5 layout, or diffusion_policy's zarr (a folder or .zarr.zip)."""
+    """Demonstrations: robomimic's HDF5 layout, a LeRobotDataset v3 (a folder), or diffusion_policy's zarr (a folder or .zarr.zip)."""
     num_trajectories: Count | None = None
     """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square); all by default."""
     subset_seed: Seed | None = None
@@ -46,7 +46,7 @@ class TrainingSetConfig:
     observation_steps: Count = 1
     """To, newest observations that the policy sees."""
     observation_keys: tuple[str, ...] | None = None
-    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr: its own)."""
+    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr, LeRobot: their own)."""
     image_keys: tuple[str, ...] = ()
     """Cameras whose frames the policy sees, as the file names them (agentview_image); none by default."""
     clip_actions: bool = False

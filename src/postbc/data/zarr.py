@@ -51,7 +51,8 @@ def is_zarr(path: Path) -> bool:
     """Whether the path looks like a zarr store: a folder that holds one, or a zip file."""
     try:
         if path.is_dir():
-            return any((path / name).exists() for name in (".zgroup", "zarr.json", "data"))
+            kinds = any((path / name).exists() for name in (".zgroup", "zarr.json", "data"))
+            return kinds and not (path / "meta/info.json").exists()  # that is LeRobot's
         if not path.is_file():  # a pipe would wait for ever
             return False
         with path.open("rb") as file:
@@ -279,6 +280,24 @@ def _is_pusht(group: ZarrGroup) -> bool:
 def list_zarr(path: str | Path) -> Listing:
     """Names of the episodes; a zarr file has no filters."""
     return Listing(tuple(f"demo_{i}" for i in range(len(episode_ends(ZarrGroup(path))))), {})
+
+
+def zarr_cameras(path: str | Path) -> tuple[str, ...]:
+    """Arrays that are frames."""
+    group = ZarrGroup(path)
+    return tuple(key for key in group.arrays() if len(group[f"data/{key}"].shape) == 4)
+
+
+def describe_zarr(path: str | Path) -> str:
+    """What of the file is there to be used for what."""
+    group, cameras = ZarrGroup(path), zarr_cameras(path)
+    kind = f"diffusion_policy's zarr, format {group.describe('data/action')[0]}" + (
+        ", Push-T's layout" if _is_pusht(group) else ""
+    )
+    numbers = [key for key in group.arrays() if key not in (*cameras, "action")]
+    return (
+        f"{kind}; observations: {', '.join(numbers)}; cameras: {', '.join(cameras) or 'none'}; no rewards: success is unknown"
+    )
 
 
 def read_zarr(
