@@ -39,8 +39,9 @@ class TrainingSetConfig:
     """Use only the demonstrations of this robomimic filter (mask/<filter_key>)."""
     chunk: Count = 4
     """T, actions in a chunk."""
-    tail: Literal["drop", "pad"] = "drop"
-    """Windows at the end of a demonstration: drop those that do not fit (DPPO), or pad with the last action."""
+    tail: Literal["drop", "pad", "mask"] = "drop"
+    """Windows at the end of a demonstration: drop those that do not fit (DPPO), pad with the last action, or pad and leave the padding
+    out of the loss (LeRobot)."""
     statistics: Literal["full", "subset"] = "full"
     """Normalise by the whole file's range (inherited from DPPO) or by the subset's (all that is known with 5 demonstrations)."""
     observation_steps: Count = 1
