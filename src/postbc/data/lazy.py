@@ -20,7 +20,11 @@ _AT_MOST = 16
 def _file(path: str) -> Any:
     key = (os.getpid(), path)
     if key not in _OPEN:
-        if path.endswith(".zip") or os.path.isdir(path):
+        if os.path.exists(os.path.join(path, "meta/info.json")):
+            from postbc.data.lerobot_files import LeRobotFolder
+
+            _OPEN[key] = LeRobotFolder(path)
+        elif path.endswith(".zip") or os.path.isdir(path):
             from postbc.data.zarr import ZarrGroup
 
             _OPEN[key] = ZarrGroup(path)
@@ -40,7 +44,7 @@ def _file(path: str) -> Any:
 
 
 class LazyArray:
-    """Frames (N, C, H, W) uint8 in an HDF5 or zarr file. Reading needs the file to be where it was.
+    """Frames (N, C, H, W) uint8 in an HDF5 or zarr file or a LeRobot dataset. Reading needs the file to be where it was.
 
     Args:
         path: the file.
