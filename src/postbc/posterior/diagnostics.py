@@ -1,4 +1,4 @@
-"""Pictures of the posterior: where the ensemble is uncertain along each demonstration, between demonstrations and beyond them."""
+"""Pictures of the posterior: where it is uncertain along each demonstration, between demonstrations and beyond them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from postbc.data.training_set import TrainingSet
 from postbc.files import atomic_path
+from postbc.posterior.closed_form import ClosedForm
 from postbc.posterior.ensemble import Ensemble
 
 
-def first_action_std(ensemble: Ensemble, features: Tensor) -> np.ndarray:
+def first_action_std(posterior: Ensemble | ClosedForm, features: Tensor) -> np.ndarray:
     """(N, F) -> (N, A): posterior standard deviation of the chunk's first action, normalised units."""
-    std: np.ndarray = ensemble.factor(features).std()[:, : ensemble.action_dim].cpu().numpy()
+    std: np.ndarray = posterior.factor(features).std()[:, : posterior.action_dim].cpu().numpy()
     return std
 
 
@@ -40,22 +41,22 @@ def between_and_beyond(features: Tensor, episode: np.ndarray, rng: np.random.Gen
     return {"between": 0.5 * (a + b), "beyond": a + (a - features.mean(0))}
 
 
-def summarise(ensemble: Ensemble, features: Tensor, episode: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def summarise(posterior: Ensemble | ClosedForm, features: Tensor, episode: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Mean and median posterior std (all dimensions of the chunk, normalised units) on, between and beyond the demonstrations."""
     result: dict[str, Any] = {}
     for name, values in {"on": features, **between_and_beyond(features, episode, np.random.default_rng(seed))}.items():
-        std = ensemble.factor(values).std()
+        std = posterior.factor(values).std()
         result[name] = {"mean": std.mean().item(), "median": std.median().item(), "maximum": std.max().item()}
     return result
 
 
-def plot(ensemble: Ensemble, features: Tensor, data: TrainingSet, path: str | Path, title: str = "") -> None:
+def plot(posterior: Ensemble | ClosedForm, features: Tensor, data: TrainingSet, path: str | Path, title: str = "") -> None:
     """Draw the diagnostics as one PNG: std along each demonstration, on a map of the gripper's path, and its distribution."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     w = data.windows
-    std = first_action_std(ensemble, features)
+    std = first_action_std(posterior, features)
     level = std.mean(1)
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -77,7 +78,7 @@ def plot(ensemble: Ensemble, features: Tensor, data: TrainingSet, path: str | Pa
     figure.colorbar(points, ax=paths, label="posterior std")
     off = between_and_beyond(features, w.episode, np.random.default_rng(0))
     states = {"on the demonstrations": features, "between them": off["between"], "beyond them": off["beyond"]}
-    values = [first_action_std(ensemble, s).mean(1) for s in states.values()]
+    values = [first_action_std(posterior, s).mean(1) for s in states.values()]
     bins = np.linspace(0, max(v.max() for v in values) + 1e-9, 40).tolist()
     for name, v in zip(states, values):
         spread.hist(v, bins, histtype="step", lw=1.8, density=True, label=f"{name} (mean {v.mean():.2f})")
