@@ -107,8 +107,8 @@ def closed_form_posterior(members: int = 100, hidden: int = 512, steps: int = 60
     return {
         "ours": ours, "theirs": theirs, "unit": "s a posterior", "ratio": theirs / ours,
         "what": f"closed form against the ensemble of K={members}, {hidden}x3, {whole} steps (extrapolated from {steps}), 10 "
-        f"trajectories of 60 windows; ridge and layer chosen; {algebra:.1f} s of it linear algebra; products in {compute.resolved().precision}; "
-        "one thread each",
+        f"trajectories of 60 windows; ridge and layer chosen; {algebra:.1f} s of it linear algebra; "
+        f"products in {compute.resolved().precision}; one thread each",
     }  # fmt: skip
 
 

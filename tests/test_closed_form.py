@@ -24,7 +24,7 @@ from postbc.posterior import ClosedFormConfig, EnsembleConfig, Posterior, fit_cl
 from postbc.posterior.closed_form import Ridge, groups_of, jackknife, left_out, scaled, with_constant
 from postbc.pretraining import PretrainingConfig
 from postbc.runs import versions
-from postbc.stages.posterior import PosteriorFit, fit_posterior, posterior_factor
+from postbc.stages.posterior import PosteriorFit, fit_posterior, posterior_at
 from postbc.stages.pretrain import Pretrain, pretrain_policy
 
 LINEAR = ClosedFormConfig(layer=0, ridge=0.1)
@@ -204,7 +204,7 @@ def test_the_stage_and_a_policy_from_it(tmp_path):
     assert model.choice.groups == 5
     assert (tmp_path / "p/seed_0/posterior.png").stat().st_size > 10_000
     training_set = load_training_set(config.data, 0)
-    factor, _ = posterior_factor(tmp_path / "p", training_set, 0)
+    factor = posterior_at(tmp_path / "p", training_set, 0).factor()
     assert factor.rows.shape == (len(training_set.windows), 5, 28)
     pretrain = Pretrain(config.data, tmp_path / "postbc", DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2),
                         tmp_path / "p", pretraining=PretrainingConfig(steps=5, batch_size=8))  # fmt: skip

@@ -34,8 +34,8 @@ class PretrainingConfig:
 
     method: Method = "postbc"
     """Target of the regression: bc, sigma-bc or postbc; or value-dice, which is no regression (postbc.value_dice)."""
-    posterior_weight: NonNegative = 1.0
-    """α, multiplies the posterior's standard deviation (postbc)."""
+    posterior_weight: NonNegative | Literal["auto"] = 1.0
+    """α, multiplies the posterior's standard deviation (postbc). auto: by trajectories left out (`postbc posterior calibrate`)."""
     sigma: NonNegative = 0.1
     """σ, standard deviation of isotropic noise, normalised units (sigma-bc)."""
     steps: Count = 6000
@@ -81,6 +81,8 @@ class Target:
         if config.method == "postbc":
             require(factor is not None, "PostBC needs a posterior.", key="posterior",
                     remedy="run `postbc posterior fit` first and give --posterior DIR")  # fmt: skip
+            require(config.posterior_weight != "auto", "The posterior weight is no number yet.", key="posterior_weight", found="auto",
+                    remedy="take Calibration.posterior_weight of postbc.posterior.calibrate")  # fmt: skip
             assert factor is not None
             windows, dim = factor.rows.shape[0], factor.rows.shape[2]
             require((windows, dim) == (shape[0], shape[1] * shape[2]), "The posterior's factor is of other windows.", key="factor",
@@ -96,6 +98,7 @@ class Target:
         if self.config.method == "sigma-bc":
             return self.config.sigma * torch.randn(len(rows), *self.shape, generator=self.generator, device=rows.device)
         assert self.factor is not None
+        assert self.config.posterior_weight != "auto"
         return self.config.posterior_weight * self.factor.sample(self.generator, rows).view(-1, *self.shape)
 
     def __call__(self, chunk: Tensor, rows: Tensor) -> Tensor:

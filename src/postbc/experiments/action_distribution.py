@@ -25,7 +25,7 @@ from postbc.policies.base import Policy, load_policy
 from postbc.posterior.factor import Factor
 from postbc.schemas import parse
 from postbc.seeding import make_generator
-from postbc.stages.posterior import posterior_factor
+from postbc.stages.posterior import posterior_at
 
 NEIGHBOURS = 10
 MOST_STATES = 20_000
@@ -208,6 +208,6 @@ def _picture(lot: Sequence[Stage], posteriors: Sequence[Path]) -> Pictured:
 
 def _factor(posterior: Path, data: TrainingSet, seed: int) -> Factor | None:
     try:
-        return posterior_factor(posterior, data, seed)[0]
+        return posterior_at(posterior, data, seed).factor()
     except InputError:  # of other windows
         return None

@@ -20,7 +20,7 @@ from torch import Tensor
 from postbc.posterior.factor import Factor
 from postbc.schemas import CountOrZero, NonNegative, Share, schema
 
-ALPHAS = (0.0, *np.geomspace(1 / 16, 16, 57).tolist())
+ALPHAS = (0.0, *np.geomspace(1 / 16, 16, 57).round(4).tolist())
 SIGMAS = tuple(np.geomspace(1 / 32, 2, 25).tolist())
 """σ as a share of the dimension's root mean square residual."""
 WINDOWS = 2000
@@ -28,7 +28,7 @@ WINDOWS = 2000
 FALLBACK = 1.0
 """α where the trajectories are too few to tell: the paper's for most tasks."""
 SAFE_FROM = 0.25
-"""The smallest α whose safety is tested."""
+"""The smallest α that is held against BC."""
 FEWEST, WIDEST = 5, 4.0
 """Too few to tell: fewer trajectories, or an interval whose ends differ by a larger factor."""
 LEVELS = (0.5, 0.8, 0.95)
@@ -107,9 +107,11 @@ class Calibration:
     level: Share
     """Of the one-sided test that left-out trajectories are explained no worse than by BC."""
     safe: NonNegative | None
-    """The largest α that passes, all smaller ones from 0.25 on passing too; none: no α does."""
+    """The largest α that passes; none: no α does."""
     p_values: tuple[tuple[NonNegative, Share], ...]
-    """(α, p) of that test."""
+    """(α, p) of that test, adjusted for all α that are tested."""
+    curve: tuple[tuple[NonNegative, float], ...]
+    """(α, log-likelihood of trajectories left out), one α for the chunk, nats a number."""
     coverage: tuple[Coverage, ...]
     """For α = 0, 1 and the chunk's own."""
     pit: tuple[Share, ...]
@@ -161,11 +163,8 @@ def calibrate(oob: OutOfBag, level: float = 0.05, resamples: int = 1000, seed: i
     weights = torch.from_numpy(drawn).double()
     profile = torch.stack([torch.einsum("bg,gjs->bjs", weights, table[:, d]).amax(-1) for d in range(oob.action_dim)])
     best = table.sum(0).amax(-1)  # (A, alphas)
-    ratio = (
-        oob.residual.square().unflatten(1, (-1, oob.action_dim)),
-        oob.factor.std().square().unflatten(1, (-1, oob.action_dim)),
-    )
-    moments = [r.mean((0, 1)) for r in ratio]  # (A,) each
+    squares = (oob.residual.square(), oob.factor.std().square())
+    moments = [each.unflatten(1, (-1, oob.action_dim)).mean((0, 1)) for each in squares]  # (A,) each
     at_best = table.sum(0).argmax(-1)  # (A, alphas)
     sigma = oob.noise[: oob.action_dim, None] * torch.tensor(SIGMAS, dtype=torch.float64)[at_best]
 
@@ -177,53 +176,66 @@ def calibrate(oob: OutOfBag, level: float = 0.05, resamples: int = 1000, seed: i
 
     dimensions = [estimate(best[d], profile[d], sigma[d], moments[0][d], moments[1][d]) for d in range(oob.action_dim)]
     chunk = estimate(best.sum(0), profile.sum(0), sigma.mean(0), moments[0].mean(), moments[1].mean())
-    p_values = against_bc(table, [a for a in ALPHAS if a >= SAFE_FROM])
-    passing = np.cumprod([p <= level for _, p in p_values])
-    safe = p_values[int(passing.sum()) - 1][0] if passing[0] else None
-    weight, source, reason = choose(chunk, safe, p_values, count, level)
+    difference = against_bc(table)
+    tested = ALPHAS[ALPHAS.index(SAFE_FROM) :]
+    p_values = sign_flips(difference, seed).tolist()
+    safe = max((a for a, p in zip(tested, p_values) if p <= level), default=None)
+    at = tested.index(FALLBACK)
+    worse = float(sign_flips(-difference[:, at : at + 1], seed)[0]) <= level
+    weight, source, reason = choose(chunk, safe, worse, count, level)
     indices = [min(range(len(ALPHAS)), key=lambda k: abs(ALPHAS[k] - a)) for a in (0.0, 1.0, chunk.alpha)]
     own = best.sum(0) / oob.residual.numel()
     covered = [Coverage(ALPHAS[k], _coverage(oob, ALPHAS[k], sigma[:, k]), float(own[k])) for k in indices]
     return Calibration(
-        weight, source, reason, chunk, tuple(dimensions), level, safe, tuple(p_values), tuple(covered),
-        _pit(oob, chunk.alpha, sigma[:, indices[-1]]), count, len(oob.residual),
+        weight, source, reason, chunk, tuple(dimensions), level, safe, tuple(zip(tested, p_values)),
+        tuple(zip(ALPHAS, own.tolist())), tuple(covered), _pit(oob, chunk.alpha, sigma[:, indices[-1]]), count,
+        len(oob.residual),
     )  # fmt: skip
 
 
-def against_bc(table: Tensor, asked: list[float]) -> list[tuple[float, float]]:
-    """(α, p): is α better than 0 on left-out trajectories? p is one-sided, Student's t of the trajectories' differences.
+def against_bc(table: Tensor) -> np.ndarray:
+    """(G, α from `SAFE_FROM` on): log-likelihood of each trajectory at α less that at 0, which is BC.
 
-    The hypothesis that is to be rejected is that PostBC explains them *worse* than BC or as well. Both have the σ of greatest
-    likelihood on all other trajectories, so BC is given the best noise that σ-BC could have; few trajectories pass nothing.
+    Both have the σ of greatest likelihood on all *other* trajectories, so that BC is given the best noise that σ-BC could have.
 
     Args:
-        table: (G, A, alphas, sigmas) of :func:`log_likelihoods` at `ALPHAS` and `SIGMAS`.
-        asked: the α to test.
+        table: (G, A, alphas, sigmas) of :func:`log_likelihoods` at `ALPHAS`.
     """
-    if len(table) < 2:
-        return [(alpha, 1.0) for alpha in asked]
     others = (table.sum(0) - table).argmax(-1, keepdim=True)
     value = table.gather(-1, others)[..., 0].sum(1)  # (G, alphas)
-    difference = (value - value[:, :1]).numpy()
-    mean, error = difference.mean(0), difference.std(0, ddof=1) / math.sqrt(len(table))
-    p = special.stdtr(len(table) - 1, -mean / np.maximum(error, 1e-300))
-    return [(alpha, float(p[ALPHAS.index(alpha)])) for alpha in asked]
+    difference: np.ndarray = (value - value[:, :1]).numpy()
+    return difference[:, ALPHAS.index(SAFE_FROM) :]
+
+
+def sign_flips(difference: np.ndarray, seed: int = 0, exact_up_to: int = 12) -> np.ndarray:
+    """(G, M) differences of G trajectories under M treatments -> (M,) one-sided p that the mean is above 0, for all M together.
+
+    Under the hypothesis a trajectory's differences may as well have the other sign; p is the share of sign patterns under which the
+    greatest of the M t-statistics reaches a treatment's own (Westfall and Young 1993), of all 2^G, or 4096 random ones.
+    """
+    count = len(difference)
+    if count <= exact_up_to:
+        signs = 1.0 - 2.0 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    else:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], (4096, count))
+        signs[0] = 1.0
+    means = signs @ difference / count
+    squares = (difference**2).sum(0) - count * means**2  # flipped, a difference has the same square
+    t = means / np.sqrt(np.maximum(squares, 1e-300) / max(count - 1, 1) / count)
+    p: np.ndarray = (t.max(1)[:, None] >= t[0] - 1e-9 * (1 + np.abs(t[0]))).mean(0)
+    return p
 
 
 def choose(
-    chunk: Estimate, safe: float | None, p_values: list[tuple[float, float]], trajectories: int, level: float
+    chunk: Estimate, safe: float | None, worse: bool, trajectories: int, level: float
 ) -> tuple[float, Literal["calibrated", "no-regression", "fallback"], str]:
-    """What `auto` takes: (α, its source, why)."""
+    """What `auto` takes: (α, its source, why); `worse`: the fallback is shown to be worse than BC."""
     wide = chunk.high > WIDEST * chunk.low
     if trajectories >= FEWEST and not wide and safe is not None:
         if chunk.alpha <= safe:
             return chunk.alpha, "calibrated", f"{trajectories} trajectories left out are explained best by it"
-        return (
-            safe,
-            "no-regression",
-            f"larger ones are not shown, at level {level:g}, to explain trajectories left out better than BC",
-        )
-    worse = min(p_values, key=lambda item: abs(item[0] - FALLBACK))[1] >= 1 - level
+        shown = f"larger ones are not shown, at level {level:g}, to explain trajectories left out better than BC"
+        return safe, "no-regression", shown
     if worse and trajectories >= FEWEST:
         return 0.0, "no-regression", "the posterior explains trajectories left out worse than BC does"
     cause = (

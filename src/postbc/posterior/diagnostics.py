@@ -11,6 +11,7 @@ from torch import Tensor
 
 from postbc.data.training_set import TrainingSet
 from postbc.files import atomic_path
+from postbc.posterior.calibration import LEVELS, Calibration
 from postbc.posterior.closed_form import ClosedForm
 from postbc.posterior.ensemble import Ensemble
 
@@ -86,6 +87,48 @@ def plot(posterior: Ensemble | ClosedForm, features: Tensor, data: TrainingSet, 
     spread.legend(fontsize=8)
     dims.boxplot([std[:, i] for i in range(std.shape[1])], showfliers=False)
     dims.set(xlabel="action dimension", ylabel="posterior std (normalised)", title="By action dimension, on the demonstrations")
+    if title:
+        figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def plot_calibration(calibration: Calibration, path: str | Path, title: str = "") -> None:
+    """Draw how α was found as one PNG: likelihood of trajectories left out, coverage, probability integral transform, dimensions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    c = calibration
+    figure = Figure(figsize=(12, 7.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    likelihood, coverage, pit, dims = figure.subplots(2, 2).ravel()
+    alphas, values = np.array(c.curve).T
+    likelihood.plot(alphas, values, lw=1.8)
+    likelihood.axvspan(c.chunk.low, c.chunk.high, color="C0", alpha=0.15, label="90 % interval (trajectories resampled)")
+    likelihood.axvline(c.posterior_weight, color="C3", lw=1.5, label=f"taken: {c.posterior_weight:.2f} ({c.source})")
+    if c.safe is not None:
+        likelihood.axvline(c.safe, color="C2", ls="--", lw=1.2, label=f"largest shown no worse than BC: {c.safe:.2f}")
+    inside = values[alphas <= max(4.0, 1.5 * c.chunk.high)]
+    likelihood.set(xlabel="posterior weight α", ylabel="log-likelihood (nats a number)", title="Trajectories left out",
+                   xlim=(0, max(4.0, 1.5 * c.chunk.high)), ylim=(inside.min() - 0.02, inside.max() + 0.02))  # fmt: skip
+    likelihood.legend(fontsize=8)
+    coverage.plot((0, 1), (0, 1), color="0.7", lw=1)
+    for row in c.coverage:
+        coverage.plot(LEVELS, row.shares, "o-", lw=1.4, label=f"α = {row.alpha:.2f}")
+    coverage.set(
+        xlabel="ellipsoid of the whole chunk that should hold", ylabel="holds", title="Coverage", xlim=(0, 1), ylim=(0, 1)
+    )
+    coverage.legend(fontsize=8)
+    pit.bar(np.arange(10) / 10 + 0.05, c.pit, width=0.095)
+    pit.axhline(0.1, color="0.4", lw=1)
+    pit.set(xlabel="probability integral transform", ylabel="share", title=f"Single numbers, α = {c.chunk.alpha:.2f}")
+    middle = np.array([d.alpha for d in c.dimensions])
+    ends = np.array([(d.low, d.high) for d in c.dimensions]).T
+    dims.vlines(range(len(middle)), *ends, lw=1.6)
+    dims.plot(range(len(middle)), middle, "o")
+    dims.axhline(c.chunk.alpha, color="C3", lw=1.2, label="whole chunk")
+    dims.set(xlabel="action dimension", ylabel="α", title="By action dimension, with 90 % intervals", ylim=(0, None))
+    dims.legend(fontsize=8)
     if title:
         figure.suptitle(title)
     with atomic_path(path) as temporary:

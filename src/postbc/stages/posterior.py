@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
+from torch import Tensor
 
 from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.devices import Compute
@@ -15,12 +16,14 @@ from postbc.errors import require
 from postbc.files import write_json
 from postbc.policies.base import POLICY_FILE, load_policy, policy_fingerprint, save_policy
 from postbc.posterior import (
+    Calibration,
     ClosedForm,
     ClosedFormConfig,
     Ensemble,
     EnsembleConfig,
     Factor,
     Posterior,
+    calibrate,
     fit_closed_form,
     fit_ensemble,
     state_features,
@@ -133,8 +136,28 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble | ClosedForm:
     return model
 
 
-def posterior_factor(path: str | Path, data: TrainingSet, seed: int, device: str | torch.device = "cpu") -> tuple[Factor, str]:
-    """The posterior covariance at every window of `data`, and the digest of the file that it comes from.
+class AtWindows(NamedTuple):
+    """A posterior, and what it is asked about."""
+
+    posterior: Posterior
+    features: Tensor
+    """(N, F) of every window."""
+    digest: str
+    """Of its file."""
+
+    def factor(self) -> Factor:
+        """The posterior covariance at every window."""
+        return self.posterior.factor(self.features)
+
+    def calibrate(self, data: TrainingSet, level: float = 0.05) -> Calibration:
+        """α by the trajectories of `data` left out. InputError where none can be."""
+        chunks = data.normalization.normalize_action(data.windows.chunk(torch.arange(len(data.windows))))
+        episode, seed = torch.as_tensor(data.windows.episode), self.posterior.seed
+        return calibrate(self.posterior.model.out_of_bag(self.features, chunks, episode, seed), level, seed=seed)
+
+
+def posterior_at(path: str | Path, data: TrainingSet, seed: int, device: str | torch.device = "cpu") -> AtWindows:
+    """The posterior of a seed at every window of `data`.
 
     Args:
         path: what `postbc posterior fit` wrote: its directory, a seed's, or a file.
@@ -165,4 +188,4 @@ def posterior_factor(path: str | Path, data: TrainingSet, seed: int, device: str
         found=(posterior.model.feature_dim, posterior.model.chunk, posterior.model.action_dim),
         expected=(features.shape[1], data.windows.chunk_size, data.windows.action_dim),
     )  # fmt: skip
-    return posterior.factor(features), digest(file)
+    return AtWindows(posterior, features, digest(file))
