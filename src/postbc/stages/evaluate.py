@@ -98,7 +98,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
         check_rendering(environment.scene)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
     moved = ("compute", "policy")
-    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=_digests(path), revisable=moved) as run:
+    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=digests(path), revisable=moved) as run:
         folder = run.directory
         saved = run.load()
         evaluation = None
@@ -179,7 +179,8 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
     return found
 
 
-def _digests(path: Path) -> dict[str, str]:
+def digests(path: Path) -> dict[str, str]:
+    """Of the files that make an agent."""
     files = [path] if path.is_file() else [path / name for name in (AGENT_FILE, BASE_POLICY_FILE, POLICY_FILE)]
     if (path / AGENT_FILE).is_file():
         files = files[:2]
