@@ -101,3 +101,24 @@ class Posterior:
     def factor(self, features: Tensor, batch: int = 1024) -> Factor:
         """(N, F) -> the covariance of the chunk at each state, as at most D rows a state, computed in batches."""
         return Factor(torch.cat([self.model.factor(part).compact().rows for part in features.split(batch)]))
+
+    @torch.no_grad()
+    def leading(self, features: Tensor, rank: int, batch: int = 1024) -> tuple[Factor, float]:
+        """(N, F) -> the R = `rank` directions among members that hold most of the variance there, as R rows a state; and their share.
+
+        The directions are the same at every state, so that coordinates along them mean the same hypothesis everywhere.
+
+        Raises:
+            InputError: the posterior has fewer members (a closed form: groups of trajectories).
+        """
+        members = self.model.choice.groups if isinstance(self.model, ClosedForm) else self.model.config.ensemble_size
+        require(rank < members, "The posterior has not so many directions.", key="coherent", found=rank,
+                expected=f"less than {members}")  # fmt: skip
+        gram = torch.zeros(members, members, dtype=torch.float64)
+        for part in features.split(batch):
+            rows = self.model.factor(part).rows.cpu().double()
+            gram += torch.einsum("nkd,nld->kl", rows, rows)
+        values, vectors = torch.linalg.eigh(gram)
+        basis = vectors.flip(1)[:, :rank].to(features)
+        leading = [torch.einsum("nkd,kr->nrd", self.model.factor(part).rows, basis) for part in features.split(batch)]
+        return Factor(torch.cat(leading)), (values[-rank:].sum() / values.sum().clamp(min=1e-30)).item()

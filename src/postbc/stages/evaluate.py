@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
-from postbc.data.episodes import is_image
+from postbc.data.episodes import COORDINATES, is_image
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
 from postbc.errors import require
@@ -60,7 +60,8 @@ class Evaluate:
     inference_steps: Count | None = None
     """Sampling steps instead of the policy's own."""
     cover: tuple[str, ...] = later(())
-    """Cameras that the agent sees black (image.agentview): whose success does not fall does not look."""
+    """Cameras that the agent sees black (image.agentview): whose success does not fall does not look. posterior: a coherent policy's
+    coordinates as 0, so that it plays the posterior's mean."""
     videos: CountOrZero = 3
     """Up to so many videos of successes, and of failures; 0 for none."""
     allow_version_mismatch: bool = False
@@ -137,15 +138,15 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
 
 
 class Covered:
-    """An agent whose cameras see nothing: (B, C, H, W) zeros under these names, all else as it is.
+    """An agent whose cameras see nothing: zeros under these names, all else as it is; the posterior's coordinates may be covered, too.
 
     Raises:
-        InputError: the agent reads no camera of such a name.
+        InputError: the agent reads nothing of such a name.
     """
 
     def __init__(self, agent: Agent, names: Sequence[str]) -> None:
         self._agent, self._names = agent, tuple(names)
-        cameras = [name for name in agent.shapes if is_image(name)]
+        cameras = [name for name in agent.shapes if is_image(name) or name == COORDINATES]
         unknown = [name for name in names if name not in cameras]
         require(not unknown, "The agent reads no such camera.", key="cover", found=", ".join(unknown),
                 expected=f"some of {', '.join(cameras)}" if cameras else "an agent that reads images")  # fmt: skip

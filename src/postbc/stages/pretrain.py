@@ -9,6 +9,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import torch
 import tyro
 
+from postbc.data.episodes import COORDINATES
 from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.devices import Compute
 from postbc.errors import require
@@ -17,6 +18,7 @@ from postbc.nn import check_memory
 from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
 from postbc.posterior import Calibration
 from postbc.pretraining import PretrainingConfig, pretrain, train
+from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, Seed, plain, schema
 from postbc.seeding import make_generator
@@ -82,15 +84,22 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     if pretraining.method == "postbc":
         assert config.posterior is not None
         at = posterior_at(config.posterior, data, seed, device)
-        factor, inputs["posterior"] = at.factor(), at.digest
+        inputs["posterior"] = at.digest
+        if pretraining.coherent:
+            factor, share = at.posterior.leading(at.features, pretraining.coherent)
+            say(f"{pretraining.coherent} coordinates hold {share:.0%} of the posterior's variance at the demonstrations")
+        else:
+            factor = at.factor()
         if pretraining.posterior_weight == "auto":
             calibration = at.calibrate(data)
             pretraining = dataclasses.replace(pretraining, posterior_weight=calibration.posterior_weight)
 
+    shapes = {**data.shapes, **({COORDINATES: (pretraining.coherent,)} if pretraining.coherent else {})}
+
     def build(about: About | None = None) -> Any:
         generator = make_generator(seed, "policy/initialisation")
         return kind(
-            config.policy, data.shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
+            config.policy, shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
             config.data.observation_steps, about,
         )  # fmt: skip
 
