@@ -11,8 +11,8 @@ import postbc
 ROOT = Path(postbc.__file__).parent
 ORDER = [
     "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "jobs", "nn", "data", "posterior",
-    "policies", "pretraining", "value_dice", "statistics", "environments", "agents", "evaluation", "videos", "training", "stages",
-    "experiments", "theory", "doctor", "cli",
+    "policies", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "videos", "training",
+    "stages", "experiments", "theory", "doctor", "cli",
 ]  # fmt: skip
 
 

@@ -467,13 +467,13 @@ def test_the_newest_few_observations(terminate_on: Any) -> None:
     environment = from_vector_env(lambda n: vector("sync", MODES[0], Saving, n), name="Line", horizon=HORIZON)
     chunks = wander(14)
     options: dict[str, Any] = {"chunk": T, "horizon": HORIZON, "terminate_on": terminate_on}
-    env, plain = (make_stacked(environment.make, N, observation_steps=k, **options) for k in (3, 1))
+    env, plain = (make_stacked(environment.make, N, shapes={}, observation_steps=k, **options) for k in (3, 1))
     observation = env.reset([1, 2, 3])
     begin = plain.reset([1, 2, 3])
     np.testing.assert_array_equal(observation["state"], np.repeat(begin["state"][:, None], 3, 1))
     for k, chunk in enumerate(chunks):
         if k == 5:
-            state, other = env.get_state(), make_stacked(environment.make, N, observation_steps=3, **options)
+            state, other = env.get_state(), make_stacked(environment.make, N, shapes={}, observation_steps=3, **options)
             assert state is not None
             other.set_state(state)
             env = other

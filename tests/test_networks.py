@@ -41,17 +41,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", [DiffusionConfig, FlowConfig])
-@pytest.mark.parametrize("network", ["mlp", "transformer", "unet"])
-def test_options_of_a_network_that_is_not_chosen_are_refused(kind: Any, network: str) -> None:
-    for name, options in (("transformer", SMALL), ("unet", THIN)):
-        if name == network:
-            assert getattr(kind(network=network, **{name: options}), name) == options
-            continue
-        with pytest.raises(InputError, match=rf"(?s)policy\.{name}.*--policy\.network {name}"):
-            kind(network=network, **{name: options})
-
-
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

@@ -298,14 +298,14 @@ def saved(directory: Path, **config) -> Posterior:
 def test_file_round_trip_and_wrong_files(tmp_path):
     posterior = saved(tmp_path)
     loaded, s = Posterior.load(tmp_path), torch.randn(5, 3)
-    assert torch.equal(loaded.ensemble.predict(s), posterior.ensemble.predict(s))
-    torch.testing.assert_close(loaded.factor(s, batch=2).covariance(), posterior.ensemble.factor(s).covariance())
+    assert torch.equal(loaded.model.predict(s), posterior.model.predict(s))
+    torch.testing.assert_close(loaded.factor(s, batch=2).covariance(), posterior.model.factor(s).covariance())
     assert (loaded.seed, loaded.fingerprint, loaded.encoder) == (4, "abc", None)
     assert loaded.normalization.to_dict() == posterior.normalization.to_dict()
     with pytest.raises(InputError, match="no posterior here"):
         Posterior.load(tmp_path / "elsewhere")
     with torch.no_grad():
-        posterior.ensemble.network[0].bias[0, 0, 0] = math.nan
+        posterior.model.network[0].bias[0, 0, 0] = math.nan
     with pytest.raises(NotFiniteError, match="not saved"):
         posterior.save(tmp_path / "nan")
     assert not (tmp_path / "nan").exists()
@@ -338,7 +338,7 @@ def test_the_stage_writes_a_complete_directory_a_seed(tmp_path, monkeypatch):
     file = write_demonstrations(tmp_path / "d.hdf5")
     config = stage(tmp_path / "p", file, epochs=2, seeds=(0, 5))
     fit_posterior(config, 5)
-    monkeypatch.setattr(posterior_stage, "plot", lambda ensemble, features, data, path, title: write_text(path, title))
+    monkeypatch.setattr(posterior_stage, "plot", lambda model, features, data, path, title: write_text(path, title))
     fit_posterior(config, 0)
     names = {p.name for p in (tmp_path / "p/seed_5").iterdir()}
     assert names == {"config.yaml", "versions.json", "metrics.csv", "tensorboard", "posterior.safetensors", "posterior.png",
@@ -366,7 +366,7 @@ def test_images_without_an_encoder_are_refused_with_the_remedy(tmp_path):
 
 def killed_stage(directory: Path) -> None:
     ensemble_module.Checkpoints.due = property(lambda self: self.run is not None)  # after every block
-    posterior_stage.plot = lambda ensemble, features, data, path, title: write_text(path, title)  # drawing takes a second
+    posterior_stage.plot = lambda model, features, data, path, title: write_text(path, title)  # drawing takes a second
     fit_posterior(stage(directory, Path(sys.argv[2]) / "d.hdf5"), 0)
 
 

@@ -256,7 +256,8 @@ def check_plays(
         for warning in check_belongs(found, expected, file=named, allow_version_mismatch=allow_version_mismatch):
             say(f"note: {warning}")
     env = make_stacked(
-        environment.make, 1, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=horizon, terminate_on="never"
+        environment.make, 1, shapes=agent.shapes, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=horizon,
+        terminate_on="never",
     )  # fmt: skip
     try:
         check_sizes(agent, env, file)
@@ -302,7 +303,7 @@ def evaluate(
     limit = environment.horizon if horizon is None else horizon
     with progress_bar("evaluate", episodes) if progress else nullcontext() as bar:  # it says "starting" while code compiles
         env = make_stacked(
-            environment.make, n, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=limit,
+            environment.make, n, shapes=agent.shapes, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=limit,
             terminate_on="chunk_success",
         )  # fmt: skip
         try:

@@ -3,17 +3,20 @@
 ã = a                               BC
 ã = a + σ·g,   g ~ N(0, I)          σ-BC
 ã = a + α·w,   w ~ N(0, cov(s))     PostBC
+ã = a + α·w(g), g ~ N(0, I_R), and the policy observes g: coherent PostBC
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from postbc.data.episodes import COORDINATES
 from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import NotFiniteError, require
@@ -22,7 +25,7 @@ from postbc.policies.base import lacking, policy_tree
 from postbc.posterior.factor import Factor
 from postbc.progress import progress
 from postbc.runs import Checkpoints, Run
-from postbc.schemas import Count, NonNegative, Positive, Share, Width, schema
+from postbc.schemas import Count, NonNegative, Positive, Share, Width, later, schema
 from postbc.seeding import make_generator
 
 Method = Literal["bc", "sigma-bc", "postbc", "value-dice"]
@@ -34,8 +37,8 @@ class PretrainingConfig:
 
     method: Method = "postbc"
     """Target of the regression: bc, sigma-bc or postbc; or value-dice, which is no regression (postbc.value_dice)."""
-    posterior_weight: NonNegative = 1.0
-    """α, multiplies the posterior's standard deviation (postbc)."""
+    posterior_weight: NonNegative | Literal["auto"] = 1.0
+    """α, multiplies the posterior's standard deviation (postbc). auto: by trajectories left out (`postbc posterior calibrate`)."""
     sigma: NonNegative = 0.1
     """σ, standard deviation of isotropic noise, normalised units (sigma-bc)."""
     steps: Count = 6000
@@ -62,6 +65,16 @@ class PretrainingConfig:
     """Clip perturbed targets to the action range. It biases the mean where actions sit at the bound (the gripper)."""
     diagonal: bool = False
     """Use the variances alone, without correlation over chunk and action (LIBERO Best-of-N)."""
+    coherent: Annotated[int, Field(ge=0, le=1000)] = later(0)
+    """R, leading directions of the posterior whose coordinates the policy observes and an episode keeps; 0: perturb every step anew."""
+
+    def __post_init__(self) -> None:
+        require(
+            not self.coherent or (self.method == "postbc" and self.resample and not self.diagonal),
+            "A coherent policy is PostBC's, of coordinates that are drawn afresh along directions of the whole chunk.", key="coherent",
+            found=f"method {self.method}, resample {self.resample}, diagonal {self.diagonal}",
+            expected="method postbc, resample, no diagonal",
+        )  # fmt: skip
 
 
 class Target:
@@ -81,28 +94,40 @@ class Target:
         if config.method == "postbc":
             require(factor is not None, "PostBC needs a posterior.", key="posterior",
                     remedy="run `postbc posterior fit` first and give --posterior DIR")  # fmt: skip
+            require(config.posterior_weight != "auto", "The posterior weight is no number yet.", key="posterior_weight", found="auto",
+                    remedy="take Calibration.posterior_weight of postbc.posterior.calibrate")  # fmt: skip
             assert factor is not None
             windows, dim = factor.rows.shape[0], factor.rows.shape[2]
             require((windows, dim) == (shape[0], shape[1] * shape[2]), "The posterior's factor is of other windows.", key="factor",
                     found=f"{windows} windows of {dim} numbers", expected=f"{shape[0]} of {shape[1] * shape[2]}")  # fmt: skip
-            factor = Factor((factor.diagonal() if config.diagonal else factor).compact().rows.to(generator.device))
+            require(config.coherent in (0, factor.rows.shape[1]), "The factor has other directions than the policy is to observe.",
+                    key="coherent", found=factor.rows.shape[1], expected=config.coherent, remedy="take Posterior.leading")  # fmt: skip
+            if not config.coherent:
+                factor = (factor.diagonal() if config.diagonal else factor).compact()
+            factor = Factor(factor.rows.to(generator.device))
         self.config, self.factor, self.generator, self.shape = config, factor, generator, shape[1:]
         self.fixed: Tensor | None = None
         if not config.resample and config.method != "bc":
             self.fixed = self._draw(torch.arange(shape[0], device=generator.device))
 
-    def _draw(self, rows: Tensor) -> Tensor:
-        """Perturbation of the windows `rows` (B,): (B, T, A)."""
+    def coordinates(self, count: int) -> Tensor:
+        """(B, R) of coherent PostBC, B = `count`."""
+        return torch.randn(count, self.config.coherent, generator=self.generator, device=self.generator.device)
+
+    def _draw(self, rows: Tensor, g: Tensor | None = None) -> Tensor:
+        """Perturbation of the windows `rows` (B,), with coordinates (B, R) where they are given: (B, T, A)."""
         if self.config.method == "sigma-bc":
             return self.config.sigma * torch.randn(len(rows), *self.shape, generator=self.generator, device=rows.device)
         assert self.factor is not None
-        return self.config.posterior_weight * self.factor.sample(self.generator, rows).view(-1, *self.shape)
+        assert self.config.posterior_weight != "auto"
+        w = self.factor.sample(self.generator, rows) if g is None else self.factor.at(g, rows)
+        return self.config.posterior_weight * w.view(-1, *self.shape)
 
-    def __call__(self, chunk: Tensor, rows: Tensor) -> Tensor:
-        """(B, T, A), (B,) -> ã (B, T, A)."""
+    def __call__(self, chunk: Tensor, rows: Tensor, g: Tensor | None = None) -> Tensor:
+        """(B, T, A), (B,) -> ã (B, T, A); with coordinates g (B, R) what they imply."""
         if self.config.method == "bc":
             return chunk
-        target = chunk + (self._draw(rows) if self.fixed is None else self.fixed[rows])
+        target = chunk + (self._draw(rows, g) if self.fixed is None else self.fixed[rows])
         return target.clamp(-1, 1) if self.config.clip_targets else target
 
 
@@ -136,6 +161,9 @@ class Pretraining:
             remedy="see docs/bring-your-own-policy.md",
             expected="a torch.nn.Module with encode, loss, sample and the attributes of postbc.policies.base.Policy",
         )  # fmt: skip
+        reads = policy.shapes.get(COORDINATES, (0,))[0]
+        require(reads == config.coherent, "The policy does not read the coordinates that it is to be trained with.", key="coherent",
+                found=reads, expected=config.coherent, remedy=f"make it of shapes with '{COORDINATES}'")  # fmt: skip
         self.compute = (compute or Compute()).resolved()
         self.device = device = self.compute.start()
         self.policy: Any = policy.to(device).train()
@@ -179,7 +207,11 @@ class Pretraining:
             group["lr"] = self.learning_rate(self.done)
         rows = torch.randint(len(self.chunks), (config.batch_size,), generator=self.streams["data"], device=self.device)
         observation = {name: value.to(self.device) for name, value in self.windows.observation(rows).items()}
-        target = self.target(self.chunks[rows], rows)
+        g = self.target.coordinates(len(rows)) if config.coherent else None
+        target = self.target(self.chunks[rows], rows, g)
+        if g is not None:
+            steps = self.policy.observation_steps
+            observation[COORDINATES] = g if steps == 1 else g[:, None].expand(-1, steps, -1)
         weight: tuple[Tensor, ...] = ()
         if self.inside is not None:  # padding is left as it is, and out of the loss
             inside = self.inside[rows].to(self.device)

@@ -21,6 +21,8 @@ STREAMS = {
 EVALUATION_SEED = 1_000_000_000
 """Episode seeds from here on (below 2³²) are evaluation's alone; whatever trains or collects draws below."""
 
+TRIAL_SEED = EVALUATION_SEED + 250_000_000
+"""Evaluation episodes by which a pretrained policy may be chosen (`postbc no-regression`)."""
 
 BEST_SEED = EVALUATION_SEED + 500_000_000
 """Evaluation episodes that report an agent which was chosen by its success on others."""

@@ -15,6 +15,9 @@ from postbc.errors import InputError, require
 #: robomimic's low-dimensional keys in its order; concatenated 3 + 4 + 2 + 10 (Lift) or 14 (Can, Square) = 19 or 23 numbers.
 LOW_DIM_KEYS: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
+#: Name of the observation that holds a posterior's coordinates g (R,), where a policy is conditioned on them.
+COORDINATES = "posterior"
+
 Observed = Mapping[str, "np.ndarray | LazyArray"]
 
 

@@ -1,4 +1,4 @@
-"""The newest few observations instead of the newest one, for agents with `observation_steps` > 1."""
+"""Environments as an agent observes them: the newest few observations, where it looks at several; the posterior's coordinates."""
 
 from __future__ import annotations
 
@@ -8,20 +8,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from postbc.data.episodes import COORDINATES
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination, check_chunks, tasks_of
+from postbc.environments.coordinates import CoordinatesEnv
 
 if TYPE_CHECKING:
     from postbc.environments.registry import Make
 
 
 def make_stacked(
-    make: Make, num_envs: int, *, observation_steps: int, chunk: int, horizon: int, terminate_on: Termination
+    make: Make,
+    num_envs: int,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    observation_steps: int,
+    chunk: int,
+    horizon: int,
+    terminate_on: Termination,
 ) -> ChunkEnv:
-    """N environments as `make` makes them; with `observation_steps` > 1, their observations have a time axis after N."""
+    """N environments as `make` makes them, for who reads `shapes`.
+
+    With `observation_steps` > 1 their observations have a time axis after N; the posterior's coordinates are among them where they are
+    read.
+    """
+
+    def made(chunk: int, terminate_on: Termination) -> ChunkEnv:
+        env = make(num_envs, chunk=chunk, horizon=horizon, terminate_on=terminate_on)
+        return CoordinatesEnv(env, shapes[COORDINATES][0]) if COORDINATES in shapes else env
+
     if observation_steps == 1:
-        return make(num_envs, chunk=chunk, horizon=horizon, terminate_on=terminate_on)
-    first: Termination = "success" if terminate_on == "success" else "never"
-    return StackedEnv(make(num_envs, chunk=1, horizon=horizon, terminate_on=first), observation_steps, chunk, terminate_on)
+        return made(chunk, terminate_on)
+    return StackedEnv(made(1, "success" if terminate_on == "success" else "never"), observation_steps, chunk, terminate_on)
 
 
 class StackedEnv:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from postbc.data.episodes import COORDINATES
 from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.data.windows import Windows
 from postbc.errors import InputError, require
@@ -25,7 +26,7 @@ from postbc.policies.base import Policy, load_policy
 from postbc.posterior.factor import Factor
 from postbc.schemas import parse
 from postbc.seeding import make_generator
-from postbc.stages.posterior import posterior_factor
+from postbc.stages.posterior import posterior_at
 
 NEIGHBOURS = 10
 MOST_STATES = 20_000
@@ -107,7 +108,7 @@ def action_distribution(
     index = torch.as_tensor(kept)
     first = reference.normalization.normalize_action(windows.chunk(index)[:, 0]).numpy()
     some_factor = None if factor is None else Factor(factor.rows[index])
-    features = torch.cat([reference.encode(windows.observation(rows)) for rows in index.split(256)])
+    features = torch.cat([reference.encode(_observation(reference, windows, rows)) for rows in index.split(256)])
     level = uncertainty(features, windows.episode[kept], reference.chunk, some_factor)
     order = np.argsort(level, kind="stable")
     tenth = max(1, len(order) // 10)
@@ -138,10 +139,25 @@ def action_distribution(
     )  # fmt: skip
 
 
+def _observation(
+    policy: Policy, windows: Windows, rows: torch.Tensor, generator: torch.Generator | None = None
+) -> dict[str, torch.Tensor]:
+    """Windows (B,) as the policy observes them; a coherent one's coordinates drawn, or 0 without a generator."""
+    observation, size = windows.observation(rows), policy.shapes.get(COORDINATES, (0,))[0]
+    if size:
+        g = torch.zeros(len(rows), size) if generator is None else torch.randn(len(rows), size, generator=generator)
+        observation[COORDINATES] = g if windows.observation_steps == 1 else g[:, None].expand(-1, windows.observation_steps, -1)
+    return observation
+
+
 def _first_actions(policy: Policy, windows: Windows, rows: np.ndarray, samples: int, seed: int, use: int) -> np.ndarray:
     """Windows (n,) -> (n, samples, A): first actions of samples at each."""
-    features = policy.encode(windows.observation(torch.as_tensor(rows))).repeat_interleave(samples, 0)
-    chunks = policy.sample(features, generator=make_generator(seed, "report/actions", offset=use))
+    generator = make_generator(seed, "report/actions", offset=use)
+    if COORDINATES in policy.shapes:
+        features = policy.encode(_observation(policy, windows, torch.as_tensor(rows).repeat_interleave(samples), generator))
+    else:
+        features = policy.encode(windows.observation(torch.as_tensor(rows))).repeat_interleave(samples, 0)
+    chunks = policy.sample(features, generator=generator)
     return chunks[:, 0].reshape(len(rows), samples, -1).numpy()
 
 
@@ -208,6 +224,6 @@ def _picture(lot: Sequence[Stage], posteriors: Sequence[Path]) -> Pictured:
 
 def _factor(posterior: Path, data: TrainingSet, seed: int) -> Factor | None:
     try:
-        return posterior_factor(posterior, data, seed)[0]
+        return posterior_at(posterior, data, seed).factor()
     except InputError:  # of other windows
         return None

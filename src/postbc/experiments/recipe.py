@@ -23,6 +23,7 @@ from postbc.devices import Compute
 from postbc.errors import InputError, require
 from postbc.files import read_yaml
 from postbc.policies.base import policy_class
+from postbc.posterior.closed_form import ClosedFormConfig
 from postbc.posterior.ensemble import EnsembleConfig
 from postbc.pretraining import Method, PretrainingConfig
 from postbc.schemas import Count, CountOrZero, Seed, later, parse, plain, schema
@@ -120,6 +121,9 @@ class Recipe(Generic[P]):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Each is a pretraining and one RL run of every method."""
     ensemble: EnsembleConfig = field(default_factory=EnsembleConfig)
+    posterior_kind: Literal["ensemble", "closed-form"] = later("ensemble")
+    """ensemble, or closed-form (its regressors are members of `ensemble`)."""
+    closed_form: ClosedFormConfig = later(ClosedFormConfig())
     ensemble_epochs: Count | None = None
     """Epochs of the ensemble instead of ensemble.steps."""
     ensemble_precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -260,7 +260,8 @@ def fit(recipe: Recipe[Any], output: Path, seed: int) -> None:
     encoder = output / "pretraining/bc" if recipe.data.image_keys else None
     compute = replace(recipe.compute, precision=recipe.ensemble_precision)
     config = PosteriorFit(
-        data_of(recipe, output), output / "posterior", encoder, (seed,), recipe.ensemble, recipe.ensemble_epochs, compute, resume=True
+        data_of(recipe, output), output / "posterior", encoder, (seed,), recipe.posterior_kind, recipe.ensemble, recipe.closed_form,
+        recipe.ensemble_epochs, compute, resume=True,
     )  # fmt: skip
     fit_posterior(config, seed)
 

@@ -21,7 +21,7 @@ from postbc.data.normalization import Normalization
 from postbc.errors import require
 from postbc.files import load_tree, save_tree, write_json
 from postbc.nn import check_finite, check_weights, from_file, header_of
-from postbc.schemas import CountOrZero, NonNegative, Seed, Width, parse, plain, schema
+from postbc.schemas import CountOrZero, NonNegative, Seed, Width, later, parse, plain, schema
 
 #: Named observations of B states: "state" (B, S) float32, "image.<camera>" (B, C, H, W) uint8, "language" (B, E) float32; with
 #: `observation_steps` > 1 a time axis stands after B, the newest last. Raw units.
@@ -113,6 +113,8 @@ class About:
     """bc, sigma-bc or postbc."""
     posterior_weight: NonNegative | None = None
     """α (postbc)."""
+    posterior_weight_source: str | None = later(None)
+    """Where it came from, if it was found by calibration (`auto`)."""
     sigma: NonNegative | None = None
     """σ (sigma-bc)."""
     seed: Seed | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from postbc.errors import require
 from postbc.policies.base import weighted
 from postbc.policies.chains import Chain, diffusion_chain
-from postbc.policies.encoding import Network, NetworkPolicy, check_network
+from postbc.policies.encoding import Network, NetworkPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.policies.networks.transformer import TransformerConfig
 from postbc.policies.networks.unet import UNetConfig
@@ -55,7 +55,6 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
-        check_network(self)
         require(
             self.inference_steps <= self.denoising_steps, "A policy cannot be sampled in more steps than it was trained with.",
             key="inference_steps", found=self.inference_steps, expected=f"at most denoising_steps = {self.denoising_steps}",

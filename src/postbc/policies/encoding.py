@@ -8,24 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from postbc.data.normalization import Normalization
-from postbc.errors import require
 from postbc.policies.base import About, Observation, Shapes
 from postbc.policies.networks.encoders import Encoder
 from postbc.policies.networks.mlp import DiffusionMLP
-from postbc.policies.networks.transformer import DiffusionTransformer, TransformerConfig
-from postbc.policies.networks.unet import DiffusionUNet, UNetConfig
+from postbc.policies.networks.transformer import DiffusionTransformer
+from postbc.policies.networks.unet import DiffusionUNet
 
 Network = Literal["mlp", "transformer", "unet"]
-
-
-def check_network(config: Any) -> None:
-    """InputError for options of a network that `config` does not choose: they would be ignored."""
-    for name, kind in (("transformer", TransformerConfig), ("unet", UNetConfig)):
-        require(
-            config.network == name or getattr(config, name) == kind(), "These options are of a network that is not chosen.",
-            key=f"policy.{name}", found=f"network: {config.network}", expected=f"network: {name}",
-            remedy=f"add --policy.network {name}, or leave its options out",
-        )  # fmt: skip
 
 
 class EncodingPolicy(nn.Module):

@@ -12,7 +12,7 @@ from postbc.errors import require
 from postbc.policies.base import weighted
 from postbc.policies.chains import Chain, flow_chain
 from postbc.policies.diffusion import Steps, Widths
-from postbc.policies.encoding import Network, NetworkPolicy, check_network
+from postbc.policies.encoding import Network, NetworkPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.policies.networks.transformer import TransformerConfig
 from postbc.policies.networks.unet import UNetConfig
@@ -51,7 +51,6 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         require(self.layers % 2 == 1, "The number of layers is odd: 1 + two a residual block.", key="layers", found=self.layers)
-        check_network(self)
 
 
 class FlowPolicy(NetworkPolicy):

@@ -1,17 +1,25 @@
-"""Algorithm 1: bootstrap → ensemble → factor of the posterior covariance."""
+"""Algorithm 1: bootstrap → ensemble → factor of the posterior covariance; the closed form; α from trajectories left out."""
 
 from postbc.posterior.bootstrap import bootstrap_counts
+from postbc.posterior.calibration import Calibration, OutOfBag, calibrate
+from postbc.posterior.closed_form import ClosedForm, ClosedFormConfig, fit_closed_form
 from postbc.posterior.ensemble import Ensemble, EnsembleConfig, fit_ensemble
 from postbc.posterior.factor import Factor
 from postbc.posterior.features import state_features, window_features
 from postbc.posterior.saved import Posterior
 
 __all__ = [
+    "Calibration",
+    "ClosedForm",
+    "ClosedFormConfig",
     "Ensemble",
     "EnsembleConfig",
     "Factor",
+    "OutOfBag",
     "Posterior",
     "bootstrap_counts",
+    "calibrate",
+    "fit_closed_form",
     "fit_ensemble",
     "state_features",
     "window_features",

@@ -1,4 +1,4 @@
-"""Pictures of the posterior: where the ensemble is uncertain along each demonstration, between demonstrations and beyond them."""
+"""Pictures of the posterior: where it is uncertain along each demonstration, between demonstrations and beyond them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from postbc.data.training_set import TrainingSet
 from postbc.files import atomic_path
+from postbc.posterior.calibration import LEVELS, Calibration
+from postbc.posterior.closed_form import ClosedForm
 from postbc.posterior.ensemble import Ensemble
 
 
-def first_action_std(ensemble: Ensemble, features: Tensor) -> np.ndarray:
+def first_action_std(posterior: Ensemble | ClosedForm, features: Tensor) -> np.ndarray:
     """(N, F) -> (N, A): posterior standard deviation of the chunk's first action, normalised units."""
-    std: np.ndarray = ensemble.factor(features).std()[:, : ensemble.action_dim].cpu().numpy()
+    std: np.ndarray = posterior.factor(features).std()[:, : posterior.action_dim].cpu().numpy()
     return std
 
 
@@ -40,22 +42,22 @@ def between_and_beyond(features: Tensor, episode: np.ndarray, rng: np.random.Gen
     return {"between": 0.5 * (a + b), "beyond": a + (a - features.mean(0))}
 
 
-def summarise(ensemble: Ensemble, features: Tensor, episode: np.ndarray, seed: int = 0) -> dict[str, Any]:
+def summarise(posterior: Ensemble | ClosedForm, features: Tensor, episode: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Mean and median posterior std (all dimensions of the chunk, normalised units) on, between and beyond the demonstrations."""
     result: dict[str, Any] = {}
     for name, values in {"on": features, **between_and_beyond(features, episode, np.random.default_rng(seed))}.items():
-        std = ensemble.factor(values).std()
+        std = posterior.factor(values).std()
         result[name] = {"mean": std.mean().item(), "median": std.median().item(), "maximum": std.max().item()}
     return result
 
 
-def plot(ensemble: Ensemble, features: Tensor, data: TrainingSet, path: str | Path, title: str = "") -> None:
+def plot(posterior: Ensemble | ClosedForm, features: Tensor, data: TrainingSet, path: str | Path, title: str = "") -> None:
     """Draw the diagnostics as one PNG: std along each demonstration, on a map of the gripper's path, and its distribution."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     w = data.windows
-    std = first_action_std(ensemble, features)
+    std = first_action_std(posterior, features)
     level = std.mean(1)
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -77,7 +79,7 @@ def plot(ensemble: Ensemble, features: Tensor, data: TrainingSet, path: str | Pa
     figure.colorbar(points, ax=paths, label="posterior std")
     off = between_and_beyond(features, w.episode, np.random.default_rng(0))
     states = {"on the demonstrations": features, "between them": off["between"], "beyond them": off["beyond"]}
-    values = [first_action_std(ensemble, s).mean(1) for s in states.values()]
+    values = [first_action_std(posterior, s).mean(1) for s in states.values()]
     bins = np.linspace(0, max(v.max() for v in values) + 1e-9, 40).tolist()
     for name, v in zip(states, values):
         spread.hist(v, bins, histtype="step", lw=1.8, density=True, label=f"{name} (mean {v.mean():.2f})")
@@ -85,6 +87,48 @@ def plot(ensemble: Ensemble, features: Tensor, data: TrainingSet, path: str | Pa
     spread.legend(fontsize=8)
     dims.boxplot([std[:, i] for i in range(std.shape[1])], showfliers=False)
     dims.set(xlabel="action dimension", ylabel="posterior std (normalised)", title="By action dimension, on the demonstrations")
+    if title:
+        figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def plot_calibration(calibration: Calibration, path: str | Path, title: str = "") -> None:
+    """Draw how α was found as one PNG: likelihood of trajectories left out, coverage, probability integral transform, dimensions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    c = calibration
+    figure = Figure(figsize=(12, 7.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    likelihood, coverage, pit, dims = figure.subplots(2, 2).ravel()
+    alphas, values = np.array(c.curve).T
+    likelihood.plot(alphas, values, lw=1.8)
+    likelihood.axvspan(c.chunk.low, c.chunk.high, color="C0", alpha=0.15, label="90 % interval (trajectories resampled)")
+    likelihood.axvline(c.posterior_weight, color="C3", lw=1.5, label=f"taken: {c.posterior_weight:.2f} ({c.source})")
+    if c.safe is not None:
+        likelihood.axvline(c.safe, color="C2", ls="--", lw=1.2, label=f"largest shown no worse than BC: {c.safe:.2f}")
+    inside = values[alphas <= max(4.0, 1.5 * c.chunk.high)]
+    likelihood.set(xlabel="posterior weight α", ylabel="log-likelihood (nats a number)", title="Trajectories left out",
+                   xlim=(0, max(4.0, 1.5 * c.chunk.high)), ylim=(inside.min() - 0.02, inside.max() + 0.02))  # fmt: skip
+    likelihood.legend(fontsize=8)
+    coverage.plot((0, 1), (0, 1), color="0.7", lw=1)
+    for row in c.coverage:
+        coverage.plot(LEVELS, row.shares, "o-", lw=1.4, label=f"α = {row.alpha:.2f}")
+    coverage.set(
+        xlabel="ellipsoid of the whole chunk that should hold", ylabel="holds", title="Coverage", xlim=(0, 1), ylim=(0, 1)
+    )
+    coverage.legend(fontsize=8)
+    pit.bar(np.arange(10) / 10 + 0.05, c.pit, width=0.095)
+    pit.axhline(0.1, color="0.4", lw=1)
+    pit.set(xlabel="probability integral transform", ylabel="share", title=f"Single numbers, α = {c.chunk.alpha:.2f}")
+    middle = np.array([d.alpha for d in c.dimensions])
+    ends = np.array([(d.low, d.high) for d in c.dimensions]).T
+    dims.vlines(range(len(middle)), *ends, lw=1.6)
+    dims.plot(range(len(middle)), middle, "o")
+    dims.axhline(c.chunk.alpha, color="C3", lw=1.2, label="whole chunk")
+    dims.set(xlabel="action dimension", ylabel="α", title="By action dimension, with 90 % intervals", ylim=(0, None))
+    dims.legend(fontsize=8)
     if title:
         figure.suptitle(title)
     with atomic_path(path) as temporary:

@@ -12,6 +12,7 @@ from postbc.devices import Compute
 from postbc.errors import NotFiniteError, require
 from postbc.nn import StackedMLP, check_finite, check_memory, generator_state, set_generator_state
 from postbc.posterior.bootstrap import BootstrapSampler, bootstrap_counts
+from postbc.posterior.calibration import OutOfBag
 from postbc.posterior.factor import Factor
 from postbc.posterior.member import WIDE, AdamState, adam, train_member
 from postbc.progress import progress
@@ -97,6 +98,36 @@ class Ensemble(nn.Module):
         """(N, F) -> the posterior covariance of the chunk at each state (Algorithm 1, last line)."""
         return Factor.from_predictions(self.predict(features))
 
+    def out_of_bag(self, features: Tensor, chunks: Tensor, episode: Tensor, seed: int) -> OutOfBag:
+        """The trajectories that three members or more were fitted without, as those members predict them.
+
+        Args:
+            features, chunks, episode, seed: those that it was fitted with.
+
+        Raises:
+            InputError: members whose samples leave no trajectory out, or too few members.
+        """
+        config = self.config
+        require(config.bootstrap == "trajectory", "Only members that leave whole trajectories out can be held against them.",
+                key="ensemble.bootstrap", found=config.bootstrap, expected="trajectory")  # fmt: skip
+        episode = torch.as_tensor(episode).cpu()
+        resample = make_generator(seed, "ensemble/bootstrap")
+        without = bootstrap_counts(episode, config.ensemble_size, config.bootstrap, resample) == 0  # (K, N)
+        predictions, targets = self.predict(features).cpu().double(), chunks.flatten(1).cpu().double()
+        kept, residuals, spreads, freedom = [], [], [], []
+        for rows in (torch.nonzero(episode == name)[:, 0] for name in episode.unique()):
+            members = predictions[without[:, rows[0]]][:, rows]
+            if len(members) >= 3:
+                spread = Factor.from_predictions(members).compact().rows
+                kept.append(rows)
+                residuals.append(targets[rows] - members.mean(0))
+                spreads.append(nn.functional.pad(spread, (0, 0, 0, self.dim - spread.shape[1])))
+                freedom.append(torch.full((len(rows),), len(members) - 1.0))
+        require(kept, "No trajectory is left out by three members or more.", key="ensemble_size", found=config.ensemble_size,
+                remedy="fit more members (each leaves out a third of the trajectories), or --kind closed-form")  # fmt: skip
+        windows = episode[torch.cat(kept)]
+        return OutOfBag(torch.cat(residuals), Factor(torch.cat(spreads)), torch.cat(freedom), windows, self.action_dim)
+
 
 class EnsembleTraining:
     """Trains an ensemble; `state`/`load_state` make it resumable bit for bit.
@@ -110,10 +141,18 @@ class EnsembleTraining:
         episode: (N,) int64, the trajectory that each window comes from.
         seed: decides bootstrap, target noise and data order.
         compute: precision and compilation.
+        counts: (K, N) how often each window stands in each member's sample, instead of a bootstrap.
     """
 
     def __init__(
-        self, ensemble: Ensemble, features: Tensor, chunks: Tensor, episode: Tensor, seed: int, compute: Compute | None = None
+        self,
+        ensemble: Ensemble,
+        features: Tensor,
+        chunks: Tensor,
+        episode: Tensor,
+        seed: int,
+        compute: Compute | None = None,
+        counts: Tensor | None = None,
     ) -> None:
         config = ensemble.config
         self.compute = (compute or Compute()).resolved()
@@ -121,7 +160,8 @@ class EnsembleTraining:
         self.ensemble, self.config, self.lr = ensemble, config, config.learning_rate
         self.features, self.targets = features.to(device), chunks.flatten(1).to(device)
         resample = make_generator(seed, "ensemble/bootstrap")
-        counts = bootstrap_counts(episode.cpu(), config.ensemble_size, config.bootstrap, resample)
+        if counts is None:
+            counts = bootstrap_counts(episode.cpu(), config.ensemble_size, config.bootstrap, resample)
         self.sampler = BootstrapSampler(counts)
         self.noise = None
         if config.target_noise > 0:  # drawn once: each member regresses on its own noised copy of the data set
@@ -204,6 +244,7 @@ def fit_ensemble(
     run: Run | None = None,
     log_every: int = 500,
     checkpoint_seconds: float = 60.0,
+    counts: Tensor | None = None,
 ) -> Ensemble:
     """Fit one ensemble (Algorithm 1); resumable when a `run` is given.
 
@@ -217,6 +258,7 @@ def fit_ensemble(
         run: directory that checkpoints and metrics go to.
         log_every: steps between two rows of metrics.
         checkpoint_seconds: time between two checkpoints.
+        counts: (K, N) how often each window stands in each member's sample, instead of a bootstrap.
 
     Returns:
         The fitted ensemble, frozen.
@@ -237,7 +279,7 @@ def fit_ensemble(
     with torch.device("meta"):
         check_memory(Ensemble(config, *sizes, generator), 4, device, "ensemble")
     ensemble = Ensemble(config, *sizes, generator).to(device)
-    training = EnsembleTraining(ensemble, features, chunks, episode, seed, compute)
+    training = EnsembleTraining(ensemble, features, chunks, episode, seed, compute, counts)
     step, found = 0, run.load() if run else None
     if run and found:
         step = found[0]

@@ -38,6 +38,11 @@ class Factor:
         """w ~ N(0, cov) for the states `index` (B,) (default: all): (B, D)."""
         rows = self.rows if index is None else self.rows[index]
         g = torch.randn(rows.shape[:2], generator=generator, dtype=rows.dtype, device=rows.device)
+        return self.at(g, index)
+
+    def at(self, g: Tensor, index: Tensor | None = None) -> Tensor:
+        """w of the coordinates g (B, R) at the states `index` (B,) (default: all): (B, D)."""
+        rows = self.rows if index is None else self.rows[index]
         return torch.bmm(g.unsqueeze(1), rows).squeeze(1)
 
     def covariance(self) -> Tensor:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
-from postbc.data.episodes import is_image
+from postbc.data.episodes import COORDINATES, is_image
 from postbc.data.libero_tasks import IMAGE
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
@@ -61,7 +61,8 @@ class Evaluate:
     inference_steps: Count | None = None
     """Sampling steps instead of the policy's own."""
     cover: tuple[str, ...] = later(())
-    """Cameras that the agent sees black (image.agentview): whose success does not fall does not look."""
+    """Cameras that the agent sees black (image.agentview): whose success does not fall does not look. posterior: a coherent policy's
+    coordinates as 0, so that it plays the posterior's mean."""
     videos: CountOrZero = 3
     """Up to so many videos of successes, and of failures; 0 for none."""
     allow_version_mismatch: bool = False
@@ -99,7 +100,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
         check_rendering(environment.scene)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
     moved = ("compute", "policy")
-    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=_digests(path), revisable=moved) as run:
+    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=digests(path), revisable=moved) as run:
         folder = run.directory
         saved = run.load()
         evaluation = None
@@ -138,15 +139,15 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
 
 
 class Covered:
-    """An agent whose cameras see nothing: (B, C, H, W) zeros under these names, all else as it is.
+    """An agent whose cameras see nothing: zeros under these names, all else as it is; the posterior's coordinates may be covered, too.
 
     Raises:
-        InputError: the agent reads no camera of such a name.
+        InputError: the agent reads nothing of such a name.
     """
 
     def __init__(self, agent: Agent, names: Sequence[str]) -> None:
         self._agent, self._names = agent, tuple(names)
-        cameras = [name for name in agent.shapes if is_image(name)]
+        cameras = [name for name in agent.shapes if is_image(name) or name == COORDINATES]
         unknown = [name for name in names if name not in cameras]
         require(not unknown, "The agent reads no such camera.", key="cover", found=", ".join(unknown),
                 expected=f"some of {', '.join(cameras)}" if cameras else "an agent that reads images")  # fmt: skip
@@ -184,7 +185,8 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
     return found
 
 
-def _digests(path: Path) -> dict[str, str]:
+def digests(path: Path) -> dict[str, str]:
+    """Of the files that make an agent."""
     files = [path] if path.is_file() else [path / name for name in (AGENT_FILE, BASE_POLICY_FILE, POLICY_FILE)]
     if (path / AGENT_FILE).is_file():
         files = files[:2]

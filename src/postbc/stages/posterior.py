@@ -1,25 +1,39 @@
-"""`postbc posterior fit`: Algorithm 1 on the demonstrations of each seed, and its use at the windows of a policy."""
+"""`postbc posterior fit`: the posterior of each seed's demonstrations, and its use at the windows of a policy."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
+from torch import Tensor
 
 from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.files import write_json
 from postbc.policies.base import POLICY_FILE, load_policy, policy_fingerprint, save_policy
-from postbc.posterior import Ensemble, EnsembleConfig, Factor, Posterior, fit_ensemble, state_features, window_features
+from postbc.posterior import (
+    Calibration,
+    ClosedForm,
+    ClosedFormConfig,
+    Ensemble,
+    EnsembleConfig,
+    Factor,
+    Posterior,
+    calibrate,
+    fit_closed_form,
+    fit_ensemble,
+    state_features,
+    window_features,
+)
 from postbc.posterior.diagnostics import plot, summarise
 from postbc.posterior.features import Encode
 from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.runs import Run, digest
-from postbc.schemas import Count, Seed, schema
+from postbc.schemas import Count, Seed, later, schema
 from postbc.stages.seeds import epochs_to_steps, file_of_seed, of_one_seed
 
 ENCODER_FILE = "encoder.safetensors"
@@ -27,7 +41,7 @@ ENCODER_FILE = "encoder.safetensors"
 
 @schema
 class PosteriorFit:
-    """Fit the posterior of the demonstrations (Algorithm 1): a bootstrapped ensemble a seed.
+    """Fit the posterior of the demonstrations (Algorithm 1): a bootstrapped ensemble a seed, or the closed form.
 
     Writes seed_<seed>/posterior.safetensors, diagnostics.json and posterior.png into the output directory.
     """
@@ -39,7 +53,11 @@ class PosteriorFit:
     """Directory of a pretrained policy: regress from its encoder's features (needed for images); default: the normalised state."""
     seeds: tuple[Seed, ...] = (0,)
     """One posterior a seed; give those that you will pretrain."""
+    kind: Literal["ensemble", "closed-form"] = later("ensemble")
+    """ensemble (Algorithm 1), or closed-form: ridge regression on a regressor's features, each trajectory left out; a thirtieth of
+    the time."""
     ensemble: EnsembleConfig = EnsembleConfig()
+    closed_form: ClosedFormConfig = later(ClosedFormConfig())
     epochs: Count | None = None
     """Epochs instead of ensemble.steps (paper: 10000 Lift, 6000 Can, 3000 Square)."""
     compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
@@ -73,8 +91,8 @@ def check_observations(policy: object, data: TrainingSet, file: Path) -> None:
             found=wanted, expected=found, remedy="use the same observation and image keys for both")  # fmt: skip
 
 
-def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble:
-    """Algorithm 1 for one seed, resumable; the ensemble that was saved.
+def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble | ClosedForm:
+    """Algorithm 1 for one seed, resumable; what was saved.
 
     Raises:
         InputError: demonstrations or encoder cannot be used, or the output directory holds another run.
@@ -96,24 +114,51 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble:
         if not (run.directory / POSTERIOR_FILE).exists():
             every = torch.arange(len(data.windows), device=device)
             chunks = data.normalization.normalize_action(data.windows.chunk(every))
-            ensemble = fit_ensemble(features, chunks, data.windows.episode, ensemble_config, seed, config.compute, run)
+            model: Ensemble | ClosedForm
+            if config.kind == "ensemble":
+                model = fit_ensemble(features, chunks, data.windows.episode, ensemble_config, seed, config.compute, run)
+            else:
+                model = fit_closed_form(
+                    features, chunks, data.windows.episode, ensemble_config, config.closed_form, seed, config.compute, run
+                )
             if policy is not None:
                 save_policy(run.directory / ENCODER_FILE, policy)
-            Posterior(ensemble, data.normalization, data.fingerprint, seed, encoder).save(run.directory)
+            Posterior(model, data.normalization, data.fingerprint, seed, encoder).save(run.directory)
         with run.reading():
-            ensemble = Posterior.load(run.directory, device).ensemble
+            model = Posterior.load(run.directory, device).model
         if not (run.directory / "diagnostics.json").exists():
-            write_json(run.directory / "diagnostics.json", summarise(ensemble, features, data.windows.episode))
+            write_json(run.directory / "diagnostics.json", summarise(model, features, data.windows.episode))
         if not (run.directory / "posterior.png").exists():
             count = len(data.dataset)
-            title = f"Posterior of {count} demonstrations, seed {seed}, {ensemble_config.ensemble_size} members"
-            plot(ensemble, features, data, run.directory / "posterior.png", title)
+            size = f"{ensemble_config.ensemble_size} members" if config.kind == "ensemble" else "closed form"
+            title = f"Posterior of {count} demonstrations, seed {seed}, {size}"
+            plot(model, features, data, run.directory / "posterior.png", title)
         run.finish()
-    return ensemble
+    return model
 
 
-def posterior_factor(path: str | Path, data: TrainingSet, seed: int, device: str | torch.device = "cpu") -> tuple[Factor, str]:
-    """The posterior covariance at every window of `data`, and the digest of the file that it comes from.
+class AtWindows(NamedTuple):
+    """A posterior, and what it is asked about."""
+
+    posterior: Posterior
+    features: Tensor
+    """(N, F) of every window."""
+    digest: str
+    """Of its file."""
+
+    def factor(self) -> Factor:
+        """The posterior covariance at every window."""
+        return self.posterior.factor(self.features)
+
+    def calibrate(self, data: TrainingSet, level: float = 0.05) -> Calibration:
+        """α by the trajectories of `data` left out. InputError where none can be."""
+        chunks = data.normalization.normalize_action(data.windows.chunk(torch.arange(len(data.windows))))
+        episode, seed = torch.as_tensor(data.windows.episode), self.posterior.seed
+        return calibrate(self.posterior.model.out_of_bag(self.features, chunks, episode, seed), level, seed=seed)
+
+
+def posterior_at(path: str | Path, data: TrainingSet, seed: int, device: str | torch.device = "cpu") -> AtWindows:
+    """The posterior of a seed at every window of `data`.
 
     Args:
         path: what `postbc posterior fit` wrote: its directory, a seed's, or a file.
@@ -139,9 +184,9 @@ def posterior_factor(path: str | Path, data: TrainingSet, seed: int, device: str
     features = window_features(data.windows, encode)
     require(
         (features.shape[1], data.windows.chunk_size, data.windows.action_dim)
-        == (posterior.ensemble.feature_dim, posterior.ensemble.chunk, posterior.ensemble.action_dim),
+        == (posterior.model.feature_dim, posterior.model.chunk, posterior.model.action_dim),
         "The posterior has other widths than the data.", file=file, key="feature_dim, chunk, action_dim",
-        found=(posterior.ensemble.feature_dim, posterior.ensemble.chunk, posterior.ensemble.action_dim),
+        found=(posterior.model.feature_dim, posterior.model.chunk, posterior.model.action_dim),
         expected=(features.shape[1], data.windows.chunk_size, data.windows.action_dim),
     )  # fmt: skip
-    return posterior.factor(features), digest(file)
+    return AtWindows(posterior, features, digest(file))

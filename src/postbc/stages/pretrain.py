@@ -9,16 +9,21 @@ from typing import Annotated, Any, Generic, TypeVar
 import torch
 import tyro
 
+from postbc.data.episodes import COORDINATES
 from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.devices import Compute
 from postbc.errors import require
+from postbc.files import write_json
 from postbc.nn import check_memory
 from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
+from postbc.posterior import Calibration
 from postbc.pretraining import PretrainingConfig, pretrain, train
+from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, Seed, plain, schema
 from postbc.seeding import make_generator
-from postbc.stages.posterior import posterior_factor
+from postbc.stages.calibrate import CALIBRATION_FILE, warn
+from postbc.stages.posterior import posterior_at
 from postbc.stages.seeds import epochs_to_steps, of_one_seed
 from postbc.value_dice import ValueDICE, ValueDICEConfig, check_policy
 
@@ -75,7 +80,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     if config.epochs is not None:
         steps = epochs_to_steps(config.epochs, len(data.windows), pretraining.batch_size)
         pretraining = dataclasses.replace(pretraining, steps=steps)
-    inputs, chosen = {"demonstrations": data.fingerprint}, config.policy
+    inputs, chosen, calibration = {"demonstrations": data.fingerprint}, config.policy, None
     if data.vectors is not None:
         inputs["language"] = digest(str(config.data.language))
         require(hasattr(chosen, "encoder"), "This kind of policy keeps no vectors for its tasks.", key="data.language",
@@ -83,12 +88,23 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
         chosen = dataclasses.replace(chosen, encoder=dataclasses.replace(chosen.encoder, language=data.vectors.shape[1]))
     if pretraining.method == "postbc":
         assert config.posterior is not None
-        factor, inputs["posterior"] = posterior_factor(config.posterior, data, seed, device)
+        at = posterior_at(config.posterior, data, seed, device)
+        inputs["posterior"] = at.digest
+        if pretraining.coherent:
+            factor, share = at.posterior.leading(at.features, pretraining.coherent)
+            say(f"{pretraining.coherent} coordinates hold {share:.0%} of the posterior's variance at the demonstrations")
+        else:
+            factor = at.factor()
+        if pretraining.posterior_weight == "auto":
+            calibration = at.calibrate(data)
+            pretraining = dataclasses.replace(pretraining, posterior_weight=calibration.posterior_weight)
+
+    shapes = {**data.shapes, **({COORDINATES: (pretraining.coherent,)} if pretraining.coherent else {})}
 
     def build(about: About | None = None) -> Any:
         generator = make_generator(seed, "policy/initialisation")
         return kind(
-            chosen, data.shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
+            chosen, shapes, data.dataset.action_dim, config.data.chunk, data.normalization, generator,
             config.data.observation_steps, about,
         )  # fmt: skip
 
@@ -110,7 +126,10 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     recorded = of_one_seed(config, seed)
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
         if not (run.directory / POLICY_FILE).exists():
-            policy = build(describe(config, pretraining, data, seed, run))
+            if calibration is not None:
+                warn(calibration)
+                write_json(run.directory / CALIBRATION_FILE, plain(calibration))
+            policy = build(describe(config, pretraining, data, seed, run, calibration))
             if data.vectors is not None:
                 policy.encoder.vectors.copy_(data.vectors)
             if dice:
@@ -125,12 +144,22 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     return policy
 
 
-def describe(config: Pretrain[Any], pretraining: PretrainingConfig, data: TrainingSet, seed: int, run: Run) -> About:
+def describe(
+    config: Pretrain[Any],
+    pretraining: PretrainingConfig,
+    data: TrainingSet,
+    seed: int,
+    run: Run,
+    calibration: Calibration | None,
+) -> About:
     """What the policy's file says about it."""
     method = pretraining.method
     return About(
         method=method,
-        posterior_weight=pretraining.posterior_weight if method == "postbc" else None,
+        posterior_weight=pretraining.posterior_weight
+        if method == "postbc" and pretraining.posterior_weight != "auto"
+        else None,
+        posterior_weight_source=f"{calibration.source}: {calibration.reason}" if calibration else None,
         sigma=pretraining.sigma if method == "sigma-bc" else None,
         seed=seed,
         task=data.dataset.environment.get("env_name") or None,

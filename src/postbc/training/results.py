@@ -115,8 +115,8 @@ def check_policy(
 def make_env(environment: Environment, policy: Policy, num_envs: int, horizon: int, terminate_on: Termination = "never") -> Any:
     """Environments whose chunks and observations are the policy's."""
     return make_stacked(
-        environment.make, num_envs, observation_steps=policy.observation_steps, chunk=policy.chunk, horizon=horizon,
-        terminate_on=terminate_on,
+        environment.make, num_envs, shapes=policy.shapes, observation_steps=policy.observation_steps, chunk=policy.chunk,
+        horizon=horizon, terminate_on=terminate_on,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from postbc.agents.base import Batch, about_of
 from postbc.data.belonging import Facts, check_belongs
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
+from postbc.data.episodes import COORDINATES, LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.language import LANGUAGE, with_language
 from postbc.data.readers import read_dataset
 from postbc.data.robomimic import write_robomimic
@@ -22,6 +23,7 @@ from postbc.data.transitions import TransitionConfig, n_step, transitions
 from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.environments.chunk import ChunkEnv, tasks_of
+from postbc.environments.coordinates import coordinates_of_episode
 from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import require
@@ -136,7 +138,7 @@ class Collector:
             dones, name = np.zeros(len(parts["rewards"]), bool), f"demo_{number}"
             solved = dones[-1] = bool((parts["rewards"] > 0).any())
             filters["success" if solved else "failure"].append(name)
-            observations = {key: parts[key] for key in self.policy.shapes}
+            observations = {key: parts[key] for key in self.policy.shapes if key != COORDINATES}  # the episode's seed says them
             seed = episode_seed(STREAM, self.seed, number) if self.env.chooses_episodes else None
             episodes.append(
                 Episode(
@@ -195,7 +197,13 @@ def collect(
     if path.exists():
         return path
     env = make_stacked(
-        environment.make, n, observation_steps=policy.observation_steps, chunk=1, horizon=horizon, terminate_on="never"
+        environment.make,
+        n,
+        shapes=policy.shapes,
+        observation_steps=policy.observation_steps,
+        chunk=1,
+        horizon=horizon,
+        terminate_on="never",
     )
     try:
         collector = Collector(policy, env, episodes, seed, device)
@@ -283,6 +291,8 @@ def read_rollouts(
     )  # fmt: skip
     if LANGUAGE in policy.shapes:
         dataset = with_language(dataset)
+    if COORDINATES in policy.shapes:
+        dataset = _with_coordinates(dataset, policy.shapes[COORDINATES][0])
     for what, found, expected in (
         *((f"observations ({name})", dataset.shapes.get(name), tuple(shape)) for name, shape in policy.shapes.items()),
         ("actions", dataset.action_dim, policy.action_dim),
@@ -298,6 +308,18 @@ def read_rollouts(
         ):
             say(f"note: {warning}")
     return dataset
+
+
+def _with_coordinates(dataset: Dataset, size: int) -> Dataset:
+    """With the coordinates that each episode was played with, which its seed says. InputError where a seed is unknown."""
+    episodes = []
+    for episode in dataset:
+        require(episode.episode_seed is not None, "A coherent policy's coordinates come from the seeds of its episodes.",
+                file=dataset.source, key=f"{episode.name} attribute episode_seed", found="none",
+                remedy="use rollouts of the policy itself, in an environment whose episodes seeds decide")  # fmt: skip
+        g = np.tile(coordinates_of_episode(episode.episode_seed or 0, size), (len(episode), 1))
+        episodes.append(replace(episode, observations={**episode.observations, COORDINATES: g}))
+    return replace(dataset, episodes=tuple(episodes))
 
 
 @torch.no_grad()

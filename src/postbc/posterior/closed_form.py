@@ -1,0 +1,285 @@
+"""The posterior without an ensemble: ridge regression on the features of one regressor, and what leaving each trajectory out changes.
+
+f(s) = φ(s)ᵀW with φ = [hidden features, 1] is refitted without trajectory b exactly and for the price of a small linear system:
+the residuals of b's own windows, predicted without b, are (I − M_bb)⁻¹(y_b − f_b) with the hat matrix M = Φ(ΦᵀΦ + λI)⁻¹Φᵀ. The
+delete-one-trajectory jackknife (Tukey 1958; Efron and Stein 1981) of these fits f₋₁ … f₋G is the covariance:
+cov(s) = (G−1)/G · Σ_b (f₋_b − f̄)(f₋_b − f̄)ᵀ. Hundreds of trajectories are left out in groups.
+
+The regressor's features have seen every trajectory, so what it says of one "left out" is far too good. Two more regressors, of half of
+the trajectories each, give features that have not. By the other half, predicted from those, ridge and layer are chosen and α is found;
+the spread there is larger than from the regressor's own features, and by that ratio the deviation is widened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from postbc.devices import Compute
+from postbc.errors import require
+from postbc.nn import StackedMLP
+from postbc.posterior.calibration import OutOfBag, best_likelihood
+from postbc.posterior.ensemble import EnsembleConfig, fit_ensemble
+from postbc.posterior.factor import Factor
+from postbc.runs import Run
+from postbc.schemas import Positive, schema
+from postbc.seeding import make_generator
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""λ that are tried; the features are scaled to a mean square norm of 1, so that it counts windows."""
+GROUPS = 10
+"""Groups of trajectories that are left out, two at a time, to choose ridge and layer. Even: a group lies in one half."""
+
+
+@schema
+class ClosedFormConfig:
+    """The closed form (not in the paper). Its regressors are members of `ensemble`: hidden, layers, steps, ….."""
+
+    ridge: Positive | None = None
+    """λ, penalty of the weights on features of mean square norm 1; default: chosen by trajectories left out."""
+    layer: Annotated[int, Field(ge=0, le=99)] | None = None
+    """Hidden layer whose features are taken, counted from 1; 0: the regressor's own inputs (an encoder's features), and no regressor
+    is trained; default: chosen."""
+    blocks: Annotated[int, Field(ge=2, le=1000)] = 50
+    """G at most: more trajectories than that are left out in so many groups."""
+
+
+@schema
+class Choice:
+    """What a closed form is made with."""
+
+    ridge: Positive
+    layer: Annotated[int, Field(ge=0, le=99)]
+    groups: Annotated[int, Field(ge=1, le=1000)]
+    """G, groups of trajectories that are left out."""
+
+
+# -- ridge regression ----------------------------------------------------------------------------------------------------------
+class Ridge:
+    """Ridge regression, and its fits without any set of windows, exactly.
+
+    Args:
+        inputs: (N, P).
+        targets: (N, D).
+        ridge: λ > 0.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, ridge: float) -> None:
+        inputs, self.targets = inputs.double(), targets.double()
+        values, self.basis = torch.linalg.eigh(inputs.T @ inputs)
+        self.values, self.inputs = values.clamp(min=0), inputs @ self.basis  # in this basis ΦᵀΦ is diagonal
+        self.products = self.inputs.T @ self.targets
+        self.at(ridge)
+
+    def at(self, ridge: float) -> Ridge:
+        """The same with another λ."""
+        self.precision = self.values + ridge
+        self.whole = self.products / self.precision[:, None]
+        return self
+
+    def residuals(self, rows: Tensor) -> Tensor:
+        """(n,) -> (n, D): targets of these windows less their prediction by the fit without them."""
+        z, y = self.inputs[rows], self.targets[rows]
+        if len(rows) <= z.shape[1]:
+            hat = (z / self.precision) @ z.T
+            return torch.linalg.solve(torch.eye(len(rows), dtype=z.dtype) - hat, y - z @ self.whole)
+        return y - z @ torch.linalg.solve(torch.diag(self.precision) - z.T @ z, self.products - z.T @ y)
+
+    def weights(self, rows: Tensor) -> Tensor:
+        """(n,) -> (P, D): the weights of the fit without these windows."""
+        change = self.inputs[rows].T @ self.residuals(rows) / self.precision[:, None]
+        return self.basis @ (self.whole - change)
+
+
+def jackknife(predictions: Tensor) -> Factor:
+    """(G, N, D) predictions, each without one group -> the covariance of the prediction by all."""
+    groups = len(predictions)
+    centred = predictions - predictions.mean(0)
+    return Factor((centred * ((groups - 1) / groups) ** 0.5).transpose(0, 1).contiguous())
+
+
+def left_out(ridge: Ridge, group: Tensor, of: Tensor, bound: float) -> tuple[Tensor, Tensor, Factor]:
+    """The groups `of` (n,) predicted without them, with the jackknife of all others, for which a second one is left out each time.
+
+    Args:
+        group: (N,) numbers of the groups, from 0.
+        bound: predictions are clamped to ± this.
+
+    Returns:
+        Windows (M,), their residuals (M, D), factor of the covariance (M, G − 1, D).
+    """
+    rows = [torch.nonzero(group == g)[:, 0] for g in range(int(group.max()) + 1)]
+    residuals, spreads = [], []
+    for b in of.tolist():
+        own, y = rows[b], ridge.targets[rows[b]]
+        residuals.append(y - (y - ridge.residuals(own)).clamp(-bound, bound))
+        pairs = [y - ridge.residuals(torch.cat((own, other)))[: len(own)] for c, other in enumerate(rows) if c != b]
+        spreads.append(jackknife(torch.stack(pairs).clamp(-bound, bound)).rows)
+    return torch.cat([rows[b] for b in of.tolist()]), torch.cat(residuals), Factor(torch.cat(spreads))
+
+
+def groups_of(episode: Tensor, most: int, seed: int) -> Tensor:
+    """(N,) trajectories -> (N,) groups of them, numbered from 0: each its own, or `most` of about equal size, drawn by the seed."""
+    names, which = torch.unique(episode.cpu(), return_inverse=True)
+    order = torch.randperm(len(names), generator=make_generator(seed, "ensemble/bootstrap"))
+    group = torch.empty_like(order)
+    group[order] = torch.arange(len(names)) % most
+    return group[which]
+
+
+# -- the posterior -------------------------------------------------------------------------------------------------------------
+class ClosedForm(nn.Module):
+    """The fits without each group, (B, F) -> (G, B, D), in normalised units.
+
+    Args:
+        config: of the regressors.
+        choice: ridge, layer and groups.
+        feature_dim: F.
+        chunk: T.
+        action_dim: A.
+    """
+
+    def __init__(self, config: EnsembleConfig, choice: Choice, feature_dim: int, chunk: int, action_dim: int) -> None:
+        super().__init__()
+        require(choice.layer <= config.layers, "The regressor has no such hidden layer.", key="closed_form.layer", found=choice.layer,
+                expected=f"0 to {config.layers}")  # fmt: skip
+        self.config, self.choice = config, choice
+        self.feature_dim, self.chunk, self.action_dim, self.dim = feature_dim, chunk, action_dim, chunk * action_dim
+        hidden, nothing = (config.hidden,) * choice.layer, torch.Generator()
+        # of all trajectories; and of all but the even groups, all but the odd ones
+        self.regressor, self.halves = (first(StackedMLP(k, feature_dim, hidden, 1, nothing), choice.layer) for k in (1, 2))
+        self.scale: Tensor
+        self.inflation: Tensor
+        self.weight: Tensor
+        width = 1 + (config.hidden if choice.layer else feature_dim)
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("inflation", torch.ones(()))
+        self.register_buffer("weight", torch.zeros(choice.groups, width, self.dim))
+
+    @property
+    def bound(self) -> float:
+        """Predictions are clamped to ± this."""
+        return 1.0 if self.config.bound == "clamp" else float("inf")
+
+    @torch.no_grad()
+    def predict(self, features: Tensor, batch: int = 1024) -> Tensor:
+        """(N, F) -> (G, N, D): the chunk that each fit predicts, inside the action range under `bound="clamp"`."""
+        hidden = (self.regressor(part[None])[0] * self.scale for part in features.split(batch))
+        return torch.cat([with_constant(part) @ self.weight for part in hidden], 1).clamp_(-self.bound, self.bound)
+
+    def factor(self, features: Tensor) -> Factor:
+        """(N, F) -> the jackknife's covariance of the chunk at each state, less its optimism: a row a group."""
+        return Factor(jackknife(self.predict(features)).rows * self.inflation)
+
+    @torch.no_grad()
+    def out_of_bag(self, features: Tensor, chunks: Tensor, episode: Tensor, seed: int) -> OutOfBag:
+        """Every trajectory as the others predict it, from features of the half that it is not in.
+
+        Args:
+            features, chunks, episode, seed: those that it was fitted with.
+
+        Raises:
+            InputError: fewer than four groups of trajectories.
+        """
+        group = groups_of(torch.as_tensor(episode), self.choice.groups, seed)
+        hidden = self.halves(features.expand(2, -1, -1)).cpu()
+        return _out_of_bag([Ridge(scaled(half), chunks.flatten(1).cpu(), self.choice.ridge) for half in hidden], group,
+                           torch.as_tensor(episode).cpu(), self.action_dim, self.bound)  # fmt: skip
+
+
+def first(network: nn.Sequential, layers: int) -> nn.Sequential:
+    """The first hidden layers of a network, each with its activation."""
+    return nn.Sequential(*list(network)[: 2 * layers])
+
+
+def with_constant(hidden: Tensor) -> Tensor:
+    """(N, P) -> (N, P + 1)."""
+    return torch.cat((hidden, torch.ones_like(hidden[:, :1])), 1)
+
+
+def _scale(hidden: Tensor) -> float:
+    """What brings the mean square norm of (N, P) features to 1."""
+    return hidden.square().sum(1).mean().clamp(min=1e-12).rsqrt().item()
+
+
+def scaled(hidden: Tensor) -> Tensor:
+    """Hidden features (N, P) -> φ (N, P + 1), their mean square norm 1."""
+    return with_constant(hidden * _scale(hidden))
+
+
+def _out_of_bag(ridges: list[Ridge], group: Tensor, episode: Tensor, action_dim: int, bound: float) -> OutOfBag:
+    """Even groups from the features of the first, odd ones from those of the second."""
+    groups = int(group.max()) + 1
+    require(
+        groups >= 4, "There are too few trajectories to leave some out.", key="trajectories", found=groups,
+        expected="at least 4", remedy="use more demonstrations, or give --closed-form.ridge and --closed-form.layer",
+    )  # fmt: skip
+    found = [left_out(ridge, group, torch.arange(half, groups, 2), bound) for half, ridge in enumerate(ridges)]
+    rows, residuals, spreads = (list(parts) for parts in zip(*found))
+    every = torch.cat(rows)
+    spread = Factor(torch.cat([part.rows for part in spreads]))
+    return OutOfBag(torch.cat(residuals), spread, torch.full((len(every),), groups - 2.0), episode[every], action_dim)
+
+
+def fit_closed_form(
+    features: Tensor,
+    chunks: Tensor,
+    episode: Any,
+    config: EnsembleConfig,
+    closed_form: ClosedFormConfig | None = None,
+    seed: int = 0,
+    compute: Compute | None = None,
+    run: Run | None = None,
+) -> ClosedForm:
+    """Three regressors side by side, as an ensemble is trained (resumable), then the closed form on the features of one of them.
+
+    Args:
+        features: (N, F) of the demonstrations' windows.
+        chunks: (N, T, A) normalised.
+        episode: (N,) integers, the trajectory that each window comes from.
+        config: of the regressors: width, layers, steps; ensemble_size and bootstrap do not count.
+        closed_form: ridge and layer, where they are not to be chosen.
+        seed, compute, run: as those of `fit_ensemble`.
+
+    Raises:
+        InputError: as `fit_ensemble`; a single trajectory, or fewer than four where ridge or layer are to be chosen.
+    """
+    closed_form, episode = closed_form or ClosedFormConfig(), torch.as_tensor(episode).cpu()
+    group = groups_of(episode, closed_form.blocks, seed)
+    groups, sizes = int(group.max()) + 1, (features.shape[1], chunks.shape[1], chunks.shape[2])
+    require(groups >= 2, "A closed form leaves trajectories out, and there is but one.", key="trajectories", found=groups)
+    tried = range(config.layers + 1) if closed_form.layer is None else (closed_form.layer,)
+    ridges = RIDGES if closed_form.ridge is None else (closed_form.ridge,)
+    bound = ClosedForm(config, Choice(1.0, tried[-1], groups), *sizes).bound
+    network: nn.Sequential = nn.Sequential()
+    hidden, targets = features.expand(3, -1, -1), chunks.flatten(1).cpu()
+    if closed_form.layer != 0:
+        counts = torch.stack((torch.ones_like(group), group % 2, 1 - group % 2))
+        three = dataclasses.replace(config, ensemble_size=3, bootstrap="none")
+        network = fit_ensemble(features, chunks, episode, three, seed, compute, run, counts=counts).network
+        hidden = hidden.to(next(network.parameters()).device)
+    coarse, scores = group % GROUPS, dict[Choice, float]()
+    for layer in tried if len(tried) * len(ridges) > 1 else ():
+        made = [Ridge(scaled(half), targets, 1.0) for half in first(network, layer)(hidden)[1:].cpu()]
+        for ridge in ridges:
+            oob = _out_of_bag([m.at(ridge) for m in made], coarse, episode, sizes[2], bound)
+            scores[Choice(ridge, layer, groups)] = best_likelihood(oob)
+    choice = max(scores, key=lambda c: scores[c]) if scores else Choice(ridges[0], tried[0], groups)
+    posterior = ClosedForm(config, choice, *sizes).to(hidden.device)
+    weights = first(network, choice.layer).state_dict()
+    posterior.regressor.load_state_dict({name: value[:1] for name, value in weights.items()})
+    posterior.halves.load_state_dict({name: value[1:] for name, value in weights.items()})
+    own, *halves = first(network, choice.layer)(hidden).cpu()
+    posterior.scale.fill_(_scale(own))
+    regression = Ridge(scaled(own), targets, choice.ridge)
+    without = [regression.weights(torch.nonzero(group == g)[:, 0]) for g in range(groups)]
+    posterior.weight.copy_(torch.stack(without))
+    if groups >= 4 and choice.layer:
+        honest = _out_of_bag([Ridge(scaled(half), targets, choice.ridge) for half in halves], coarse, episode, sizes[2], bound)
+        mine = _out_of_bag([regression] * 2, coarse, episode, sizes[2], bound)
+        posterior.inflation.fill_((honest.factor.std().square().mean() / mine.factor.std().square().mean()).sqrt())
+    return posterior.eval().requires_grad_(False)

@@ -1,0 +1,57 @@
+"""Is a policy no worse than another? A test on paired episodes that may be looked at after every one of them, and stops when it knows.
+
+Two gamblers bet on the differences d = candidate − reference ∈ {−1, 0, 1} of the episodes' successes. The first starts with 1 and bets
+against "E d ≤ −margin": its capital is multiplied by 1 + λ(d + margin). As long as that is true the capital is a supermartingale, which
+ever reaches 1/level with probability level at most (Ville 1939): there it stops, and the candidate is *not worse*. The second bets that
+it is worse, by 1 − λ(d + margin). Nobody knows the right λ: a gambler's capital is the mean over a grid of them (Robbins 1970;
+Waudby-Smith and Ramdas 2024).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+from postbc.errors import require
+
+Decision = Literal["not worse", "worse"]
+BETS = np.linspace(0.02, 0.98, 33)
+"""λ as a share of the largest that cannot lose everything."""
+
+
+class PairedTest:
+    """The test of one pair of policies; errors of either kind have probability `level` at most, whenever it stops.
+
+    Args:
+        margin: a loss of success that would not matter, in (0, 1): the hypothesis of the first gambler is a loss as large or larger.
+        level: in (0, 1).
+    """
+
+    def __init__(self, margin: float = 0.05, level: float = 0.05) -> None:
+        for name, value in {"margin": margin, "level": level}.items():
+            require(0 < value < 1, "This lies strictly between 0 and 1.", key=name, found=value)
+        self.margin, self.level, self.pairs = margin, level, 0
+        # a capital cannot become negative: d + margin lies in [margin − 1, margin + 1]
+        self.bets = np.stack((BETS / (1 - margin), -BETS / (1 + margin)))
+        self.logs = np.zeros_like(self.bets)
+
+    def add(self, candidate: bool, reference: bool) -> Decision | None:
+        """One more pair of episodes of the same initial state; the decision, as soon as there is one. After it nothing changes."""
+        if self.decision is None:
+            self.pairs += 1
+            self.logs += np.log1p(self.bets * (float(candidate) - float(reference) + self.margin))
+        return self.decision
+
+    @property
+    def capital(self) -> tuple[float, float]:
+        """Of the gamblers for "not worse" and for "worse"."""
+        first, second = np.exp(special.logsumexp(self.logs, axis=1) - np.log(len(BETS))).tolist()
+        return first, second
+
+    @property
+    def decision(self) -> Decision | None:
+        """None: not known yet."""
+        good, bad = self.capital
+        return "not worse" if good >= 1 / self.level else "worse" if bad >= 1 / self.level else None
