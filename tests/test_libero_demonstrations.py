@@ -270,7 +270,7 @@ def test_the_recipe_of_cameras_records_draws_and_finetunes_by_task(tmp_path: Pat
     tiny: dict[str, Any] = {
         "environment": "libero/kitchen/14-pixels16", "finetune_in": ["libero/kitchen/14-pixels16"], "collect_num": 1,
         "collect_operators": ["operator_g"], "data": {"num_trajectories": 1}, "methods": ["bc"], "finetuners": ["best-of-n"],
-        "seeds": [0], "episodes": 2, "horizon": 8, "num_envs": 2, "policy": {"hidden": 8, "encoder": {"channels": [4], "crop": 12}},
+        "seeds": [0], "episodes": 2, "horizon": 20, "num_envs": 2, "policy": {"hidden": 8, "encoder": {"channels": [4], "crop": 12}},
         "pretraining": {"steps": 3, "batch_size": 4}, "best_of_n": {"episodes": 2, "samples": 2},
         "iql": {"steps": 3, "hidden": [8], "batch_size": 4}, "jobs": 1,
     }  # fmt: skip
