@@ -33,7 +33,7 @@ $(VENV)/installed-libero: $(VENV)/installed-dev
 	touch $@
 
 test-libero: $(VENV)/installed-libero
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_libero.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_libero.py tests/test_libero_demonstrations.py
 
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev

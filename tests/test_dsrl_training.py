@@ -369,6 +369,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *rates: float) -> list[int]:
     said, asked = list(rates), list[int]()
 
     class Fixed:
+        tasks = ()
+
         def __init__(self, rate: float) -> None:
             self.success_rate = self.chunk_success_rate = rate
 

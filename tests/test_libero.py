@@ -499,6 +499,7 @@ def test_operators_demonstrate_every_task_and_number_of_environments_does_not_ma
     for k, name in enumerate(KITCHEN):
         (episode,) = dataset.select(name)
         assert (episode.state[:, -16:] == np.eye(16)[k]).all()
+        assert episode.task == name
         assert episode.episode_seed is not None
         assert episode.episode_seed % 16 == k
         assert episode.episode_seed < 10**9

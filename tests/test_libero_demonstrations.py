@@ -16,6 +16,8 @@ from postbc.data import Episode, read_dataset, write_robomimic
 from postbc.data.libero_tasks import KITCHEN, find_tasks
 from postbc.environments.libero import make
 from postbc.errors import InputError
+from postbc.experiments.recipe import load_recipe
+from postbc.experiments.sweep import run_recipe
 from test_data_libero import random_episode, write_libero
 from test_libero import BOWL, STOVE, needs_libero, official, opened
 
@@ -260,6 +262,25 @@ def test_from_cameras_and_language_to_a_finetuned_policy(recorded: Path, tmp_pat
     assert "tasks" not in json.loads((tmp_path / "stove/seed_0/evaluation.json").read_text())
     with pytest.raises(InputError, match="size"):
         make_wrong(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_recipe_of_cameras_records_draws_and_finetunes_by_task(tmp_path: Path) -> None:
+    opened(lambda: make(STOVE, images=True)).close()
+    tiny: dict[str, Any] = {
+        "environment": "libero/kitchen/14-pixels16", "finetune_in": ["libero/kitchen/14-pixels16"], "collect_num": 1,
+        "collect_operators": ["operator_g"], "data": {"num_trajectories": 1}, "methods": ["bc"], "finetuners": ["best-of-n"],
+        "seeds": [0], "episodes": 2, "horizon": 20, "num_envs": 2, "policy": {"hidden": 8, "encoder": {"channels": [4], "crop": 12}},
+        "pretraining": {"steps": 3, "batch_size": 4}, "best_of_n": {"episodes": 2, "samples": 2},
+        "iql": {"steps": 3, "hidden": [8], "batch_size": 4}, "jobs": 1,
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(json.dumps({"base": "libero-images-laptop", "about": "tiny", **tiny}))
+    report = run_recipe(load_recipe(tmp_path / "tiny.yaml"), tmp_path / "x")
+    drawn = read_dataset(tmp_path / "x/demonstrations.hdf5", image_keys=CAMERAS)
+    assert (drawn.shapes["image.wrist"], drawn[0].task) == ((3, 16, 16), STOVE)
+    (entry,) = json.loads((report / "summary.json").read_text())
+    assert (entry["task"], entry["finetuner"]) == ("libero/kitchen/14-pixels16", "best-of-n")
+    assert (tmp_path / "x/best-of-n/bc/libero_kitchen_14-pixels16/seed_0/results.json").exists()
 
 
 def make_wrong(folder: Path) -> None:

@@ -14,6 +14,10 @@ from postbc.data.libero import environment_name
 from postbc.data.robomimic import Listing
 from postbc.errors import require
 
+APART = (
+    "put them into folders of their own; which tasks other suites of LIBERO have, LIBERO knows: pip install 'postbc[libero]'"
+)
+
 
 def files_of(folder: str | Path) -> list[Path]:
     """The HDF5 files that are directly in a folder, sorted; none of anything else."""
@@ -67,9 +71,10 @@ def read_folder(
     """
     listing = list_folder(folder, list_one)
     wanted = list(listing.names) if filter_key is None else choose(listing.names, listing.filters, filter_key, str(folder))
-    asked = set(wanted) if names is None else set(wanted) & set(names)
-    unknown = sorted(set(names or ()) - set(listing.names))
+    asked = set(wanted if names is None else names)
+    unknown = sorted(asked - set(listing.names))
     require(not unknown, "There is no such demonstration.", file=folder, key="names", found=unknown[:5])
+    asked &= set(wanted)
     parts: list[Dataset] = []
     for path in files_of(folder):
         prefix = _prefix(path)
@@ -84,7 +89,8 @@ def read_folder(
         for what in ("state_keys", "state_dims", "tasks"):
             ours, theirs = getattr(first, what), getattr(part, what)
             require(ours == theirs, "The files of a folder do not belong together.", file=part.source, key=what.replace("_", " "),
-                    found=str(theirs)[:200], expected=f"{str(ours)[:200]}, as in {first.source}")  # fmt: skip
+                    found=str(theirs)[:200], expected=f"{str(ours)[:200]}, as in {first.source}",
+                    remedy=APART)  # fmt: skip
     environment = _together(parts)
     episodes = tuple(episode for part in parts for episode in part)
     filters = {key: tuple(name for name in members if name in asked) for key, members in listing.filters.items()}

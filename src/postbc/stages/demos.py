@@ -22,7 +22,8 @@ class Collect:
     output: Path
     """File to write (robomimic HDF5)."""
     task: str = "Lift"
-    """Lift, Can, Square, libero/kitchen (all sixteen tasks), or one of them (libero/KITCHEN_SCENE3_turn_on_the_stove)."""
+    """Lift, Can, Square, libero/kitchen (all sixteen tasks), some (libero/kitchen/3+14), or one
+    (libero/KITCHEN_SCENE3_turn_on_the_stove)."""
     num: Count = 50
     """Demonstrations in all, shared equally among the tasks and the operators."""
     operators: tuple[str, ...] | None = None
@@ -79,7 +80,13 @@ class Collect:
         write_robomimic(self.output, dataset, model_xml=collection.model_xml)
         table = _table(
             f"{len(dataset)} demonstrations of {self.task}, {dataset.num_steps} steps",
-            ("task" if self.task == "libero/kitchen" else "operator", "kept", "of episodes", "success", "mean length"),
+            (
+                "task" if set(collection.attempts) <= set(dataset.tasks) else "operator",
+                "kept",
+                "of episodes",
+                "success",
+                "mean length",
+            ),
         )
         for name, (kept, episodes) in collection.attempts.items():
             if episodes:

@@ -302,6 +302,7 @@ class Online:
         self.vector_steps, self.env_steps = int(state["vector_steps"]), int(state["env_steps"])
         self.counts = {name: int(state["counts"][name]) for name in ("episodes", "successes")}
         self.begun[:] = state["begun"]
+        require(bool((self.begun >= 0).all()), "A count is negative.", key="begun", found=self.begun.tolist())
         if state["env"] is None:
             warnings.warn("This environment cannot restore its state: the resumed run begins fresh episodes.", stacklevel=2)
             self._begin(np.ones(len(self.begun), bool))
