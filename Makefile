@@ -42,7 +42,7 @@ VENV_LEROBOT   ?= .venv-lerobot
 $(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt
 	test -x $(VENV_LEROBOT)/bin/python || $(PYTHON_LEROBOT) -m venv $(VENV_LEROBOT)
 	$(VENV_LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lerobot.txt \
-		--editable '.[lerobot]' pytest hypothesis
+		--editable '.[lerobot,pusht]' pytest hypothesis
 	touch $@
 
 test-lerobot: $(VENV_LEROBOT)/installed

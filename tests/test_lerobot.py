@@ -22,7 +22,7 @@ pytest.importorskip("av")
 
 from made import write_demonstrations
 from postbc import cli
-from postbc.data import read_dataset
+from postbc.data import Dataset, Windows, pusht, read_dataset
 from postbc.data.lerobot_write import LeRobotWriter
 from postbc.errors import InputError
 from postbc.lerobot import hook
@@ -30,6 +30,7 @@ from postbc.lerobot.factors import About, Factors, write_factors
 from postbc.lerobot.fit import chunk_rows, fit_factors, frame_features, read_frames
 from postbc.lerobot.train import PostBC, split
 from postbc.lerobot.view import PosteriorDataset, Visit, with_epochs
+from postbc.policies import load_policy
 from postbc.posterior import EnsembleConfig
 
 SMALL = EnsembleConfig(ensemble_size=5, hidden=16, steps=30, batch_size=16)
@@ -403,3 +404,77 @@ def test_the_encoder_of_a_checkpoint(tmp_path: Path, root: Path, monkeypatch: py
         assert features.std() > 0
         with pytest.raises(InputError, match="does not see this camera"):
             encode("observation.images.side", torch.rand(1, 3, 64, 64))
+
+
+@needs_lerobot
+@pytest.mark.parametrize("camera", [False, True])
+def test_a_checkpoint_plays_as_ours(tmp_path: Path, root: Path, camera: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same actions as LeRobot's own processors and policy give for the same noise; saved and loaded; refused where it must be."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if not camera:
+        states = read_dataset(root)
+        root = LeRobotWriter(tmp_path / "states", states, "x").write()
+    env = '--policy.normalization_mapping={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MIN_MAX", "ENV": "MIN_MAX"}'
+    arguments = [*data(root), *COMMON, *DIFFUSION, env, "--steps=2", "--num_workers=0", f"--output_dir={tmp_path / 'out'}"]
+    plainly(*[a for a in arguments if camera or "backbone" not in a])
+    checkpoint = tmp_path / "out/checkpoints/last/pretrained_model"
+    output = tmp_path / "imported"
+    arguments = ["lerobot", "import", "--checkpoint", str(checkpoint), "--output", str(output), "--dataset", str(root)]
+    assert cli.main([*arguments, "--inference-steps", "4"]) == 0
+    assert cli.main(arguments) == 2  # never replaced
+    policy = load_policy(output)
+    dataset = read_dataset(root, image_keys=["image.top"] if camera else [])
+    windows = Windows(dataset, 4, observation_steps=2)
+    rows = torch.tensor([3, 20, 37])
+    observation, noise = windows.observation(rows), torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = policy.normalization.unnormalize_action(policy.sample(policy.encode(observation), noise))
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+    from lerobot.policies.factory import make_pre_post_processors
+
+    theirs = DiffusionPolicy.from_pretrained(checkpoint).eval()
+    before, after = make_pre_post_processors(theirs.config, str(checkpoint))
+    batch = {"observation.state": observation["state"][..., :9], "observation.environment_state": observation["state"][..., 9:]}
+    if camera:
+        batch["observation.images.top"] = observation["image.top"].float() / 255
+    whole = torch.cat([noise[:, :1], noise, noise[:, -1:].expand(-1, 3, -1)], 1)  # of the horizon's 8, number 1 to 4 are played
+    batch = before(batch)
+    if camera:
+        batch["observation.images"] = torch.stack([batch["observation.images.top"]], dim=-4)
+    with torch.no_grad():
+        expected = after(theirs.diffusion.generate_actions(batch, noise=whole))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    assert policy.about.facts["state_keys"] == list(dataset.state_keys)
+    with pytest.raises(InputError, match="trained by LeRobot"):
+        policy.loss(policy.encode(observation), noise, torch.Generator())
+    (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text().replace('"diffusion"', '"act"', 1))
+    assert cli.main([*arguments[:-3], str(tmp_path / "other"), *arguments[-2:]]) == 2
+
+
+@needs_lerobot
+def test_pretrained_by_lerobot_finetuned_by_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Push-T: lerobot train, import, evaluate, Best-of-N and DSRL, each by its command."""
+    pytest.importorskip("gym_pusht")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rng = np.random.default_rng(0)
+    data_ = Dataset.from_arrays(
+        [rng.uniform(0, 512, (20, 18)) for _ in range(4)], [rng.uniform(0, 512, (20, 2)) for _ in range(4)],
+        state_keys=pusht.STATE_KEYS, state_dims=pusht.STATE_DIMS, environment=pusht.ENVIRONMENT,
+    )  # fmt: skip
+    folder = LeRobotWriter(tmp_path / "set", data_, "x").write()
+    chosen = [*COMMON, *[a for a in DIFFUSION if "backbone" not in a], *FIT, "--steps=2", "--num_workers=0"]
+    run = ["lerobot", "train", *data(folder), *chosen, f"--output_dir={tmp_path / 'out'}"]
+    assert cli.main([*run, f"--postbc.factors={tmp_path / 'f'}"]) == 0
+    checkpoint = str(tmp_path / "out/checkpoints/last/pretrained_model")
+    assert cli.main(["lerobot", "import", "--checkpoint", checkpoint, "--output", str(tmp_path / "policy"), "--dataset", str(folder),
+                     "--inference-steps", "2"]) == 0  # fmt: skip
+    policy = ["--policy", str(tmp_path / "policy")]
+    assert cli.main(["evaluate", *policy, "--output", str(tmp_path / "evaluation"), "--episodes", "2", "--horizon", "12",
+                     "--videos", "0"]) == 0  # fmt: skip
+    assert cli.main(["finetune", "best-of-n", *policy, "--output", str(tmp_path / "best"), "--best-of-n.episodes", "4",
+                     "--best-of-n.eval-episodes", "2", "--best-of-n.horizon", "12", "--best-of-n.num-envs", "2", "--iql.steps", "5",
+                     "--iql.hidden", "16"]) == 0  # fmt: skip
+    small = ["--dsrl.hidden", "16", "--training.budget-env-steps", "200", "--training.num-envs", "2", "--training.initial-steps", "50",
+             "--training.eval-every", "100", "--training.eval-episodes", "2", "--training.horizon", "12"]  # fmt: skip
+    assert cli.main(["finetune", "dsrl", *policy, "--output", str(tmp_path / "dsrl"), *small]) == 0
+    assert list((tmp_path / "dsrl").glob("**/agent.safetensors"))
