@@ -55,7 +55,7 @@ def factors_of(path: Path, rows: torch.Tensor, index: list[int], scale: float = 
 def test_a_file_of_factors(tmp_path: Path) -> None:
     """The covariance is rowsᵀ·rows in raw units; a draw is decided by frame, seed and visit, in any process."""
     rows = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
-    factors = factors_of(tmp_path / "f.safetensors", rows, [7, 3, 100, 4, 5], scale=2.0)
+    factors = factors_of(tmp_path / "f.safetensors", rows, [2, 3, 4, 7, 100], scale=2.0)
     drawn = torch.stack([factors.sample(3, 0, visit).flatten() for visit in range(20000)])
     covariance = 4 * rows[1].half().float().T @ rows[1].half().float()
     torch.testing.assert_close(drawn.T @ drawn / len(drawn), covariance, atol=0.05 * covariance.abs().max(), rtol=0)
@@ -242,7 +242,8 @@ def script(monkeypatch: pytest.MonkeyPatch, source: str, version: str = "0.6.1")
 
 KNOWN = """
 def make_train_eval_datasets(cfg): return "training", "held out"
-class EpisodeAwareSampler: pass
+class EpisodeAwareSampler:
+    state_dict = load_state_dict = set_epoch = None
 def train(): return make_train_eval_datasets(1), EpisodeAwareSampler
 main = train
 """
@@ -261,6 +262,12 @@ def test_the_hook_is_put_in_and_taken_out(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_lerobot_that_moved_what_is_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, KNOWN, "0.6.2")
+    with pytest.warns(UserWarning, match=r"0\.6\.2 has not been tried"):
+        hook.training_script()
+    script(monkeypatch, KNOWN.replace(" = set_epoch", ""))
+    with pytest.raises(InputError, match="EpisodeAwareSampler"):
+        hook.training_script()
     script(monkeypatch, KNOWN.replace("return make_train_eval_datasets(1)", "return factory.make(1)"), "0.9.0")
     with pytest.raises(InputError, match=r"(?s)another way.*0\.9\.0.*make_train_eval_datasets.*lerobot==0\.6\.1"):
         hook.training_script()

@@ -1,7 +1,7 @@
 """The posterior of every frame of a LeRobotDataset in one file, keyed by the dataset's own frame index and read a row at a time.
 
-safetensors: `rows` (N, R, T·A) float16, normalised units; `scale` (T·A,) float32, raw units in one of them; `index` (N,) int64; and a
-description, :class:`About`.
+safetensors: `rows` (N, R, T·A) float16, normalised units; `scale` (T·A,) float32, raw units in one of them; `index` (N,) int64, ascending; and
+a description, :class:`About`.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class Factors:
         good = (
             len(shape) == 3 and shape[::2] == (self.about.frames, d) and index.shape == shape[:1] and self.scale.shape == (d,)
         )
-        good = good and index.dtype == torch.int64 and int(index.min()) >= 0 and int(index.max()) < 2**40
+        good = good and index.dtype == torch.int64 and bool((index.diff() > 0).all()) and int(index[0]) >= 0
         require(good, "The parts of a file of factors do not fit together.", file=self.path, found=f"rows {shape}, {d} numbers a chunk",
                 remedy="remove it: it is fitted again")  # fmt: skip
-        self._row = {int(i): row for row, i in enumerate(index.tolist())}
+        self._index = index.numpy()
 
     def __reduce__(self) -> Any:
         return Factors, (self.path,)
@@ -91,8 +91,9 @@ class Factors:
         Raises:
             InputError: a frame that the posterior was not fitted on.
         """
-        row = self._row.get(index)
-        require(row is not None, "A frame has no posterior.", file=self.path, key="index", found=index,
+        row = int(np.searchsorted(self._index, index))
+        known = row < len(self._index) and int(self._index[row]) == index
+        require(known, "A frame has no posterior.", file=self.path, key="index", found=index,
                 remedy="fit it on the episodes that are trained on")  # fmt: skip
         rows = self.rows[row].float()
         stream = np.random.Generator(np.random.Philox(key=[seed, visit], counter=[0, 0, 0, index]))

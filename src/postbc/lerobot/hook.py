@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 from postbc.errors import InputError, require
 from postbc.lerobot.view import with_epochs
 
-#: Versions that this was tested with; in all of them `train` finds both names among its module's.
-VERSIONS = ("0.6.0", "0.6.1")
+#: Versions that this was tested with.
+VERSIONS = ("0.6.1",)
 SCRIPT, DATASETS, SAMPLER = "lerobot.scripts.lerobot_train", "make_train_eval_datasets", "EpisodeAwareSampler"
 
 
@@ -27,9 +28,17 @@ def training_script() -> Any:
         raise InputError("LeRobot is not installed, or cannot train.", found=str(error)[:200],
                          remedy="pip install 'postbc[lerobot]' (Python 3.12 and up)") from None  # fmt: skip
     missing = [name for name in (DATASETS, SAMPLER) if not _uses(script, name)]
+    if not missing and not all(
+        hasattr(getattr(script, SAMPLER), name) for name in ("state_dict", "load_state_dict", "set_epoch")
+    ):
+        missing = [SAMPLER]
     require(not missing, "This LeRobot trains in another way than the ones that postbc knows.", key="lerobot", found=version,
             expected=f"{', '.join(VERSIONS)}: `train` calls {' and '.join(missing)} of its module",
             remedy=f"pip install 'lerobot=={VERSIONS[-1]}'")  # fmt: skip
+    if version not in VERSIONS:
+        warnings.warn(
+            f"LeRobot {version} has not been tried with postbc; {', '.join(VERSIONS)} has.", UserWarning, stacklevel=2
+        )
     return script
 
 

@@ -18,7 +18,7 @@ from postbc.errors import require
 from postbc.lerobot.encoders import make_encoder
 from postbc.lerobot.factors import Factors
 from postbc.lerobot.fit import Frames, fit_factors, read_frames
-from postbc.lerobot.hook import lerobot_train, training_script
+from postbc.lerobot.hook import lerobot_train
 from postbc.lerobot.view import PosteriorDataset
 from postbc.posterior.ensemble import EnsembleConfig
 from postbc.progress import say
@@ -89,7 +89,6 @@ def train(command: Asked) -> None:
         InputError: no LeRobot, or one that is not known; a streaming dataset; factors of other data, chunks or settings.
     """
     command.options()  # a slip of the keyboard is said before LeRobot is imported
-    training_script()
     lerobot_train(command.theirs, lambda cfg, dataset: wrap(command, cfg, dataset))
 
 
