@@ -1,7 +1,7 @@
 """The posterior of every frame of a LeRobotDataset in one file, keyed by the dataset's own frame index and read a row at a time.
 
-safetensors: `rows` (N, R, T·A) float16, normalised units; `scale` (T·A,) float32, raw units in one of them; `index` (N,) int64, ascending; and
-a description, :class:`About`.
+safetensors: `rows` (N, R, T·A) float16, normalised units; `scale` (T·A,) float32, raw units in one of them; `index` (N,) int64,
+ascending; and a description, :class:`About`.
 """
 
 from __future__ import annotations

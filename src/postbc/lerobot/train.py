@@ -103,7 +103,8 @@ def wrap(command: Asked, cfg: Any, dataset: Any) -> PosteriorDataset:
     record = Path(cfg.output_dir) / RECORD
     resumed = read_json(record, PostBC) if cfg.resume and record.is_file() else None
     options = command.options(resumed)
-    options = replace(options, seed=options.seed if options.seed is not None else cfg.seed or 0)
+    seed = options.seed if options.seed is not None else cfg.seed or 0
+    options = replace(options, seed=seed, factors=options.factors.absolute())
     if getattr(policy, "type", None) == "act":
         warnings.warn("ACT sets its latent to zero when it acts: it is deterministic, so PostBC has nothing to widen, and DSRL and "
                       "Best-of-N nothing to steer.", UserWarning, stacklevel=2)  # fmt: skip
