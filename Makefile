@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-libero test-gpu lint bench clean
+.PHONY: demo test test-libero test-lerobot test-gpu lint bench clean
 
 # pip comes first: the one that Python 3.10 brings searches versions without end
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -34,6 +34,19 @@ $(VENV)/installed-libero: $(VENV)/installed-dev
 
 test-libero: $(VENV)/installed-libero
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/test_libero.py tests/test_libero_demonstrations.py
+
+# LeRobot wants Python 3.12 and versions of its own (6 GB); the tests of everything that touches it, in an environment of its own
+PYTHON_LEROBOT ?= python3.12
+VENV_LEROBOT   ?= .venv-lerobot
+
+$(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt
+	test -x $(VENV_LEROBOT)/bin/python || $(PYTHON_LEROBOT) -m venv $(VENV_LEROBOT)
+	$(VENV_LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lerobot.txt \
+		--editable '.[lerobot,pusht]' pytest hypothesis
+	touch $@
+
+test-lerobot: $(VENV_LEROBOT)/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot.py tests/test_data_lerobot.py
 
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev

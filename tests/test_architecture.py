@@ -12,7 +12,7 @@ ROOT = Path(postbc.__file__).parent
 ORDER = [
     "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "jobs", "nn", "data", "posterior",
     "policies", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "videos", "training",
-    "stages", "experiments", "theory", "doctor", "cli",
+    "stages", "experiments", "theory", "doctor", "lerobot", "cli",
 ]  # fmt: skip
 
 

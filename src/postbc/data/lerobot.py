@@ -141,9 +141,10 @@ def camera_name(feature: str) -> str:
 
 
 def list_lerobot(path: str | Path) -> Listing:
-    """Names of the episodes and filters."""
+    """Names of the episodes and filters, and which task each is of."""
     source = _Source(path)
-    return Listing(source.names, source.filters)
+    tasks = {name: "; ".join(tasks) for name, tasks in zip(source.names, source.folder.tasks) if any(tasks)}
+    return Listing(source.names, source.filters, tasks)
 
 
 def describe_lerobot(path: str | Path) -> str:

@@ -90,6 +90,7 @@ POLICIES: dict[str, str] = {
     "diffusion": "postbc.policies.diffusion:DiffusionPolicy",
     "flow": "postbc.policies.flow:FlowPolicy",
     "gaussian": "postbc.policies.gaussian:GaussianPolicy",
+    "lerobot-diffusion": "postbc.lerobot.policy:LeRobotDiffusion",
 }
 
 

@@ -1,0 +1,487 @@
+"""PostBC under LeRobot: factors by frame, targets by view (any Python), and LeRobot's own training (where it is installed)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import pickle
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("av")
+
+from made import write_demonstrations
+from postbc import cli
+from postbc.data import Dataset, Windows, pusht, read_dataset
+from postbc.data.lerobot_write import LeRobotWriter
+from postbc.errors import InputError
+from postbc.lerobot import hook
+from postbc.lerobot.factors import About, Factors, write_factors
+from postbc.lerobot.fit import chunk_rows, fit_factors, frame_features, read_frames
+from postbc.lerobot.train import PostBC, split
+from postbc.lerobot.view import PosteriorDataset, Visit, with_epochs
+from postbc.policies import load_policy
+from postbc.posterior import EnsembleConfig
+
+SMALL = EnsembleConfig(ensemble_size=5, hidden=16, steps=30, batch_size=16)
+DELTA = [-1, 0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("lerobot")
+    file = write_demonstrations(folder / "a.hdf5", 5, 12, images={"top_image": (64, 64, 3)})
+    return LeRobotWriter(folder / "set", read_dataset(file, image_keys=["top_image"]), "x").write()
+
+
+def factors_of(path: Path, rows: torch.Tensor, index: list[int], scale: float = 1.0) -> Factors:
+    n, rank, d = rows.shape
+    about = About("lerobot-factors", "0", tuple(DELTA[: d // 2]), 2, n, {})
+    write_factors(path, about, torch.tensor(index), torch.full((d,), scale), rank, rows.split(2))
+    return Factors(path)
+
+
+# -- the file ------------------------------------------------------------------------------------------------------------------
+def test_a_file_of_factors(tmp_path: Path) -> None:
+    """The covariance is rowsᵀ·rows in raw units; a draw is decided by frame, seed and visit, in any process."""
+    rows = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(0))
+    factors = factors_of(tmp_path / "f.safetensors", rows, [2, 3, 4, 7, 100], scale=2.0)
+    drawn = torch.stack([factors.sample(3, 0, visit).flatten() for visit in range(20000)])
+    covariance = 4 * rows[1].half().float().T @ rows[1].half().float()
+    torch.testing.assert_close(drawn.T @ drawn / len(drawn), covariance, atol=0.05 * covariance.abs().max(), rtol=0)
+    assert drawn.mean(0).abs().max() < 0.1 * covariance.diagonal().sqrt().max()
+    again = pickle.loads(pickle.dumps(factors))
+    assert torch.equal(again.sample(3, 0, 5), factors.sample(3, 0, 5))
+    assert len({factors.sample(*key).sum().item() for key in ((3, 0, 0), (3, 0, 1), (3, 1, 0), (7, 0, 0))}) == 4
+    with pytest.raises(InputError, match="no posterior"):
+        factors.sample(6, 0, 0)
+    from safetensors.torch import load_file  # the format's own reader
+
+    torch.testing.assert_close(load_file(tmp_path / "f.safetensors")["rows"], rows.half())
+
+
+def test_what_is_no_file_of_factors(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    for name, write in (
+        ("rubbish", lambda p: p.write_bytes(b"x" * 99)), ("other", lambda p: save_file({"rows": torch.zeros(2)}, p)),
+        ("gone", lambda p: None),
+        ("header", lambda p: save_file(
+            {"rows": torch.zeros(2, 2, 2), "index": torch.zeros(2), "scale": torch.zeros(2)}, p, {"postbc": "{}"})),
+    ):  # fmt: skip
+        write(tmp_path / name)
+        with pytest.raises(InputError, match=r"no file of factors|value cannot be used"):
+            Factors(tmp_path / name)
+
+
+# -- fitting -------------------------------------------------------------------------------------------------------------------
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.lists(st.integers(-3, 6), min_size=1, max_size=5))
+def test_chunks_are_lerobots(lengths: list[int], delta: list[int]) -> None:
+    episode = np.repeat(np.arange(len(lengths)) * 3, lengths)
+    rows, pad = chunk_rows(episode, delta)
+    ends = np.cumsum(lengths)
+    for i in range(len(episode)):
+        last = int(ends[np.searchsorted(ends, i, side="right")])
+        first = last - lengths[int(np.searchsorted(ends, i, side="right"))]
+        assert rows[i].tolist() == [max(first, min(last - 1, i + d)) for d in delta]
+        assert pad[i].tolist() == [not first <= i + d < last for d in delta]
+
+
+def test_fit(tmp_path: Path, root: Path) -> None:
+    """Of the frames of some episodes, keyed by the dataset's numbers; what lies beyond an episode has no spread."""
+    frames = read_frames(root, [4, 1])
+    assert frames.index.tolist() == [*range(12, 24), *range(48, 60)]
+    dataset = read_dataset(root)
+    np.testing.assert_array_equal(frames.actions, np.concatenate([dataset[1].actions, dataset[4].actions]))
+    np.testing.assert_array_equal(frames.numbers, np.concatenate([dataset[1].state, dataset[4].state]))
+    assert frames.fingerprint != read_frames(root).fingerprint
+
+    def means(camera: str, images: torch.Tensor) -> torch.Tensor:
+        assert (camera, images.shape[1:]) == ("observation.images.top", (3, 64, 64))
+        return images.mean((2, 3))
+
+    seen = frame_features(root, frames, means)
+    pixels = np.asarray(read_dataset(root, image_keys=["image.top"])[4].observations["image.top"][:])
+    np.testing.assert_allclose(seen[12:, 19:], pixels.mean((2, 3)) / 255, atol=1e-6)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    spreads = [fit_factors(path, root, frames, DELTA, SMALL, 0, encode=means) for path in paths]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert spreads[0] > 0.01
+    factors = Factors(paths[0])
+    assert factors.about.delta_indices == tuple(DELTA)
+    for index, inside in ((12, [0, 1, 1, 1]), (59, [1, 1, 0, 0]), (30, None), (50, [1, 1, 1, 1])):
+        if inside is None:
+            with pytest.raises(InputError, match="no posterior"):
+                factors.sample(index, 0, 0)
+        else:
+            drawn = torch.stack([factors.sample(index, 0, visit) for visit in range(50)])
+            assert (drawn.abs().amax((0, 2)) > 0).tolist() == [bool(i) for i in inside]
+
+
+# -- the view ------------------------------------------------------------------------------------------------------------------
+class Base:
+    """What the view needs of a LeRobotDataset."""
+
+    fps = 10
+    delta_timestamps = {"action": [d / 10 for d in DELTA]}  # noqa: RUF012
+    meta = "meta"
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        pad = torch.tensor([place == 0, False, False, place == 5])
+        return {"action": torch.full((4, 2), float(place)), "action_is_pad": pad, "index": torch.tensor(place + 10)}
+
+    def __getitems__(self, places: list[int]) -> None:
+        raise AssertionError("past the view")
+
+
+def view(tmp_path: Path, weight: float) -> PosteriorDataset:
+    rows = torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(1))
+    return PosteriorDataset(Base(), factors_of(tmp_path / "f.safetensors", rows, list(range(10, 16))), weight, 3)
+
+
+def test_the_view(tmp_path: Path) -> None:
+    seen = view(tmp_path, 2.0)
+    assert (len(seen), seen.meta) == (6, "meta")
+    for place in range(6):
+        item, plain = seen[Visit(place, 4)], Base()[place]
+        w = seen.factors.sample(place + 10, 3, 4)
+        expected = plain["action"] + 2 * w * ~plain["action_is_pad"][:, None]
+        torch.testing.assert_close(item["action"], expected)
+        assert torch.equal(view(tmp_path, 0.0)[place]["action"], plain["action"])
+    assert not torch.equal(seen[Visit(1, 0)]["action"], seen[Visit(1, 1)]["action"])
+
+    class Other(Base):
+        delta_timestamps = {"action": [0.0]}  # noqa: RUF012
+
+    with pytest.raises(InputError, match="other chunks"):
+        PosteriorDataset(Other(), seen.factors, 1.0, 0)
+
+
+class Sampler:
+    """LeRobot's, as far as the view relies on it: `__iter__` moves on to the next epoch."""
+
+    epoch = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def __iter__(self) -> Any:
+        self.epoch += 1
+        return iter([2, 0, 1, 5, 4, 3])
+
+    def __len__(self) -> int:
+        return 6
+
+
+def test_workers_and_resumed_runs_draw_the_same(tmp_path: Path) -> None:
+    """Epochs travel with the places to whoever reads; each epoch draws afresh."""
+
+    def collate(items: list[dict[str, Any]]) -> torch.Tensor:
+        return torch.stack([item["action"] for item in items])
+
+    def run(workers: int, epochs: int, first: int = 0) -> list[torch.Tensor]:
+        sampler = with_epochs(Sampler)()
+        sampler.epoch = first
+        context = multiprocessing.get_context("fork") if workers else None
+        loader = torch.utils.data.DataLoader(view(tmp_path, 1.0), 2, sampler=sampler, num_workers=workers, collate_fn=collate,
+                                             persistent_workers=workers > 0, multiprocessing_context=context)  # fmt: skip
+        return [torch.cat(list(loader)) for _ in range(epochs)]
+
+    alone = run(0, 3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, run(2, 3)))
+    assert torch.equal(alone[2], run(0, 1, first=2)[0])
+    assert not torch.equal(alone[0], alone[1])
+    assert torch.equal(pickle.loads(pickle.dumps(view(tmp_path, 1.0)))[Visit(2, 0)]["action"], alone[0][0])
+
+
+# -- the command ---------------------------------------------------------------------------------------------------------------
+def test_arguments() -> None:
+    asked = split(["--policy.type=act", "--postbc.weight=0.5", "--steps", "5", "--postbc.factors", "f", "--postbc.seed=3"])
+    assert asked.theirs == ("--policy.type=act", "--steps", "5")
+    assert asked.options() == PostBC(weight=0.5, factors=Path("f"), seed=3)
+    assert split(["--postbc.weight=2"]).options(asked.options()) == PostBC(weight=2.0, factors=Path("f"), seed=3)
+    assert split(["--postbc.ensemble.hidden=8"]).options().ensemble.ensemble_size == 20
+
+
+def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["lerobot", "train", "--help"])
+    assert end.value.code == 0
+    assert "--postbc.weight" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        cli.main(["lerobot", "train", "--postbc.wight=1"])
+    assert end.value.code == 2
+    with pytest.raises(SystemExit):
+        cli.main(["lerobot", "train", "--postbc.weight=-1"])
+    assert "greater than or equal to 0" in capsys.readouterr().err
+
+
+def script(monkeypatch: pytest.MonkeyPatch, source: str, version: str = "0.6.1") -> Any:
+    module = types.ModuleType(hook.SCRIPT)
+    exec(source, module.__dict__)
+    for name in ("lerobot", "lerobot.scripts"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, hook.SCRIPT, module)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: version)
+    return module
+
+
+KNOWN = """
+def make_train_eval_datasets(cfg): return "training", "held out"
+class EpisodeAwareSampler:
+    state_dict = load_state_dict = set_epoch = None
+def train(): return make_train_eval_datasets(1), EpisodeAwareSampler
+main = train
+"""
+
+
+def test_the_hook_is_put_in_and_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script(monkeypatch, KNOWN)
+    before = dict(module.__dict__)
+    with hook.trained_on(lambda cfg, dataset: f"{dataset} {cfg} wrapped") as inside:
+        (training, held_out), sampler = inside.main()
+    assert (training, held_out) == ("training 1 wrapped", "held out")
+    assert issubclass(sampler, before["EpisodeAwareSampler"])
+    with pytest.raises(KeyboardInterrupt), hook.trained_on(lambda cfg, dataset: dataset):
+        raise KeyboardInterrupt
+    assert module.__dict__ == before
+
+
+def test_a_lerobot_that_moved_what_is_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, KNOWN, "0.6.2")
+    with pytest.warns(UserWarning, match=r"0\.6\.2 has not been tried"):
+        hook.training_script()
+    script(monkeypatch, KNOWN.replace(" = set_epoch", ""))
+    with pytest.raises(InputError, match="EpisodeAwareSampler"):
+        hook.training_script()
+    script(monkeypatch, KNOWN.replace("return make_train_eval_datasets(1)", "return factory.make(1)"), "0.9.0")
+    with pytest.raises(InputError, match=r"(?s)another way.*0\.9\.0.*make_train_eval_datasets.*lerobot==0\.6\.1"):
+        hook.training_script()
+
+
+# -- where LeRobot is installed (make test-lerobot) ------------------------------------------------------------------------------
+COMMON = ["--policy.device=cpu", "--policy.push_to_hub=false", "--batch_size=16", "--env_eval_freq=0", "--log_freq=0"]
+DIFFUSION = [
+    "--policy.type=diffusion", "--policy.n_obs_steps=2", "--policy.horizon=8", "--policy.n_action_steps=4",
+    "--policy.down_dims=[16,32]", "--policy.noise_scheduler_type=DDIM", "--policy.num_inference_steps=4",
+    "--policy.do_mask_loss_for_padding=true", "--policy.pretrained_backbone_weights=null", "--policy.crop_shape=null",
+]  # fmt: skip
+ACT = [
+    "--policy.type=act", "--policy.chunk_size=8", "--policy.n_action_steps=4", "--policy.dim_model=32", "--policy.n_heads=2",
+    "--policy.dim_feedforward=64", "--policy.n_encoder_layers=1", "--policy.n_vae_encoder_layers=1",
+    "--policy.pretrained_backbone_weights=null",
+]  # fmt: skip
+FIT = [
+    "--postbc.encoder=random",
+    "--postbc.ensemble.ensemble-size=4",
+    "--postbc.ensemble.hidden=16",
+    "--postbc.ensemble.steps=20",
+]
+needs_lerobot = pytest.mark.skipif(importlib.util.find_spec("lerobot") is None, reason="needs LeRobot: make test-lerobot")
+
+
+def data(root: Path) -> list[str]:
+    return ["--dataset.repo_id=postbc/test", f"--dataset.root={root}"]
+
+
+def plainly(*arguments: str) -> None:
+    module, given = hook.training_script(), sys.argv
+    sys.argv = ["lerobot-train", *arguments]
+    try:
+        module.main()
+    finally:
+        sys.argv = given
+
+
+def weights(output: Path, step: str = "last") -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(output / "checkpoints" / step / "pretrained_model/model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@needs_lerobot
+def test_this_lerobot_has_what_is_replaced() -> None:
+    from importlib.metadata import version
+
+    hook.training_script()
+    assert version("lerobot") in hook.VERSIONS
+
+
+@needs_lerobot
+@pytest.mark.parametrize("policy", [DIFFUSION, ACT])
+def test_nothing_is_plain_training(tmp_path: Path, root: Path, policy: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """α = 0 is lerobot-train to the bit, workers or not; α = 1 is not, and its checkpoint is a plain policy's."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    common = [*data(root), *COMMON, *policy, "--steps=3", "--dataset.eval_split=0.2", "--seed=7"]
+    factors = f"--postbc.factors={tmp_path / 'f.safetensors'}"
+    plainly(*common, f"--output_dir={tmp_path / 'plain'}", "--num_workers=0")
+    for name, more in (
+        ("zero", ["--postbc.weight=0", "--num_workers=0"]),
+        ("one", ["--num_workers=0"]),
+        ("two", ["--num_workers=2"]),
+    ):
+        arguments = ["lerobot", "train", *common, *FIT, factors, f"--output_dir={tmp_path / name}", *more]
+        if policy is ACT:
+            with pytest.warns(UserWarning, match="deterministic"):
+                assert cli.main(arguments) == 0
+        else:
+            assert cli.main(arguments) == 0
+    plain, zero, one, two = (weights(tmp_path / name) for name in ("plain", "zero", "one", "two"))
+    assert same(plain, zero)
+    assert not same(plain, one)
+    for key in one:  # LeRobot's own runs differ so much between numbers of workers
+        torch.testing.assert_close(one[key], two[key], atol=1e-4, rtol=1e-3)
+    configs = [
+        json.loads((tmp_path / n / "checkpoints/last/pretrained_model/config.json").read_text()) for n in ("plain", "one")
+    ]
+    assert configs[0] == configs[1]
+    assert Factors(tmp_path / "f.safetensors").about.frames == 48  # without the held-out episode
+    other = [
+        "lerobot",
+        "train",
+        *data(root),
+        *COMMON,
+        *policy,
+        factors,
+        *FIT,
+        "--steps=1",
+        f"--output_dir={tmp_path / 'other'}",
+    ]
+    assert cli.main([*other, "--seed=7"]) == 2  # all five episodes
+    assert (
+        cli.main([*other, "--dataset.eval_split=0.2", f"--output_dir={tmp_path / 'another'}", "--postbc.ensemble.hidden=17"])
+        == 2
+    )
+
+
+@needs_lerobot
+def test_resumed_is_undisturbed(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, across the border of an epoch (60 frames, 16 a step)."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    common = [*data(root), *COMMON, *DIFFUSION, *FIT, f"--postbc.factors={tmp_path / 'f.safetensors'}", "--postbc.weight=1.5"]
+    run = ["lerobot", "train", *common, "--num_workers=0"]
+    assert cli.main([*run, "--steps=7", f"--output_dir={tmp_path / 'whole'}"]) == 0
+    assert cli.main([*run, "--steps=7", "--save_freq=3", f"--output_dir={tmp_path / 'cut'}"]) == 0
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    last = tmp_path / "cut/checkpoints/last"
+    last.unlink()
+    last.symlink_to("000003")
+    before = weights(tmp_path / "cut", "000007")
+    config = tmp_path / "cut/checkpoints/last/pretrained_model/train_config.json"
+    assert cli.main(["lerobot", "train", f"--config_path={config}", "--resume=true"]) == 0
+    assert same(weights(tmp_path / "cut", "000007"), before)
+
+
+@needs_lerobot
+def test_refused_by_a_streaming_dataset(tmp_path: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["lerobot", "train", *data(root), *COMMON, *DIFFUSION, "--dataset.streaming=true", "--steps=1",
+                     f"--output_dir={tmp_path / 'out'}"]) == 2  # fmt: skip
+    assert "streaming" in capsys.readouterr().err
+
+
+@needs_lerobot
+def test_the_encoder_of_a_checkpoint(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from postbc.lerobot.encoders import make_encoder
+
+    for policy in (DIFFUSION, ACT):
+        output = tmp_path / policy[0][-3:]
+        plainly(*data(root), *COMMON, *policy, "--steps=1", "--num_workers=0", f"--output_dir={output}")
+        encode = make_encoder(str(output / "checkpoints/last/pretrained_model"))
+        features = encode("observation.images.top", torch.rand(4, 3, 64, 64))
+        assert features.shape[0] == 4
+        assert features.std() > 0
+        with pytest.raises(InputError, match="does not see this camera"):
+            encode("observation.images.side", torch.rand(1, 3, 64, 64))
+
+
+@needs_lerobot
+@pytest.mark.parametrize("camera", [False, True])
+def test_a_checkpoint_plays_as_ours(tmp_path: Path, root: Path, camera: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same actions as LeRobot's own processors and policy give for the same noise; saved and loaded; refused where it must be."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if not camera:
+        states = read_dataset(root)
+        root = LeRobotWriter(tmp_path / "states", states, "x").write()
+    env = '--policy.normalization_mapping={"VISUAL": "MEAN_STD", "STATE": "MEAN_STD", "ACTION": "MIN_MAX", "ENV": "MIN_MAX"}'
+    arguments = [*data(root), *COMMON, *DIFFUSION, env, "--steps=2", "--num_workers=0", f"--output_dir={tmp_path / 'out'}"]
+    plainly(*[a for a in arguments if camera or "backbone" not in a])
+    checkpoint = tmp_path / "out/checkpoints/last/pretrained_model"
+    output = tmp_path / "imported"
+    arguments = ["lerobot", "import", "--checkpoint", str(checkpoint), "--output", str(output), "--dataset", str(root)]
+    assert cli.main([*arguments, "--inference-steps", "4"]) == 0
+    assert cli.main(arguments) == 2  # never replaced
+    policy = load_policy(output)
+    dataset = read_dataset(root, image_keys=["image.top"] if camera else [])
+    windows = Windows(dataset, 4, observation_steps=2)
+    rows = torch.tensor([3, 20, 37])
+    observation, noise = windows.observation(rows), torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours = policy.normalization.unnormalize_action(policy.sample(policy.encode(observation), noise))
+    from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+    from lerobot.policies.factory import make_pre_post_processors
+
+    theirs = DiffusionPolicy.from_pretrained(checkpoint).eval()
+    before, after = make_pre_post_processors(theirs.config, str(checkpoint))
+    batch = {"observation.state": observation["state"][..., :9], "observation.environment_state": observation["state"][..., 9:]}
+    if camera:
+        batch["observation.images.top"] = observation["image.top"].float() / 255
+    whole = torch.cat([noise[:, :1], noise, noise[:, -1:].expand(-1, 3, -1)], 1)  # of the horizon's 8, number 1 to 4 are played
+    batch = before(batch)
+    if camera:
+        batch["observation.images"] = torch.stack([batch["observation.images.top"]], dim=-4)
+    with torch.no_grad():
+        expected = after(theirs.diffusion.generate_actions(batch, noise=whole))
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+    assert policy.about.facts["state_keys"] == list(dataset.state_keys)
+    with pytest.raises(InputError, match="trained by LeRobot"):
+        policy.loss(policy.encode(observation), noise, torch.Generator())
+    (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text().replace('"diffusion"', '"act"', 1))
+    assert cli.main([*arguments[:-3], str(tmp_path / "other"), *arguments[-2:]]) == 2
+
+
+@needs_lerobot
+def test_pretrained_by_lerobot_finetuned_by_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Push-T: lerobot train, import, evaluate, Best-of-N and DSRL, each by its command."""
+    pytest.importorskip("gym_pusht")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rng = np.random.default_rng(0)
+    data_ = Dataset.from_arrays(
+        [rng.uniform(0, 512, (20, 18)) for _ in range(4)], [rng.uniform(0, 512, (20, 2)) for _ in range(4)],
+        state_keys=pusht.STATE_KEYS, state_dims=pusht.STATE_DIMS, environment=pusht.ENVIRONMENT,
+    )  # fmt: skip
+    folder = LeRobotWriter(tmp_path / "set", data_, "x").write()
+    chosen = [*COMMON, *[a for a in DIFFUSION if "backbone" not in a], *FIT, "--steps=2", "--num_workers=0"]
+    run = ["lerobot", "train", *data(folder), *chosen, f"--output_dir={tmp_path / 'out'}"]
+    assert cli.main([*run, f"--postbc.factors={tmp_path / 'f'}"]) == 0
+    checkpoint = str(tmp_path / "out/checkpoints/last/pretrained_model")
+    assert cli.main(["lerobot", "import", "--checkpoint", checkpoint, "--output", str(tmp_path / "policy"), "--dataset", str(folder),
+                     "--inference-steps", "2"]) == 0  # fmt: skip
+    policy = ["--policy", str(tmp_path / "policy")]
+    assert cli.main(["evaluate", *policy, "--output", str(tmp_path / "evaluation"), "--episodes", "2", "--horizon", "12",
+                     "--videos", "0"]) == 0  # fmt: skip
+    assert cli.main(["finetune", "best-of-n", *policy, "--output", str(tmp_path / "best"), "--best-of-n.episodes", "4",
+                     "--best-of-n.eval-episodes", "2", "--best-of-n.horizon", "12", "--best-of-n.num-envs", "2", "--iql.steps", "5",
+                     "--iql.hidden", "16"]) == 0  # fmt: skip
+    small = ["--dsrl.hidden", "16", "--training.budget-env-steps", "200", "--training.num-envs", "2", "--training.initial-steps", "50",
+             "--training.eval-every", "100", "--training.eval-episodes", "2", "--training.horizon", "12"]  # fmt: skip
+    assert cli.main(["finetune", "dsrl", *policy, "--output", str(tmp_path / "dsrl"), *small]) == 0
+    assert list((tmp_path / "dsrl").glob("**/agent.safetensors"))
