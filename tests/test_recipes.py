@@ -126,7 +126,10 @@ def test_a_closed_form_with_an_alpha_of_its_own_and_coherent_play(tmp_path: Path
     head = json.loads((where / "policy.json").read_text())
     assert head["shapes"] == {"state": [4], "posterior": [2]}
     assert calibration["reason"] in head["about"]["posterior_weight_source"]
-    assert "not pictured" not in (report / "report.html").read_text()
+    assert {e.get("variant") for e in entries} == {None, "closed form, coherent 2, auto"}
+    page = (report / "report.html").read_text()
+    assert "PostBC (closed form, coherent 2, auto)" in page
+    assert "not pictured" not in page
 
 
 def test_value_dice_beside_postbc(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -16,7 +17,7 @@ from postbc.errors import require
 from postbc.files import write_json
 from postbc.nn import check_memory
 from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
-from postbc.posterior import Calibration
+from postbc.posterior import Calibration, ClosedForm
 from postbc.pretraining import PretrainingConfig, pretrain, train
 from postbc.progress import say
 from postbc.runs import Run, digest
@@ -80,7 +81,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     if config.epochs is not None:
         steps = epochs_to_steps(config.epochs, len(data.windows), pretraining.batch_size)
         pretraining = dataclasses.replace(pretraining, steps=steps)
-    inputs, calibration = {"demonstrations": data.fingerprint}, None
+    inputs, calibration, variant = {"demonstrations": data.fingerprint}, None, list[str]()
     if pretraining.method == "postbc":
         assert config.posterior is not None
         at = posterior_at(config.posterior, data, seed, device)
@@ -90,6 +91,9 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             say(f"{pretraining.coherent} coordinates hold {share:.0%} of the posterior's variance at the demonstrations")
         else:
             factor = at.factor()
+        variant += ["closed form"] * isinstance(at.posterior.model, ClosedForm)
+        variant += [f"coherent {pretraining.coherent}"] * bool(pretraining.coherent)
+        variant += ["auto"] * (pretraining.posterior_weight == "auto")
         if pretraining.posterior_weight == "auto":
             calibration = at.calibrate(data)
             pretraining = dataclasses.replace(pretraining, posterior_weight=calibration.posterior_weight)
@@ -124,7 +128,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             if calibration is not None:
                 warn(calibration)
                 write_json(run.directory / CALIBRATION_FILE, plain(calibration))
-            policy = build(describe(config, pretraining, data, seed, run, calibration))
+            policy = build(describe(config, pretraining, data, seed, run, calibration, variant))
             if dice:
                 trainer = ValueDICE(policy, data.windows, config.value_dice, seed, config.compute)
                 train(trainer, f"ValueDICE, seed {seed}", config.value_dice.steps, run)
@@ -143,6 +147,7 @@ def describe(
     seed: int,
     run: Run,
     calibration: Calibration | None,
+    variant: Sequence[str],
 ) -> About:
     """What the policy's file says about it."""
     method = pretraining.method
@@ -152,6 +157,7 @@ def describe(
         if method == "postbc" and pretraining.posterior_weight != "auto"
         else None,
         posterior_weight_source=f"{calibration.source}: {calibration.reason}" if calibration else None,
+        variant=", ".join(variant) or None,
         sigma=pretraining.sigma if method == "sigma-bc" else None,
         seed=seed,
         task=data.dataset.environment.get("env_name") or None,

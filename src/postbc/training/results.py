@@ -18,7 +18,7 @@ from postbc.evaluation import Evaluation, check_plays
 from postbc.files import write_json
 from postbc.policies.base import Policy
 from postbc.runs import Run
-from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, plain, read_json, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, plain, read_json, schema
 
 RESULTS_FILE = "results.json"
 
@@ -62,6 +62,8 @@ class Result:
     """Name of the demonstrations' file."""
     demonstrations: CountOrZero | None = None
     posterior_weight: NonNegative | None = None
+    variant: str | None = later(None)
+    """How PostBC was not the paper's: closed form, coherent 4, auto."""
     sigma: NonNegative | None = None
     rollout_episodes: Count | None = None
     """Best-of-N: episodes that the critic was learnt from."""
@@ -78,7 +80,7 @@ def write_result(
     about, (first, last) = about_of(policy), ({} if r is None else r for r in (before, after))
     result = Result(
         pretraining=about.method, policy=getattr(getattr(policy, "config", None), "kind", None), data=about.data,
-        demonstrations=about.demonstrations, posterior_weight=about.posterior_weight, sigma=about.sigma,
+        demonstrations=about.demonstrations, posterior_weight=about.posterior_weight, sigma=about.sigma, variant=about.variant,
         success_before=first.get("success"), success_after=last.get("success"), chunk_success_before=first.get("chunk_success"),
         chunk_success_after=last.get("chunk_success"), wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"),
         commit=run.versions.get("commit"), **fields,
