@@ -209,6 +209,11 @@ def test_the_stage_and_a_policy_from_it(tmp_path):
     pretrain = Pretrain(config.data, tmp_path / "postbc", DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2),
                         tmp_path / "p", pretraining=PretrainingConfig(steps=5, batch_size=8))  # fmt: skip
     assert pretrain_policy(pretrain, 0).about.method == "postbc"
+    for wrong, words in (({"closed_form": ClosedFormConfig(layer=9)}, "no such hidden layer"),
+                         ({"data": dataclasses.replace(config.data, num_trajectories=3)}, "too few trajectories")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            fit_posterior(dataclasses.replace(config, output=tmp_path / "x", **wrong), 0)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="another configuration"):
         fit_posterior(dataclasses.replace(config, kind="ensemble"), 0)
 

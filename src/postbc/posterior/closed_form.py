@@ -161,8 +161,6 @@ class ClosedForm(nn.Module):
 
     def __init__(self, config: EnsembleConfig, choice: Choice, feature_dim: int, chunk: int, action_dim: int) -> None:
         super().__init__()
-        require(choice.layer <= config.layers, "The regressor has no such hidden layer.", key="closed_form.layer", found=choice.layer,
-                expected=f"0 to {config.layers}")  # fmt: skip
         self.config, self.choice = config, choice
         self.feature_dim, self.chunk, self.action_dim, self.dim = feature_dim, chunk, action_dim, chunk * action_dim
         hidden, nothing = (config.hidden,) * choice.layer, torch.Generator()
@@ -232,13 +230,31 @@ def _out_of_bag(ridges: list[Ridge], episode: Tensor, action_dim: int, bound: fl
     groups = len(ridges[0].rows)
     require(
         groups >= 4, "There are too few trajectories to leave some out.", key="trajectories", found=groups,
-        expected="at least 4", remedy="use more demonstrations, or give --closed-form.ridge and --closed-form.layer",
+        expected="at least 4", remedy="use more demonstrations, or a number for α",
     )  # fmt: skip
     found = [left_out(ridge, range(half, groups, 2), bound) for half, ridge in enumerate(ridges)]
     rows, residuals, spreads = (list(parts) for parts in zip(*found))
     every = torch.cat(rows)
     spread = Factor(torch.cat([part.rows for part in spreads]))
     return OutOfBag(torch.cat(residuals), spread, torch.full((len(every),), groups - 2.0), episode[every], action_dim)
+
+
+def check_closed_form(trajectories: int, layers: int, config: ClosedFormConfig) -> None:
+    """InputError where a closed form cannot be made of so many trajectories, or the regressor lacks the hidden layer."""
+    require(
+        trajectories >= 2,
+        "A closed form leaves trajectories out, and there is but one.",
+        key="trajectories",
+        found=trajectories,
+    )
+    require(config.layer is None or config.layer <= layers, "The regressor has no such hidden layer.", key="closed_form.layer",
+            found=config.layer, expected=f"0 to {layers}")  # fmt: skip
+    given = config.ridge is not None and config.layer is not None
+    require(
+        given or min(trajectories, config.blocks) >= 4, "There are too few trajectories to choose ridge and layer by some left out.",
+        key="trajectories", found=min(trajectories, config.blocks), expected="at least 4",
+        remedy="use more demonstrations (or blocks), or give --closed-form.ridge and --closed-form.layer",
+    )  # fmt: skip
 
 
 def fit_closed_form(
@@ -267,10 +283,10 @@ def fit_closed_form(
     closed_form, episode = closed_form or ClosedFormConfig(), torch.as_tensor(episode).cpu()
     group = groups_of(episode, closed_form.blocks, seed)
     groups, sizes = int(group.max()) + 1, (features.shape[1], chunks.shape[1], chunks.shape[2])
-    require(groups >= 2, "A closed form leaves trajectories out, and there is but one.", key="trajectories", found=groups)
+    check_closed_form(len(episode.unique()), config.layers, closed_form)
     tried = range(config.layers + 1) if closed_form.layer is None else (closed_form.layer,)
     ridges = RIDGES if closed_form.ridge is None else (closed_form.ridge,)
-    bound = ClosedForm(config, Choice(1.0, tried[-1], groups), *sizes).bound
+    bound = ClosedForm(config, Choice(1.0, 0, groups), *sizes).bound
     network: nn.Sequential = nn.Sequential()
     hidden, targets = features.expand(3, -1, -1), chunks.flatten(1).cpu()
     if closed_form.layer != 0:
@@ -298,5 +314,6 @@ def fit_closed_form(
             _out_of_bag([Ridge(scaled(each), targets, coarse, choice.ridge) for each in pair], episode, sizes[2], bound)
             for pair in (halves, (own, own))
         )
-        posterior.inflation.fill_((honest.factor.std().square().mean() / mine.factor.std().square().mean()).sqrt())
+        variance = mine.factor.std().square().mean().clamp(min=1e-12)
+        posterior.inflation.fill_((honest.factor.std().square().mean() / variance).sqrt())
     return posterior.eval().requires_grad_(False)
