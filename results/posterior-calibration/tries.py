@@ -1,4 +1,4 @@
-"""Share of initial states that a policy solves at least once in k tries: `python coverage.py OUTPUT.json POLICY [POLICY ...] [--tries 8]`.
+"""Share of initial states that a policy solves at least once in k tries: `python tries.py OUTPUT.json POLICY [POLICY ...] [--tries 8]`.
 
 A try has other noise of the policy and, for a coherent one, other coordinates: the episode's own, rotated, which are as normal as they.
 """
