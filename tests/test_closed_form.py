@@ -56,13 +56,13 @@ def refit(phi, y, ridge):
 def test_fits_without_some_windows_are_refits_without_them(length):
     features, chunks, episode = data(5, length)
     phi, y = with_constant(features).double(), chunks.flatten(1).double()
-    ridge = Ridge(phi, y, 0.3)
-    for without in ((0,), (1, 4)):
-        rows = torch.cat([torch.nonzero(episode == t)[:, 0] for t in without])
-        others = np.setdiff1d(np.arange(len(phi)), rows.numpy())
+    ridge = Ridge(phi, y, episode, 7.0).at(0.3)
+    for without in ((0,), (4, 1), (1, 4)):
+        others = np.setdiff1d(np.arange(len(phi)), np.flatnonzero(np.isin(episode.numpy(), without)))
         weights = refit(phi.numpy()[others], y.numpy()[others], 0.3)
-        np.testing.assert_allclose(ridge.weights(rows).numpy(), weights, atol=1e-10)
-        np.testing.assert_allclose(ridge.residuals(rows).numpy(), (y[rows] - phi[rows] @ weights).numpy(), atol=1e-10)
+        np.testing.assert_allclose((ridge.basis @ ridge.without(*without)).numpy(), weights, atol=1e-10)
+        own = episode == without[0]
+        np.testing.assert_allclose(ridge.residuals(*without).numpy(), (y[own] - phi[own] @ weights).numpy(), atol=1e-10)
 
 
 def test_the_fit_is_bayesian_linear_regression():
@@ -70,7 +70,8 @@ def test_the_fit_is_bayesian_linear_regression():
     features, chunks, _ = data()
     phi, y, new = with_constant(features).double(), chunks.flatten(1).double(), torch.rand(7, 4, dtype=torch.float64)
     ridge, variance = 0.7, 0.09
-    ours = new @ Ridge(phi, y, ridge).at(ridge).basis @ Ridge(phi, y, ridge).whole
+    fitted = Ridge(phi, y, torch.zeros(len(phi)), ridge)
+    ours = new @ fitted.basis @ fitted.whole
     prior = variance / ridge
     joint = prior * phi @ phi.T + variance * torch.eye(len(phi), dtype=torch.float64)
     expected = prior * new @ phi.T @ torch.linalg.solve(joint, y)
@@ -80,9 +81,8 @@ def test_the_fit_is_bayesian_linear_regression():
 def test_the_jackknife_of_a_mean_is_the_means_standard_error():
     """With a constant alone and no penalty the fit is the mean, whose jackknife variance is s²/n exactly."""
     y = torch.as_tensor(np.random.default_rng(0).normal(size=(11, 3)))
-    ridge = Ridge(torch.ones(11, 1), y, 1e-12)
-    predictions = torch.stack([ridge.basis.T @ ridge.weights(torch.tensor([i])) for i in range(11)])
-    covariance = jackknife(predictions * ridge.basis.sign()).covariance()[0]
+    ridge = Ridge(torch.ones(11, 1), y, torch.arange(11), 1e-12)
+    covariance = jackknife(torch.stack([ridge.basis @ ridge.without(i) for i in range(11)])).covariance()[0]
     np.testing.assert_allclose(covariance.numpy(), np.cov(y.numpy(), rowvar=False) / 11, rtol=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_on_a_linear_problem_the_covariance_is_the_bayesian_posteriors():
 def test_leaving_out_two_is_the_jackknife_of_those_who_stay():
     features, chunks, episode = data(5, 4)
     phi, y = scaled(features).double(), chunks.flatten(1).double()
-    rows, residual, factor = left_out(Ridge(phi, y, 0.2), episode, torch.tensor([1, 3]), 1.0)
+    rows, residual, factor = left_out(Ridge(phi, y, episode, 0.2), range(1, 4, 2), 1.0)
     assert rows.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
     for k, b in enumerate((1, 3)):
         own = (episode == b).numpy()
@@ -127,7 +127,7 @@ def test_predictions_are_the_fits_without_each_group():
     config = ClosedFormConfig(layer=2, ridge=0.05, blocks=4)
     model = fit_closed_form(features, chunks, episode, SMALL, config, seed=3)
     group = groups_of(episode, 4, 3)
-    assert sorted(np.bincount(group.numpy() // 1)) == [6, 12, 12, 12]
+    assert sorted(np.bincount(group.numpy())) == [6, 12, 12, 12]
     phi, y = scaled(model.regressor(features[None])[0]).double().numpy(), chunks.flatten(1).double().numpy()
     for g in range(4):
         others = (group != g).numpy()
@@ -145,8 +145,8 @@ def test_features_that_have_seen_a_trajectory_are_not_asked_about_it():
     config = EnsembleConfig(hidden=128, layers=2, steps=400, batch_size=48, learning_rate=3e-3)
     model = fit_closed_form(features, chunks, episode, config, ClosedFormConfig(layer=2, ridge=0.1))
     honest = model.out_of_bag(features, chunks, episode, 0)
-    own = Ridge(scaled(model.regressor(features[None])[0]), chunks.flatten(1), 0.1)
-    seen = left_out(own, groups_of(episode, 50, 0), torch.arange(8), 1.0)
+    own = Ridge(scaled(model.regressor(features[None])[0]), chunks.flatten(1), episode, 0.1)
+    seen = left_out(own, range(8), 1.0)
     assert seen[1].square().mean() < 0.6 * 0.25
     assert honest.residual.square().mean() > 0.9 * 0.25
     assert model.inflation > 1.2
@@ -209,6 +209,11 @@ def test_the_stage_and_a_policy_from_it(tmp_path):
     pretrain = Pretrain(config.data, tmp_path / "postbc", DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2),
                         tmp_path / "p", pretraining=PretrainingConfig(steps=5, batch_size=8))  # fmt: skip
     assert pretrain_policy(pretrain, 0).about.method == "postbc"
+    for wrong, words in (({"closed_form": ClosedFormConfig(layer=9)}, "no such hidden layer"),
+                         ({"data": dataclasses.replace(config.data, num_trajectories=3)}, "too few trajectories")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            fit_posterior(dataclasses.replace(config, output=tmp_path / "x", **wrong), 0)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="another configuration"):
         fit_posterior(dataclasses.replace(config, kind="ensemble"), 0)
 

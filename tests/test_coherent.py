@@ -169,6 +169,8 @@ def test_rollouts_are_learnt_from_with_the_coordinates_that_they_were_played_wit
         g = np.asarray(episode.observations["posterior"])
         np.testing.assert_array_equal(g, np.repeat(g[:1], len(episode), 0))
         np.testing.assert_array_equal(g[0], seen[1][number])
+    others = read_rollouts(path, policy)  # of whom nobody says that it was this policy
+    assert not any(np.asarray(episode.observations["posterior"]).any() for episode in others)
 
 
 def test_best_of_n_and_dsrl_take_it_as_any_policy(tmp_path: Path):

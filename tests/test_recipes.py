@@ -109,6 +109,29 @@ def test_a_whole_experiment_by_two_processes_and_again_by_one(tmp_path: Path) ->
     assert all(Path(name).name in ("results.json", "summary.json", "results.csv") for name in differing), differing  # seconds
 
 
+def test_a_closed_form_with_an_alpha_of_its_own_and_coherent_play(tmp_path: Path) -> None:
+    recipe = tiny(
+        tmp_path, posterior_kind="closed-form", closed_form={"layer": 1}, methods=["bc", "postbc"], seeds=[0],
+        data={**TINY["data"], "num_trajectories": 5}, finetuners=["best-of-n", "dsrl", "residual", "dppo"],
+        pretraining={**TINY["pretraining"], "posterior_weight": "auto"}, per_method={"postbc": {"pretraining.coherent": 2}},
+    )  # fmt: skip
+    report = run_recipe(recipe, tmp_path / "x")
+    entries = json.loads((report / "summary.json").read_text())
+    assert {(e["pretraining"], e["finetuner"]) for e in entries} == {
+        (m, f) for m in ("bc", "postbc") for f in ("dsrl-sac", "best-of-n", "residual", "dppo")
+    }
+    where = tmp_path / "x/pretraining/postbc/seed_0"
+    calibration = json.loads((where / "calibration.json").read_text())
+    assert {e["posterior_weight"] for e in entries} == {None, calibration["posterior_weight"]}
+    head = json.loads((where / "policy.json").read_text())
+    assert head["shapes"] == {"state": [4], "posterior": [2]}
+    assert calibration["reason"] in head["about"]["posterior_weight_source"]
+    assert {e.get("variant") for e in entries} == {None, "closed form, coherent 2, auto"}
+    page = (report / "report.html").read_text()
+    assert "PostBC (closed form, coherent 2, auto)" in page
+    assert "not pictured" not in page
+
+
 def test_value_dice_beside_postbc(tmp_path: Path) -> None:
     """Its policy is a Gaussian one, whatever the recipe's is; the report compares it as a baseline."""
     both = {"methods": ["value-dice", "postbc"], "seeds": [0], "finetuners": ["dsrl", "best-of-n"]}

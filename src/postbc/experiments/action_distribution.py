@@ -211,7 +211,7 @@ def _picture(lot: Sequence[Stage], posteriors: Sequence[Path]) -> Pictured:
         policy = load_policy(by_seed[seed].path)
         about = policy.about
         if about.method is not None:
-            name = label(about.method, about.posterior_weight if about.method == "postbc" else about.sigma)
+            name = label(about.method, about.posterior_weight if about.method == "postbc" else about.sigma, about.variant)
             named.setdefault(name, policy)
             methods.setdefault(name, about.method)
     rank = {method: i for i, method in enumerate(PRETRAINING)}

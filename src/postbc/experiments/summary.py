@@ -56,6 +56,8 @@ class Entry:
     """Name of the demonstrations."""
     demonstrations: CountOrZero | None = None
     posterior_weight: NonNegative | None = None
+    variant: Text | None = later(None)
+    """How PostBC was not the paper's."""
     sigma: NonNegative | None = None
     budget_env_steps: CountOrZero | None = None
     wall_clock_s: NonNegative | None = None
@@ -92,21 +94,11 @@ FIELDS = (
     "episodes", "success_before", "success_after", "curve", "wall_clock_s", "command", "commit",
 )  # fmt: skip
 OPTIONAL = (
-    "policy",
-    "stopped",
-    "gradient_steps",
-    "best_env_steps",
-    "success_best",
-    "rollout_episodes",
-    "rollout_success",
-    "chunk_success_before",
-    "chunk_success_after",
-    "run",
-    "tasks_before",
-    "tasks_after",
-)
+    "policy", "stopped", "gradient_steps", "best_env_steps", "success_best", "rollout_episodes", "rollout_success",
+    "chunk_success_before", "chunk_success_after", "run", "variant", "tasks_before", "tasks_after",
+)  # fmt: skip
 #: Not numbers of a row of results.csv.
-LISTS = ("curve", "tasks_before", "tasks_after")  # fmt: skip
+LISTS = ("curve", "tasks_before", "tasks_after")
 
 
 class Setting(NamedTuple):
@@ -143,7 +135,7 @@ class Group:
     @property
     def label(self) -> str:
         """BC, σ-BC (σ=0.1), PostBC (α=1)."""
-        return label(self.pretraining, self.parameter)
+        return label(self.pretraining, self.parameter, self.runs[0].variant)
 
     @property
     def seeds(self) -> list[int]:
@@ -187,11 +179,13 @@ def _curve(e: Entry) -> list[tuple[float, float]]:
     return [*([] if begun else [(0, e.success_before)]), *e.curve]
 
 
-def label(pretraining: str | None, parameter: float | None) -> str:
-    """BC, σ-BC (σ=0.1), PostBC (α=1)."""
+def label(pretraining: str | None, parameter: float | None, variant: str | None = None) -> str:
+    """BC, σ-BC (σ=0.1), PostBC (α=1), PostBC (closed form, auto)."""
     name = PRETRAINING.get(pretraining or "", pretraining or "given policy")
     symbol = {"sigma-bc": "σ", "postbc": "α"}.get(pretraining or "")
-    return name if symbol is None or parameter is None else f"{name} ({symbol}={parameter:g})"
+    weight = None if symbol is None or parameter is None else f"{symbol}={parameter:g}"
+    more = ", ".join(filter(None, (weight, variant)))
+    return f"{name} ({more})" if more else name
 
 
 @dataclass(frozen=True)
@@ -298,9 +292,11 @@ def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
     for e in entries:
         setting = Setting(e.task, e.data, e.demonstrations, e.finetuner, _budget(e), e.policy)
         parameter = {"postbc": e.posterior_weight, "sigma-bc": e.sigma}.get(e.pretraining or "")
-        found.setdefault((setting, e.pretraining, parameter), {}).setdefault(e.seed, []).append(e)
+        if "auto" in (e.variant or ""):  # each seed has its own
+            parameter = None
+        found.setdefault((setting, e.pretraining, parameter, e.variant), {}).setdefault(e.seed, []).append(e)
     groups, notes = [], []
-    for (setting, pretraining, parameter), seeds in found.items():
+    for (setting, pretraining, parameter, _), seeds in found.items():
         made = Group(setting, pretraining, parameter, tuple(_average(seeds[seed]) for seed in sorted(seeds)))
         groups.append(made)
         repeated = [seed for seed, runs in seeds.items() if len(runs) > 1]

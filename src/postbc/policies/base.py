@@ -116,6 +116,8 @@ class About:
     """α (postbc)."""
     posterior_weight_source: str | None = later(None)
     """Where it came from, if it was found by calibration (`auto`)."""
+    variant: str | None = later(None)
+    """How PostBC was not the paper's, for tables: closed form, coherent 4, auto."""
     sigma: NonNegative | None = None
     """σ (sigma-bc)."""
     seed: Seed | None = None

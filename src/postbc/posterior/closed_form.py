@@ -60,19 +60,22 @@ class Choice:
 
 # -- ridge regression ----------------------------------------------------------------------------------------------------------
 class Ridge:
-    """Ridge regression, and its fits without any set of windows, exactly.
+    """Ridge regression, and its fits without any of the groups that the windows are in, exactly.
 
     Args:
         inputs: (N, P).
         targets: (N, D).
+        group: (N,) numbers from 0.
         ridge: λ > 0.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, ridge: float) -> None:
+    def __init__(self, inputs: Tensor, targets: Tensor, group: Tensor, ridge: float = 1.0) -> None:
         inputs, self.targets = inputs.double(), targets.double()
         values, self.basis = torch.linalg.eigh(inputs.T @ inputs)
         self.values, self.inputs = values.clamp(min=0), inputs @ self.basis  # in this basis ΦᵀΦ is diagonal
         self.products = self.inputs.T @ self.targets
+        self.rows = [torch.nonzero(group == g)[:, 0] for g in range(int(group.max()) + 1)]
+        self._grams: dict[int, Tensor] = {}
         self.at(ridge)
 
     def at(self, ridge: float) -> Ridge:
@@ -81,18 +84,33 @@ class Ridge:
         self.whole = self.products / self.precision[:, None]
         return self
 
-    def residuals(self, rows: Tensor) -> Tensor:
-        """(n,) -> (n, D): targets of these windows less their prediction by the fit without them."""
-        z, y = self.inputs[rows], self.targets[rows]
-        if len(rows) <= z.shape[1]:
-            hat = (z / self.precision) @ z.T
-            return torch.linalg.solve(torch.eye(len(rows), dtype=z.dtype) - hat, y - z @ self.whole)
-        return y - z @ torch.linalg.solve(torch.diag(self.precision) - z.T @ z, self.products - z.T @ y)
+    def _gram(self, group: int) -> Tensor:
+        if group not in self._grams:
+            z = self.inputs[self.rows[group]]
+            self._grams[group] = z.T @ z
+        return self._grams[group]
 
-    def weights(self, rows: Tensor) -> Tensor:
-        """(n,) -> (P, D): the weights of the fit without these windows."""
-        change = self.inputs[rows].T @ self.residuals(rows) / self.precision[:, None]
-        return self.basis @ (self.whole - change)
+    def without(self, *groups: int) -> Tensor:
+        """(P, D): the weights of the fit without these groups, in the basis of `inputs`."""
+        rows = torch.cat([self.rows[g] for g in groups])
+        z, y = self.inputs[rows], self.targets[rows]
+        if len(rows) <= z.shape[1]:  # through the hat matrix: fewer windows than weights
+            hat = (z / self.precision) @ z.T
+            return (
+                self.whole
+                - z.T @ _solve(torch.eye(len(rows), dtype=z.dtype) - hat, y - z @ self.whole) / self.precision[:, None]
+            )
+        gram = torch.stack([self._gram(g) for g in groups]).sum(0)
+        return _solve(torch.diag(self.precision) - gram, self.products - z.T @ y)
+
+    def residuals(self, group: int, *others: int) -> Tensor:
+        """(n, D): targets of a group's windows less their prediction by the fit without it and `others`."""
+        rows = self.rows[group]
+        return self.targets[rows] - self.inputs[rows] @ self.without(group, *others)
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    return torch.cholesky_solve(right, torch.linalg.cholesky(matrix))
 
 
 def jackknife(predictions: Tensor) -> Factor:
@@ -102,24 +120,22 @@ def jackknife(predictions: Tensor) -> Factor:
     return Factor((centred * ((groups - 1) / groups) ** 0.5).transpose(0, 1).contiguous())
 
 
-def left_out(ridge: Ridge, group: Tensor, of: Tensor, bound: float) -> tuple[Tensor, Tensor, Factor]:
-    """The groups `of` (n,) predicted without them, with the jackknife of all others, for which a second one is left out each time.
+def left_out(ridge: Ridge, of: range, bound: float) -> tuple[Tensor, Tensor, Factor]:
+    """The groups `of` predicted without them, with the jackknife of all others, for which a second one is left out each time.
 
     Args:
-        group: (N,) numbers of the groups, from 0.
         bound: predictions are clamped to ± this.
 
     Returns:
         Windows (M,), their residuals (M, D), factor of the covariance (M, G − 1, D).
     """
-    rows = [torch.nonzero(group == g)[:, 0] for g in range(int(group.max()) + 1)]
     residuals, spreads = [], []
-    for b in of.tolist():
-        own, y = rows[b], ridge.targets[rows[b]]
-        residuals.append(y - (y - ridge.residuals(own)).clamp(-bound, bound))
-        pairs = [y - ridge.residuals(torch.cat((own, other)))[: len(own)] for c, other in enumerate(rows) if c != b]
-        spreads.append(jackknife(torch.stack(pairs).clamp(-bound, bound)).rows)
-    return torch.cat([rows[b] for b in of.tolist()]), torch.cat(residuals), Factor(torch.cat(spreads))
+    for b in of:
+        y = ridge.targets[ridge.rows[b]]
+        residuals.append(y - (y - ridge.residuals(b)).clamp(-bound, bound))
+        pairs = torch.stack([y - ridge.residuals(b, c) for c in range(len(ridge.rows)) if c != b])
+        spreads.append(jackknife(pairs.clamp(-bound, bound)).rows)
+    return torch.cat([ridge.rows[b] for b in of]), torch.cat(residuals), Factor(torch.cat(spreads))
 
 
 def groups_of(episode: Tensor, most: int, seed: int) -> Tensor:
@@ -145,8 +161,6 @@ class ClosedForm(nn.Module):
 
     def __init__(self, config: EnsembleConfig, choice: Choice, feature_dim: int, chunk: int, action_dim: int) -> None:
         super().__init__()
-        require(choice.layer <= config.layers, "The regressor has no such hidden layer.", key="closed_form.layer", found=choice.layer,
-                expected=f"0 to {config.layers}")  # fmt: skip
         self.config, self.choice = config, choice
         self.feature_dim, self.chunk, self.action_dim, self.dim = feature_dim, chunk, action_dim, chunk * action_dim
         hidden, nothing = (config.hidden,) * choice.layer, torch.Generator()
@@ -187,8 +201,8 @@ class ClosedForm(nn.Module):
         """
         group = groups_of(torch.as_tensor(episode), self.choice.groups, seed)
         hidden = self.halves(features.expand(2, -1, -1)).cpu()
-        return _out_of_bag([Ridge(scaled(half), chunks.flatten(1).cpu(), self.choice.ridge) for half in hidden], group,
-                           torch.as_tensor(episode).cpu(), self.action_dim, self.bound)  # fmt: skip
+        ridges = [Ridge(scaled(half), chunks.flatten(1).cpu(), group, self.choice.ridge) for half in hidden]
+        return _out_of_bag(ridges, torch.as_tensor(episode).cpu(), self.action_dim, self.bound)
 
 
 def first(network: nn.Sequential, layers: int) -> nn.Sequential:
@@ -211,18 +225,36 @@ def scaled(hidden: Tensor) -> Tensor:
     return with_constant(hidden * _scale(hidden))
 
 
-def _out_of_bag(ridges: list[Ridge], group: Tensor, episode: Tensor, action_dim: int, bound: float) -> OutOfBag:
+def _out_of_bag(ridges: list[Ridge], episode: Tensor, action_dim: int, bound: float) -> OutOfBag:
     """Even groups from the features of the first, odd ones from those of the second."""
-    groups = int(group.max()) + 1
+    groups = len(ridges[0].rows)
     require(
         groups >= 4, "There are too few trajectories to leave some out.", key="trajectories", found=groups,
-        expected="at least 4", remedy="use more demonstrations, or give --closed-form.ridge and --closed-form.layer",
+        expected="at least 4", remedy="use more demonstrations, or a number for α",
     )  # fmt: skip
-    found = [left_out(ridge, group, torch.arange(half, groups, 2), bound) for half, ridge in enumerate(ridges)]
+    found = [left_out(ridge, range(half, groups, 2), bound) for half, ridge in enumerate(ridges)]
     rows, residuals, spreads = (list(parts) for parts in zip(*found))
     every = torch.cat(rows)
     spread = Factor(torch.cat([part.rows for part in spreads]))
     return OutOfBag(torch.cat(residuals), spread, torch.full((len(every),), groups - 2.0), episode[every], action_dim)
+
+
+def check_closed_form(trajectories: int, layers: int, config: ClosedFormConfig) -> None:
+    """InputError where a closed form cannot be made of so many trajectories, or the regressor lacks the hidden layer."""
+    require(
+        trajectories >= 2,
+        "A closed form leaves trajectories out, and there is but one.",
+        key="trajectories",
+        found=trajectories,
+    )
+    require(config.layer is None or config.layer <= layers, "The regressor has no such hidden layer.", key="closed_form.layer",
+            found=config.layer, expected=f"0 to {layers}")  # fmt: skip
+    given = config.ridge is not None and config.layer is not None
+    require(
+        given or min(trajectories, config.blocks) >= 4, "There are too few trajectories to choose ridge and layer by some left out.",
+        key="trajectories", found=min(trajectories, config.blocks), expected="at least 4",
+        remedy="use more demonstrations (or blocks), or give --closed-form.ridge and --closed-form.layer",
+    )  # fmt: skip
 
 
 def fit_closed_form(
@@ -251,10 +283,10 @@ def fit_closed_form(
     closed_form, episode = closed_form or ClosedFormConfig(), torch.as_tensor(episode).cpu()
     group = groups_of(episode, closed_form.blocks, seed)
     groups, sizes = int(group.max()) + 1, (features.shape[1], chunks.shape[1], chunks.shape[2])
-    require(groups >= 2, "A closed form leaves trajectories out, and there is but one.", key="trajectories", found=groups)
+    check_closed_form(len(episode.unique()), config.layers, closed_form)
     tried = range(config.layers + 1) if closed_form.layer is None else (closed_form.layer,)
     ridges = RIDGES if closed_form.ridge is None else (closed_form.ridge,)
-    bound = ClosedForm(config, Choice(1.0, tried[-1], groups), *sizes).bound
+    bound = ClosedForm(config, Choice(1.0, 0, groups), *sizes).bound
     network: nn.Sequential = nn.Sequential()
     hidden, targets = features.expand(3, -1, -1), chunks.flatten(1).cpu()
     if closed_form.layer != 0:
@@ -264,9 +296,9 @@ def fit_closed_form(
         hidden = hidden.to(next(network.parameters()).device)
     coarse, scores = group % GROUPS, dict[Choice, float]()
     for layer in tried if len(tried) * len(ridges) > 1 else ():
-        made = [Ridge(scaled(half), targets, 1.0) for half in first(network, layer)(hidden)[1:].cpu()]
+        made = [Ridge(scaled(half), targets, coarse) for half in first(network, layer)(hidden)[1:].cpu()]
         for ridge in ridges:
-            oob = _out_of_bag([m.at(ridge) for m in made], coarse, episode, sizes[2], bound)
+            oob = _out_of_bag([m.at(ridge) for m in made], episode, sizes[2], bound)
             scores[Choice(ridge, layer, groups)] = best_likelihood(oob)
     choice = max(scores, key=lambda c: scores[c]) if scores else Choice(ridges[0], tried[0], groups)
     posterior = ClosedForm(config, choice, *sizes).to(hidden.device)
@@ -275,11 +307,13 @@ def fit_closed_form(
     posterior.halves.load_state_dict({name: value[1:] for name, value in weights.items()})
     own, *halves = first(network, choice.layer)(hidden).cpu()
     posterior.scale.fill_(_scale(own))
-    regression = Ridge(scaled(own), targets, choice.ridge)
-    without = [regression.weights(torch.nonzero(group == g)[:, 0]) for g in range(groups)]
-    posterior.weight.copy_(torch.stack(without))
+    regression = Ridge(scaled(own), targets, group, choice.ridge)
+    posterior.weight.copy_(torch.stack([regression.basis @ regression.without(g) for g in range(groups)]))
     if groups >= 4 and choice.layer:
-        honest = _out_of_bag([Ridge(scaled(half), targets, choice.ridge) for half in halves], coarse, episode, sizes[2], bound)
-        mine = _out_of_bag([regression] * 2, coarse, episode, sizes[2], bound)
-        posterior.inflation.fill_((honest.factor.std().square().mean() / mine.factor.std().square().mean()).sqrt())
+        honest, mine = (
+            _out_of_bag([Ridge(scaled(each), targets, coarse, choice.ridge) for each in pair], episode, sizes[2], bound)
+            for pair in (halves, (own, own))
+        )
+        variance = mine.factor.std().square().mean().clamp(min=1e-12)
+        posterior.inflation.fill_((honest.factor.std().square().mean() / variance).sqrt())
     return posterior.eval().requires_grad_(False)

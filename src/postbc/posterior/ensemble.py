@@ -113,10 +113,10 @@ class Ensemble(nn.Module):
         episode = torch.as_tensor(episode).cpu()
         resample = make_generator(seed, "ensemble/bootstrap")
         without = bootstrap_counts(episode, config.ensemble_size, config.bootstrap, resample) == 0  # (K, N)
-        predictions, targets = self.predict(features).cpu().double(), chunks.flatten(1).cpu().double()
+        predictions, targets = self.predict(features).cpu(), chunks.flatten(1).cpu().double()
         kept, residuals, spreads, freedom = [], [], [], []
         for rows in (torch.nonzero(episode == name)[:, 0] for name in episode.unique()):
-            members = predictions[without[:, rows[0]]][:, rows]
+            members = predictions[without[:, rows[0]]][:, rows].double()
             if len(members) >= 3:
                 spread = Factor.from_predictions(members).compact().rows
                 kept.append(rows)

@@ -29,6 +29,7 @@ from postbc.posterior import (
     state_features,
     window_features,
 )
+from postbc.posterior.closed_form import check_closed_form
 from postbc.posterior.diagnostics import plot, summarise
 from postbc.posterior.features import Encode
 from postbc.posterior.saved import POSTERIOR_FILE
@@ -105,6 +106,8 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble | ClosedForm:
     if config.epochs is not None:
         steps = epochs_to_steps(config.epochs, len(data.windows), ensemble_config.batch_size)
         ensemble_config = dataclasses.replace(ensemble_config, steps=steps)
+    if config.kind == "closed-form":
+        check_closed_form(len(data.dataset), ensemble_config.layers, config.closed_form)
     inputs = {"demonstrations": data.fingerprint, **({"encoder": encoder} if encoder else {})}
     moved = ("compute", "data.demonstrations", *(("encoder",) if encoder else ()))
     with Run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -16,7 +17,7 @@ from postbc.errors import require
 from postbc.files import write_json
 from postbc.nn import check_memory
 from postbc.policies.base import POLICY_FILE, About, load_policy, policy_class, save_policy
-from postbc.posterior import Calibration
+from postbc.posterior import Calibration, ClosedForm
 from postbc.pretraining import PretrainingConfig, pretrain, train
 from postbc.progress import say
 from postbc.runs import Run, digest
@@ -80,7 +81,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     if config.epochs is not None:
         steps = epochs_to_steps(config.epochs, len(data.windows), pretraining.batch_size)
         pretraining = dataclasses.replace(pretraining, steps=steps)
-    inputs, chosen, calibration = {"demonstrations": data.fingerprint}, config.policy, None
+    inputs, chosen, calibration, variant = {"demonstrations": data.fingerprint}, config.policy, None, list[str]()
     if data.vectors is not None:
         inputs["language"] = digest(str(config.data.language))
         require(hasattr(chosen, "encoder"), "This kind of policy keeps no vectors for its tasks.", key="data.language",
@@ -95,6 +96,9 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             say(f"{pretraining.coherent} coordinates hold {share:.0%} of the posterior's variance at the demonstrations")
         else:
             factor = at.factor()
+        variant += ["closed form"] * isinstance(at.posterior.model, ClosedForm)
+        variant += [f"coherent {pretraining.coherent}"] * bool(pretraining.coherent)
+        variant += ["auto"] * (pretraining.posterior_weight == "auto")
         if pretraining.posterior_weight == "auto":
             calibration = at.calibrate(data)
             pretraining = dataclasses.replace(pretraining, posterior_weight=calibration.posterior_weight)
@@ -129,7 +133,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
             if calibration is not None:
                 warn(calibration)
                 write_json(run.directory / CALIBRATION_FILE, plain(calibration))
-            policy = build(describe(config, pretraining, data, seed, run, calibration))
+            policy = build(describe(config, pretraining, data, seed, run, calibration, variant))
             if data.vectors is not None:
                 policy.encoder.vectors.copy_(data.vectors)
             if dice:
@@ -151,6 +155,7 @@ def describe(
     seed: int,
     run: Run,
     calibration: Calibration | None,
+    variant: Sequence[str],
 ) -> About:
     """What the policy's file says about it."""
     method = pretraining.method
@@ -160,6 +165,7 @@ def describe(
         if method == "postbc" and pretraining.posterior_weight != "auto"
         else None,
         posterior_weight_source=f"{calibration.source}: {calibration.reason}" if calibration else None,
+        variant=", ".join(variant) or None,
         sigma=pretraining.sigma if method == "sigma-bc" else None,
         seed=seed,
         task=data.dataset.environment.get("env_name") or None,

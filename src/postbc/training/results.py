@@ -62,6 +62,8 @@ class Result:
     """Name of the demonstrations' file."""
     demonstrations: CountOrZero | None = None
     posterior_weight: NonNegative | None = None
+    variant: str | None = later(None)
+    """How PostBC was not the paper's: closed form, coherent 4, auto."""
     sigma: NonNegative | None = None
     rollout_episodes: Count | None = None
     """Best-of-N: episodes that the critic was learnt from."""
@@ -81,7 +83,7 @@ def write_result(
     about, (first, last) = about_of(policy), ({} if r is None else r for r in (before, after))
     result = Result(
         pretraining=about.method, policy=getattr(getattr(policy, "config", None), "kind", None), data=about.data,
-        demonstrations=about.demonstrations, posterior_weight=about.posterior_weight, sigma=about.sigma,
+        demonstrations=about.demonstrations, posterior_weight=about.posterior_weight, sigma=about.sigma, variant=about.variant,
         success_before=first.get("success"), success_after=last.get("success"), chunk_success_before=first.get("chunk_success"),
         chunk_success_after=last.get("chunk_success"), tasks_before=first.get("tasks", ()), tasks_after=last.get("tasks", ()),
         wall_clock_s=round(run.elapsed, 1), command=run.versions.get("command"), commit=run.versions.get("commit"), **fields,

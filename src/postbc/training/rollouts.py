@@ -292,7 +292,7 @@ def read_rollouts(
     if LANGUAGE in policy.shapes:
         dataset = with_language(dataset)
     if COORDINATES in policy.shapes:
-        dataset = _with_coordinates(dataset, policy.shapes[COORDINATES][0])
+        dataset = _with_coordinates(dataset, policy.shapes[COORDINATES][0], ours)
     for what, found, expected in (
         *((f"observations ({name})", dataset.shapes.get(name), tuple(shape)) for name, shape in policy.shapes.items()),
         ("actions", dataset.action_dim, policy.action_dim),
@@ -310,15 +310,15 @@ def read_rollouts(
     return dataset
 
 
-def _with_coordinates(dataset: Dataset, size: int) -> Dataset:
-    """With the coordinates that each episode was played with, which its seed says. InputError where a seed is unknown."""
+def _with_coordinates(dataset: Dataset, size: int, ours: bool) -> Dataset:
+    """With a coherent policy's coordinates: those that `ours` were played with, which their seeds say; 0, the demonstrator's, else."""
     episodes = []
     for episode in dataset:
-        require(episode.episode_seed is not None, "A coherent policy's coordinates come from the seeds of its episodes.",
+        require(episode.episode_seed is not None or not ours, "A coherent policy's coordinates come from the seeds of its episodes.",
                 file=dataset.source, key=f"{episode.name} attribute episode_seed", found="none",
-                remedy="use rollouts of the policy itself, in an environment whose episodes seeds decide")  # fmt: skip
-        g = np.tile(coordinates_of_episode(episode.episode_seed or 0, size), (len(episode), 1))
-        episodes.append(replace(episode, observations={**episode.observations, COORDINATES: g}))
+                remedy="use an environment whose episodes seeds decide")  # fmt: skip
+        g = coordinates_of_episode(episode.episode_seed or 0, size) if ours else np.zeros(size, np.float32)
+        episodes.append(replace(episode, observations={**episode.observations, COORDINATES: np.tile(g, (len(episode), 1))}))
     return replace(dataset, episodes=tuple(episodes))
 
 
