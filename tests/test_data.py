@@ -201,7 +201,7 @@ def test_datasets_refuse() -> None:
 
 # -- windows ---------------------------------------------------------------------------------------------------------------------
 @settings(max_examples=60, deadline=None)
-@given(lengths=LENGTHS, chunk=st.integers(1, 5), tail=st.sampled_from(["drop", "pad"]), to=st.integers(1, 3))
+@given(lengths=LENGTHS, chunk=st.integers(1, 5), tail=st.sampled_from(["drop", "pad", "mask"]), to=st.integers(1, 3))
 def test_windows_never_cross_episodes(lengths: list[int], chunk: int, tail: Any, to: int) -> None:
     dataset = make(lengths)
     if tail == "drop" and min(lengths) < chunk:
@@ -222,6 +222,11 @@ def test_windows_never_cross_episodes(lengths: list[int], chunk: int, tail: Any,
         for t in range(chunk):  # every action is the same episode's, its last one where it has run out
             np.testing.assert_array_equal(actions[t], episode.actions[min(step + t, len(episode) - 1)])
     assert len({(int(i), int(t)) for i, t in zip(windows.episode, windows.step)}) == len(windows)
+    inside = windows.inside(rows)
+    assert (inside is None) == (tail != "mask")
+    if inside is not None:
+        expected = [[s + t < lengths[int(i)] for t in range(chunk)] for i, s in zip(windows.episode, windows.step)]
+        assert inside.tolist() == expected
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from postbc import cli
 from postbc.data import Facts, TrainingSetConfig, Windows, load_training_set, pusht, read_dataset
-from postbc.data.zarr import is_zarr, read_zarr
+from postbc.data.zarr import ZarrGroup, is_zarr, read_zarr
 from postbc.errors import InputError
 
 PACK: dict[str, Callable[[bytes], bytes]] = {"zlib": zlib.compress, "bz2": bz2.compress, "lzma": lzma.compress}
@@ -97,6 +97,53 @@ def test_read(tmp_path: Path, codec: str | None, between: str) -> None:
     assert read_dataset(folder, names=["demo_1"]).lengths.tolist() == [12]
 
 
+PACKINGS: dict[str, dict[str, Any]] = {
+    "default": {}, "plain": {"compressors": None}, "big endian": {"serializer": {"name": "bytes", "configuration": {"endian": "big"}}},
+    "blosc": {"compressors": {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle"}}},
+    "gzip, points": {"compressors": {"name": "gzip", "configuration": {"level": 1}},
+                     "chunk_key_encoding": {"name": "v2", "separator": "."}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_format_3_as_zarr_writes_it(tmp_path: Path, packing: str) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3")
+    plain = read_zarr(store(tmp_path / "plain"), image_keys=["img"], observation_keys=["state", "keypoint"])
+    root = zarr.open_group(tmp_path / "three.zarr", mode="w", zarr_format=3)
+    old = {key: read_whole(tmp_path / "plain", key) for key in
+           ("data/state", "data/action", "data/keypoint", "data/img", "meta/episode_ends")}  # fmt: skip
+    for key, values in old.items():
+        options = {} if values.ndim == 1 else PACKINGS[packing]
+        array = root.create_array(key, shape=values.shape, dtype=values.dtype, chunks=(7, *values.shape[1:]), **options)
+        array[:] = values
+    for path in (tmp_path / "three.zarr", zipped(tmp_path / "three.zarr")):
+        assert is_zarr(path)
+        dataset = read_dataset(path, image_keys=["img"], observation_keys=["state", "keypoint"])
+        for a, b in zip(dataset, plain, strict=True):
+            np.testing.assert_array_equal(a.state, b.state)
+            np.testing.assert_array_equal(a.actions, b.actions)
+            np.testing.assert_array_equal(a.observations["image.top"][2:7], b.observations["image.top"][2:7])
+
+
+def read_whole(path: Path, key: str) -> np.ndarray:
+    return ZarrGroup(path)[key][:]
+
+
+def test_format_3_refused(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr", minversion="3")
+    root = zarr.open_group(tmp_path / "z", mode="w", zarr_format=3)
+    root.create_array("data/action", shape=(8, 2), chunks=(4, 2), shards=(8, 2), dtype="f4")[:] = 1
+    root.create_array("data/state", shape=(8, 2), chunks=(4, 2), dtype="f4")[:4] = 1  # the second half is all 0: left out
+    root.create_array("meta/episode_ends", shape=(1,), dtype="i8")[:] = 8
+    with pytest.raises(InputError, match="kind that is not read"):
+        ZarrGroup(tmp_path / "z")["data/action"]
+    with pytest.raises(InputError, match=r"(?s)would read as 0.*write_empty_chunks"):
+        ZarrGroup(tmp_path / "z")["data/state"][:]
+    (tmp_path / "z/data/state/zarr.json").write_text('{"zarr_format": 3}')
+    with pytest.raises(InputError, match="description"):
+        ZarrGroup(tmp_path / "z")["data/state"]
+
+
 def test_pusht_is_recognised(tmp_path: Path) -> None:
     folder = store(tmp_path / "store")
     dataset = read_dataset(folder)
@@ -170,7 +217,6 @@ SPOILS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "huge": (lambda f: spoil_meta(f, shape=[2**60, 5]), "one row a step"),
     "negative": (lambda f: spoil_meta(f, shape=[-3, 5]), "kind that is not read"),
     "other length": (lambda f: spoil_meta(f, shape=[30, 5]), "one row a step"),
-    "format 3": (lambda f: (f / "zarr.json").write_text("{}"), "format 3"),
 }
 
 

@@ -181,6 +181,12 @@ def test_loss_is_the_error_of_its_target(kind):
     weight = torch.rand(8000)
     again = policy.loss(torch.randn(8000, 5), chunk, torch.Generator().manual_seed(0), weight)
     torch.testing.assert_close(again, losses * weight)
+    each = policy.loss(torch.randn(8000, 5), chunk, torch.Generator().manual_seed(0), weight[:, None].expand(-1, 2))
+    torch.testing.assert_close(each, losses * weight)
+    halves = [policy.loss(torch.randn(8000, 5), chunk, torch.Generator().manual_seed(0), torch.tensor([w]).expand(8000, 2))
+              for w in ((1.0, 0.0), (0.0, 1.0))]  # fmt: skip
+    torch.testing.assert_close(halves[0] + halves[1], losses)
+    assert (halves[0] - halves[1]).abs().max() > 0
 
 
 def test_a_flow_of_constant_velocity_arrives():

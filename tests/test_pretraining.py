@@ -385,3 +385,29 @@ if __name__ == "__main__":
         kill_at_every_operation(killed_stage, Path(sys.argv[2]), ["*/versions.json"], stride=17)
     else:
         kill_and_resume(killed_stage, Path(sys.argv[2]), "pretraining", ["*/versions.json"])
+
+
+def test_padding_is_neither_perturbed_nor_learnt():
+    """tail="mask": LeRobot's windows. What the policy is asked to predict beyond an episode's end costs nothing."""
+    windows = Windows(DATA, 2, tail="mask")
+    training = Pretraining(policy(), windows, PretrainingConfig("sigma-bc", sigma=1.0, **FAST), 0)
+    seen, plain = [], training.policy.loss
+
+    def loss(features, target, generator, weight):
+        seen.append((target, weight))
+        return plain(features, target, generator, weight)
+
+    training.policy.loss = loss
+    for _ in range(20):
+        training.step()
+    target, weight = (torch.cat(parts) for parts in zip(*seen))
+    assert 0 < (weight == 0).sum() < len(weight)
+    assert set(weight[:, 0].tolist()) == {1.0}
+    last = windows.chunk(torch.nonzero(~windows.inside(torch.arange(len(windows)))[:, 1])[:, 0])[:, 1]
+    clean = training.policy.normalization.normalize_action(last.repeat_interleave(2, 0).view(-1, 2, 2))[:, 0]
+    assert all(any(torch.equal(t, c) for c in clean) for t in target[weight == 0])
+    everything = [
+        Pretraining(policy(), Windows(DATA, 2, tail=tail), PretrainingConfig("bc", **FAST), 0) for tail in ("pad", "mask")
+    ]
+    first, second = ([t.step() for _ in range(20)] for t in everything)
+    assert first != second

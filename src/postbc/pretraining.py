@@ -147,6 +147,7 @@ class Pretraining:
         self.drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in policy.modules())
         every = torch.arange(len(windows), device=windows.device)
         self.chunks = policy.normalization.normalize_action(windows.chunk(every).to(device))
+        self.inside = windows.inside(every)
         self.target = Target(config, self.chunks.shape, factor, self.streams["target"])
         self.batches = Batches(windows, self._draw, self.streams["data"], device)
         self.ema = EMA(policy, config.ema_decay)
@@ -171,10 +172,10 @@ class Pretraining:
         """Windows of a batch (B,)."""
         return torch.randint(len(self.chunks), (self.config.batch_size,), generator=generator, device=self.device)
 
-    def _losses(self, observation: Mapping[str, Tensor], target: Tensor) -> Tensor:
+    def _losses(self, observation: Mapping[str, Tensor], target: Tensor, *weight: Tensor) -> Tensor:
         """(B,): the policy's own loss, through its encoder."""
         augmentation = (self.streams["crop"],) if self.augments else ()
-        losses: Tensor = self.policy.loss(self.policy.encode(observation, *augmentation), target, self.streams["loss"])
+        losses: Tensor = self.policy.loss(self.policy.encode(observation, *augmentation), target, self.streams["loss"], *weight)
         return losses
 
     def step(self) -> Tensor:
@@ -184,12 +185,16 @@ class Pretraining:
             group["lr"] = self.learning_rate(self.done)
         rows, observation = self.batches.next()
         target = self.target(self.chunks[rows], rows)
+        weight: tuple[Tensor, ...] = ()
+        if self.inside is not None:  # padding is left as it is, and out of the loss
+            inside = self.inside[rows].to(self.device)
+            target, weight = torch.where(inside[..., None], target, self.chunks[rows]), (inside.to(target.dtype),)
         if self.compute.compile and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         if self.drops:  # dropout draws torch's own numbers: each step has a seed of its own for them
             torch.manual_seed(int(torch.randint(2**62, (), generator=self.streams["dropout"], device=self.device)))
         with self.compute.autocast():
-            loss = self.losses(observation, target).mean()
+            loss = self.losses(observation, target, *weight).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()

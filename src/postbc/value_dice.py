@@ -120,6 +120,8 @@ class ValueDICE:
         self, policy: Any, windows: Windows, config: ValueDICEConfig, seed: int, compute: Compute | None = None
     ) -> None:
         check_policy(policy)
+        require(windows.tail != "mask", "ValueDICE has no loss that padding could be left out of.", key="data.tail", found="mask",
+                expected="drop or pad")  # fmt: skip
         compute = (compute or Compute()).resolved()
         device = compute.start()
         self.policy, self.config, self.done = policy.to(device).train(), config, 0

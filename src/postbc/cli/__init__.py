@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demos collect": ("demos_collect", "record scripted operators of several styles and qualities"),
     "demos inspect": ("demos_inspect", "what is in a demonstration file: counts, lengths, ranges, a picture"),
     "demos replay": ("demos_replay", "play demonstrations open-loop in the simulator"),
-    "demos convert": ("demos_convert", "raw robosuite recordings to observations, by playing back their states"),
+    "demos convert": ("demos_convert", "robomimic, LeRobot and zarr into one another; raw recordings by playing them back"),
     "demos download": ("demos_download", "fetch the official robomimic files"),
     "posterior fit": ("posterior_fit", "Algorithm 1: the posterior, by a bootstrapped ensemble"),
     "pretrain": ("pretrain", "Algorithm 2: BC, σ-BC or PostBC"),

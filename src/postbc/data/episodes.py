@@ -77,7 +77,7 @@ class Episode:
     episode_seed: int | None = None
     """Seed of the simulator's episode where known: it decides what the state leaves out (the size of Lift's cube)."""
     task: str | None = None
-    """Which of the dataset's tasks it is of, by name, where the data say so."""
+    """Which of the dataset's tasks it is of, by name or as an instruction in words, where the data say so."""
 
     def __post_init__(self) -> None:
         observed = {}

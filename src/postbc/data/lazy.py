@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,17 @@ class _File:
     def __init__(self, path: str) -> None:
         self._places: dict[str, tuple[int, tuple[int, ...]] | None] = {}
         self.descriptor = -1
+        self.alone: AbstractContextManager[object] = nullcontext()  # what only one thread at a time may read
+        if os.path.exists(os.path.join(path, "meta/info.json")):
+            from postbc.data.lerobot_files import LeRobotFolder
+
+            self.arrays: Any = LeRobotFolder(path)
+            self.alone = threading.Lock()
+            return
         if path.endswith(".zip") or os.path.isdir(path):
             from postbc.data.zarr import ZarrGroup
 
-            self.arrays: Any = ZarrGroup(path)
+            self.arrays = ZarrGroup(path)
             return
         import h5py
 
@@ -69,7 +77,7 @@ def _file(path: str) -> _File:
 
 
 class LazyArray:
-    """Frames (N, C, H, W) uint8 in an HDF5 or zarr file. Reading needs the file to be where it was.
+    """Frames (N, C, H, W) uint8 in an HDF5 or zarr file or a LeRobot dataset. Reading needs the file to be where it was.
 
     Args:
         path: the file.
@@ -134,7 +142,8 @@ class LazyArray:
             file = _file(self.path)
             place = file.place(self.key)
             if place is None:
-                self._read_decoded(file.arrays[self.key], out, places, steps)
+                with file.alone:
+                    self._read_decoded(file.arrays[self.key], out, places, steps)
             else:
                 offset, shape = place
                 self._check(shape[1:] == self._stored and self.stop <= shape[0], f"an array {shape}")

@@ -73,6 +73,17 @@ def list_libero(path: str | Path) -> Listing:
         return Listing(names, find_masks(file, path), dict.fromkeys(names, task_of(data, path)[0]))
 
 
+def describe_libero(path: str | Path) -> str:
+    """What of the file is there to be used for what."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        task = task_of(get(file, "data", h5py.Group, path), path)[0]
+    return (
+        f"LIBERO's own HDF5, of the task {task}; observations: {', '.join(HAND)}; cameras: {', '.join(CAMERAS)}; beside actions: "
+        "rewards, dones, states"
+    )
+
+
 def environment_name(tasks: Sequence[str], known: Sequence[str]) -> str:
     """The environment here of tasks, of which `known` are told apart: one of LIBERO's, some or all of the kitchens', or a suite."""
     if len(set(tasks)) == 1:

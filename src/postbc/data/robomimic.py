@@ -101,6 +101,37 @@ def list_robomimic(path: str | Path) -> Listing:
         return Listing(names, find_masks(file, path), task_of)
 
 
+def _observed(data: h5py.Group, name: str, path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what a demonstration observes."""
+    group = get(data, name, h5py.Group, path)
+    obs = get(group, "obs", h5py.Group, path) if "obs" in group else {}
+    return {key: obs[key].shape or () for key in members(obs) if isinstance(obs.get(key), h5py.Dataset)}
+
+
+def robomimic_cameras(path: str | Path) -> tuple[str, ...]:
+    """Observations that are frames."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        data = get(file, "data", h5py.Group, path)
+        observed = _observed(data, find_names(data, path)[0], path)
+    return tuple(key for key, shape in observed.items() if len(shape) == 4)
+
+
+def describe_robomimic(path: str | Path) -> str:
+    """What of the file is there to be used for what."""
+    path = Path(path)
+    with open_hdf5(path) as file:
+        data = get(file, "data", h5py.Group, path)
+        name = find_names(data, path)[0]
+        observed, group = _observed(data, name, path), get(data, name, h5py.Group, path)
+        there = ", ".join(part for part in PARTS if part in group)
+    numbers = ", ".join(key for key, shape in observed.items() if len(shape) != 4)
+    cameras = ", ".join(key for key, shape in observed.items() if len(shape) == 4)
+    return (
+        f"robomimic HDF5; observations: {numbers or 'none'}; cameras: {cameras or 'none'}; beside actions: {there or 'nothing'}"
+    )
+
+
 def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
     """7 a robot for OSC_POSE with a gripper (x y z, axis-angle, gripper) if `env_args` says so; None when it cannot be told."""
     kwargs = environment.get("env_kwargs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
@@ -28,7 +28,12 @@ def check_writable(path: Path) -> None:
 
 
 def write_robomimic(
-    path: str | Path, dataset: Dataset, *, model_xml: str | Mapping[str, str] | None = None, next_observations: bool = False
+    path: str | Path,
+    dataset: Dataset,
+    *,
+    model_xml: str | Mapping[str, str] | None = None,
+    next_observations: bool = False,
+    progress: Callable[[], object] | None = None,
 ) -> Path:
     """Write a robomimic file atomically (temporary file, fsync, rename; an existing file is replaced) and return its path.
 
@@ -36,6 +41,7 @@ def write_robomimic(
         path: destination; parent directories are made.
         dataset: written with `obs` split into its keys, so that reading gives the same arrays bit for bit; frames as (N, H, W, C).
         model_xml: MJCF of the simulator model, one for all or one an episode name (attribute `model_file`).
+        progress: called after each episode.
         next_observations: also write `next_obs`: the observation one step later, the last one repeated.
 
     The same dataset gives the same bytes. InputError when the file cannot be written (full disk, no permission).
@@ -48,18 +54,19 @@ def write_robomimic(
     check_writable(path)
     if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
         with atomic_path(path) as whole:
-            _write(whole, dataset, model_xml, next_observations)
+            _write(whole, dataset, model_xml, next_observations, progress)
         return path
     # Built in memory: HDF5's own writer answers a full disk with an unclosable file, a plain write with a clean error.
     buffer = io.BytesIO()
-    _write(buffer, dataset, model_xml, next_observations)
+    _write(buffer, dataset, model_xml, next_observations, progress)
     write_bytes(path, buffer.getbuffer())
     return path
 
 
 def _write(
-    target: Path | io.BytesIO, dataset: Dataset, model_xml: str | Mapping[str, str] | None, next_observations: bool
-) -> None:
+    target: Path | io.BytesIO, dataset: Dataset, model_xml: str | Mapping[str, str] | None, next_observations: bool,
+    progress: Callable[[], object] | None,
+) -> None:  # fmt: skip
     with h5py.File(target, "w", libver=("earliest", "v108")) as file:
         data = file.create_group("data")
         data.attrs["total"] = dataset.num_steps
@@ -78,6 +85,8 @@ def _write(
                 group.attrs["model_file"] = xml
             if episode.operator is not None:
                 group.attrs["operator"] = episode.operator
+            if episode.task is not None:
+                group.attrs["task"] = episode.task
             if episode.episode_seed is not None:
                 group.attrs["episode_seed"] = episode.episode_seed
             if episode.task is not None:
@@ -101,5 +110,7 @@ def _write(
                 group[f"obs/{key}"] = values
                 if next_observations:
                     group[f"next_obs/{key}"] = np.concatenate([values[1:], values[-1:]])
+            if progress is not None:
+                progress()
         for key, names in dataset.filters.items():
             file[f"mask/{key}"] = np.array([name.encode() for name in names])

@@ -31,7 +31,8 @@ class TrainingSetConfig:
     """Which demonstrations, and how they become windows."""
 
     demonstrations: Path
-    """Demonstrations: robomimic's or LIBERO's HDF5 (a file, or a folder of them), or diffusion_policy's zarr (folder or .zarr.zip)."""
+    """Demonstrations: robomimic's or LIBERO's HDF5 (a file, or a folder of them), a LeRobotDataset v3 (a folder), or diffusion_policy's
+    zarr (a folder or .zarr.zip)."""
     num_trajectories: Count | None = None
     """Random subset of this size (paper: 5 Lift, 10 Can, 30 Square), of several tasks equally many each; all by default."""
     subset_seed: Seed | None = None
@@ -40,14 +41,15 @@ class TrainingSetConfig:
     """Use only the demonstrations of this robomimic filter (mask/<filter_key>)."""
     chunk: Count = 4
     """T, actions in a chunk."""
-    tail: Literal["drop", "pad"] = "drop"
-    """Windows at the end of a demonstration: drop those that do not fit (DPPO), or pad with the last action."""
+    tail: Literal["drop", "pad", "mask"] = "drop"
+    """Windows at the end of a demonstration: drop those that do not fit (DPPO), pad with the last action, or pad and leave the padding
+    out of the loss (LeRobot)."""
     statistics: Literal["full", "subset"] = "full"
     """Normalise by the whole file's range (inherited from DPPO) or by the subset's (all that is known with 5 demonstrations)."""
     observation_steps: Count = 1
     """To, newest observations that the policy sees."""
     observation_keys: tuple[str, ...] | None = None
-    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr: its own)."""
+    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr, LeRobot: their own)."""
     image_keys: tuple[str, ...] = ()
     """Cameras whose frames the policy sees, as the file names them (agentview_image); none by default."""
     language: Literal["one-hot"] | Path | None = later(None)

@@ -16,7 +16,7 @@ from postbc.errors import require
 
 #: Frames of all episodes together are kept in memory up to this many bytes.
 CACHE = 2**30
-Tail = Literal["drop", "pad"]
+Tail = Literal["drop", "pad", "mask"]
 
 
 class Windows:
@@ -28,7 +28,8 @@ class Windows:
         dataset: raw units.
         chunk: T >= 1.
         tail: "drop" keeps only windows that fit, N_i - T + 1 an episode (DPPO's `StitchedSequenceDataset`);
-            "pad" starts a window at every step and repeats the episode's last action where it runs out.
+            "pad" starts a window at every step and repeats the episode's last action where it runs out; "mask" does so too, and
+            what is repeated counts for nothing in the policy's loss (LeRobot's windows and `action_is_pad`).
         observation_steps: To >= 1 newest observations; before the episode's first one that one is repeated.
         device: where states, actions and what is returned are.
 
@@ -45,7 +46,8 @@ class Windows:
         observation_steps: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:
-        require(tail in ("drop", "pad"), "Unknown tail rule.", key="tail", found=repr(tail), expected="'drop' or 'pad'")
+        require(tail in ("drop", "pad", "mask"), "Unknown tail rule.", key="tail", found=repr(tail),
+                expected="'drop', 'pad' or 'mask'")  # fmt: skip
         require(chunk >= 1, "A chunk has at least one action.", key="chunk", found=chunk, expected=">= 1")
         require(observation_steps >= 1, "A policy sees at least one observation.", key="observation_steps", found=observation_steps,
                 expected=">= 1")  # fmt: skip
@@ -155,6 +157,14 @@ class Windows:
         rows = rows.to(self.device)
         ahead = torch.arange(self.chunk_size, device=self.device)
         return self._actions[torch.minimum(self._row[rows, None] + ahead, self._last[rows, None])]
+
+    def inside(self, rows: Tensor) -> Tensor | None:
+        """Windows (B,) int64 -> (B, T) bool: which actions of their chunks the episode has; None where the loss counts all of them."""
+        if self.tail != "mask":
+            return None
+        rows = rows.to(self.device)
+        ahead = torch.arange(self.chunk_size, device=self.device)
+        return self._row[rows, None] + ahead <= self._last[rows, None]
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Reader of diffusion_policy's zarr layout (format 2; a folder or a .zarr.zip), with numcodecs alone: zarr itself is not needed.
+"""Reader of diffusion_policy's zarr layout (formats 2 and 3; a folder or a .zarr.zip), with numcodecs alone: zarr itself is not needed.
 
 ::
 
@@ -15,7 +15,7 @@ import lzma
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ _BROKEN = (
     OverflowError,
 )
 CODECS = ("blosc", "zstd", "lz4", "zlib", "gzip", "bz2", "lzma")
+#: What describes an array, in formats 2 and 3.
+DESCRIPTIONS = (".zarray", "zarr.json")
 #: What frames are called in a file -> in the house.
 CAMERAS = {"img": "image.top"}
 
@@ -49,7 +51,8 @@ def is_zarr(path: Path) -> bool:
     """Whether the path looks like a zarr store: a folder that holds one, or a zip file."""
     try:
         if path.is_dir():
-            return any((path / name).exists() for name in (".zgroup", "zarr.json", "data"))
+            kinds = any((path / name).exists() for name in (".zgroup", "zarr.json", "data"))
+            return kinds and not (path / "meta/info.json").exists()  # that is LeRobot's
         if not path.is_file():  # a pipe would wait for ever
             return False
         with path.open("rb") as file:
@@ -70,8 +73,6 @@ class ZarrGroup:
             except _BROKEN as error:
                 raise InputError("The zip file cannot be read.", file=path, found=str(error),
                                  remedy="copy or download it again") from None  # fmt: skip
-        require(self.get("zarr.json") is None, "The store is of zarr format 3.", file=path, expected="format 2 (.zgroup, .zarray)",
-                remedy="write it with zarr_format=2")  # fmt: skip
 
     def get(self, name: str, limit: int = CHUNK) -> bytes | None:
         """The bytes of one entry, None where it is not there."""
@@ -95,12 +96,17 @@ class ZarrGroup:
             raise InputError("An entry cannot be read.", file=self.path, key=name, found=str(error),
                              remedy="copy it again") from None  # fmt: skip
 
+    def describe(self, key: str) -> tuple[int, bytes | None]:
+        """The format (2 or 3) and the description of an array; None where there is none."""
+        old = self.get(f"{key}/.zarray", 2**20)
+        return (3, self.get(f"{key}/zarr.json", 2**20)) if old is None else (2, old)
+
     def arrays(self) -> list[str]:
         """Names of the arrays under data."""
         if self._zip is None:
-            return sorted(p.parent.name for p in (self.path / "data").glob("*/.zarray"))
+            return sorted({p.parent.name for end in DESCRIPTIONS for p in (self.path / "data").glob(f"*/{end}")})
         parts = (name.split("/") for name in self._zip.namelist())
-        return sorted(p[1] for p in parts if len(p) == 3 and p[0] == "data" and p[2] == ".zarray")
+        return sorted({p[1] for p in parts if len(p) == 3 and p[0] == "data" and p[2] in DESCRIPTIONS})
 
     def __getitem__(self, key: str) -> ZarrArray:
         return ZarrArray(self, key.strip("/"))
@@ -115,16 +121,29 @@ class ZarrArray:
 
     def __init__(self, group: ZarrGroup, key: str) -> None:
         self.group, self.key = group, key
-        text = group.get(f"{key}/.zarray", 2**20)
+        version, text = group.describe(self.key)
         require(text is not None, "The file lacks an array.", file=group.path, key=key, found=f"data holds {group.arrays()[:12]}",
                 expected="diffusion_policy's layout: data/{action, state, img, …}, meta/episode_ends")  # fmt: skip
         try:
             meta = json.loads(text or b"")
-            self.shape, self.chunks = tuple(map(int, meta["shape"])), tuple(map(int, meta["chunks"]))
-            self.dtype, compressor = np.dtype(meta["dtype"]), meta["compressor"]
-            plain = meta["zarr_format"] == 2 and meta["order"] == "C" and not meta.get("filters")
-            self._between = str(meta.get("dimension_separator", "."))
-            self._codec = None if compressor is None else dict(compressor)
+            plain, self._key = meta["zarr_format"] == version, _chunk_key(meta)
+            self.shape = tuple(map(int, meta["shape"]))
+            if version == 2:
+                self.chunks, self.dtype = tuple(map(int, meta["chunks"])), np.dtype(meta["dtype"])
+                plain, packing = plain and meta["order"] == "C" and not meta.get("filters"), [meta["compressor"]]
+            else:
+                self.chunks = tuple(map(int, meta["chunk_grid"]["configuration"]["chunk_shape"]))
+                first, *packing = meta["codecs"]
+                big = first.get("configuration", {}).get("endian") == "big"
+                self.dtype = np.dtype(meta["data_type"]).newbyteorder(">" if big else "<")
+                plain = plain and (meta["node_type"], meta["chunk_grid"]["name"], first["name"]) == (
+                    "array",
+                    "regular",
+                    "bytes",
+                )
+                packing = [{"id": c["name"]} for c in packing]  # how it was packed does not matter to unpack it
+            plain = plain and len(packing) <= 1
+            self._codec = dict(packing[0]) if packing and packing[0] is not None else None
             valid = min(self.shape, default=-1) >= 0 and min(self.chunks, default=-1) >= 1
             valid = valid and len(self.shape) == len(self.chunks) <= 8
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -135,8 +154,10 @@ class ZarrArray:
         size = int(np.prod(self.chunks, dtype=np.float64)) * self.dtype.itemsize
         require(plain and valid and known and self.dtype.kind in "biuf" and self.dtype.names is None and size <= CHUNK,
                 "The array is of a kind that is not read.", file=group.path, key=key,
-                found=f"{self.dtype}, shape {self.shape}, chunks {self.chunks}, {compressor}, filters {meta.get('filters')}"[:300],
-                expected=f"real numbers in C order without filters, compressed by one of {', '.join(CODECS)} or not at all",
+                found=f"{self.dtype}, shape {self.shape}, chunks {self.chunks}, {meta.get('codecs') or packing}, filters "
+                f"{meta.get('filters')}"[:300],
+                expected="real numbers in C order without filters or shards, compressed by one of "
+                f"{', '.join(CODECS)} or not at all",
                 )  # fmt: skip
         self._size = size
         self._last: tuple[tuple[int, ...], np.ndarray] | None = None
@@ -144,10 +165,11 @@ class ZarrArray:
     def _chunk(self, place: tuple[int, ...]) -> np.ndarray:
         if self._last is not None and self._last[0] == place:
             return self._last[1]
-        name = f"{self.key}/{self._between.join(map(str, place))}"
+        name = f"{self.key}/{self._key(place)}"
         packed = self.group.get(name)
         require(packed is not None, "A piece of an array is missing: its numbers would read as 0.", file=self.group.path, key=name,
-                remedy="copy or download the file again")  # fmt: skip
+                remedy="copy or download the file again; if it was left out because it is all 0, write the store with "
+                "write_empty_chunks")  # fmt: skip
         content = self._unpack(packed or b"", name)
         require(len(content) == self._size, "A piece of an array is damaged.", file=self.group.path, key=name,
                 found=f"{len(content):,} bytes", expected=f"{self._size:,}", remedy="copy or download the file again")  # fmt: skip
@@ -203,6 +225,17 @@ class ZarrArray:
         return out
 
 
+def _chunk_key(meta: dict[str, Any]) -> Callable[[tuple[int, ...]], str]:
+    """What names the piece of an array at a place of the grid."""
+    if meta["zarr_format"] == 2:
+        separator, prefix = str(meta.get("dimension_separator", ".")), []
+    else:
+        encoding = meta["chunk_key_encoding"]
+        separator = str(encoding.get("configuration", {}).get("separator", "/" if encoding["name"] == "default" else "."))
+        prefix = ["c"] if encoding["name"] == "default" else []
+    return lambda place: separator.join([*prefix, *map(str, place)])
+
+
 def episode_ends(group: ZarrGroup, split: int | None = None) -> np.ndarray:
     """(E,) rows after each episode; `split`: E, for a file without `meta/episode_ends`, which is cut where the scene jumps most.
 
@@ -212,7 +245,7 @@ def episode_ends(group: ZarrGroup, split: int | None = None) -> np.ndarray:
     rows = group["data/action"].shape[0]
     if split is not None:
         return _split(group, rows, split)
-    require(group.get("meta/episode_ends/.zarray") is not None, "The file does not say where its episodes end.", file=group.path,
+    require(group.describe("meta/episode_ends")[1] is not None, "The file does not say where its episodes end.", file=group.path,
             key="meta/episode_ends", found="not there",
             remedy="copy or download it again; if it is known how many episodes there are, `postbc demos convert FILE "
             "--episodes N` cuts the data where the scene jumps")  # fmt: skip
@@ -247,6 +280,24 @@ def _is_pusht(group: ZarrGroup) -> bool:
 def list_zarr(path: str | Path) -> Listing:
     """Names of the episodes; a zarr file has no filters."""
     return Listing(tuple(f"demo_{i}" for i in range(len(episode_ends(ZarrGroup(path))))), {})
+
+
+def zarr_cameras(path: str | Path) -> tuple[str, ...]:
+    """Arrays that are frames."""
+    group = ZarrGroup(path)
+    return tuple(key for key in group.arrays() if len(group[f"data/{key}"].shape) == 4)
+
+
+def describe_zarr(path: str | Path) -> str:
+    """What of the file is there to be used for what."""
+    group, cameras = ZarrGroup(path), zarr_cameras(path)
+    kind = f"diffusion_policy's zarr, format {group.describe('data/action')[0]}" + (
+        ", Push-T's layout" if _is_pusht(group) else ""
+    )
+    numbers = [key for key in group.arrays() if key not in (*cameras, "action")]
+    return (
+        f"{kind}; observations: {', '.join(numbers)}; cameras: {', '.join(cameras) or 'none'}; no rewards: success is unknown"
+    )
 
 
 def read_zarr(

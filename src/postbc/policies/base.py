@@ -58,13 +58,20 @@ class Policy(Protocol):
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
         """(B, F), normalised chunks (B, T, A) -> (B,): the policy's own supervised loss, its randomness drawn from `generator`.
 
-        `weight` (B,) multiplies the losses.
+        `weight` (B,) multiplies the losses, (B, T) those of the single actions (demonstrations with `tail` mask: 0 for padding).
         """
         ...
 
     def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(B, F) -> normalised chunks (B, T, A); given latent `noise` (B, T, A) it must be deterministic to serve DSRL."""
         ...
+
+
+def weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
+    """Errors (B, D) of flattened chunks -> losses (B,): the mean over D, times `weight` (B,), or of errors times that (B, T)."""
+    if weight is None or weight.ndim == 1:
+        return errors.mean(1) if weight is None else errors.mean(1) * weight
+    return (errors.unflatten(1, (weight.shape[1], -1)) * weight[..., None]).mean((1, 2))
 
 
 def lacking(policy: Any) -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from postbc.errors import require
+from postbc.policies.base import weighted
 from postbc.policies.chains import Chain, diffusion_chain
 from postbc.policies.encoding import Network, NetworkPolicy, check_network
 from postbc.policies.networks.encoders import EncoderConfig
@@ -76,13 +77,12 @@ class DiffusionPolicy(NetworkPolicy):
         self.register_buffer("times", torch.tensor(self.schedule.ddim_timesteps(config.inference_steps)), persistent=False)
 
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
-        """(B, F), (B, T, A) -> (B,): ‖ε − ε_θ(x_t, t, s)‖²/D, t uniform, one ε a row; times `weight` (B,)."""
+        """(B, F), (B, T, A) -> (B,): ‖ε − ε_θ(x_t, t, s)‖²/D, t uniform, one ε a row; times `weight` (B,) or (B, T)."""
         sample = chunk.flatten(1)
         noise = torch.randn(sample.shape, generator=generator, device=sample.device)
         timestep = torch.randint(self.config.denoising_steps, (len(sample),), generator=generator, device=sample.device)
         predicted = self.network(add_noise(self.scales, sample, noise, timestep), timestep, features)
-        losses = (predicted - noise).square().mean(1)
-        return losses if weight is None else losses * weight
+        return weighted((predicted - noise).square(), weight)
 
     def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(B, F) -> chunks (B, T, A); deterministic given `noise` (B, T, A) under DDIM.

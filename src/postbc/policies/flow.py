@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from postbc.errors import require
+from postbc.policies.base import weighted
 from postbc.policies.chains import Chain, flow_chain
 from postbc.policies.diffusion import Steps, Widths
 from postbc.policies.encoding import Network, NetworkPolicy, check_network
@@ -63,13 +64,12 @@ class FlowPolicy(NetworkPolicy):
     config: FlowConfig
 
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
-        """(B, F), (B, T, A) -> (B,): ‖chunk − noise − v_θ(x_t, t, s)‖²/D, t uniform on [0, 1), one noise a row; times `weight` (B,)."""
+        """(B, F), (B, T, A) -> (B,): ‖chunk − noise − v_θ(x_t, t, s)‖²/D, t uniform on [0, 1), one noise a row; times `weight`."""
         end = chunk.flatten(1)
         start = torch.randn(end.shape, generator=generator, device=end.device)
         time = torch.rand(len(end), generator=generator, device=end.device)
         velocity = self.network(torch.lerp(start, end, time[:, None]), TIME_SCALE * time, features)
-        losses = (velocity - (end - start)).square().mean(1)
-        return losses if weight is None else losses * weight
+        return weighted((velocity - (end - start)).square(), weight)
 
     def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(B, F) -> chunks (B, T, A); deterministic given `noise` (B, T, A).

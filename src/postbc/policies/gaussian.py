@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from postbc.nn import MLP, gaussian_log_density
+from postbc.policies.base import weighted
 from postbc.policies.encoding import EncodingPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.schemas import Layers, Width, schema
@@ -71,12 +72,11 @@ class GaussianPolicy(EncodingPolicy):
         return nn.functional.pad(features, (0, 1))
 
     def loss(self, features: Tensor, chunk: Tensor, generator: torch.Generator, weight: Tensor | None = None) -> Tensor:
-        """(B, F), (B, T, A) -> (B,): −log π(chunk | s)/D, without randomness; times `weight` (B,)."""
+        """(B, F), (B, T, A) -> (B,): −log π(chunk | s)/D, without randomness; times `weight` (B,) or (B, T)."""
         mean, std = self.distribution(self._state(features))
         action = chunk.flatten(1).clamp(-EDGE, EDGE)
         log_density = gaussian_log_density(torch.atanh(action), mean, std) - torch.log(1 - action.square())
-        losses = -log_density.mean(-1)
-        return losses if weight is None else losses * weight
+        return weighted(-log_density, weight)
 
     def sample(self, features: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """(B, F) -> chunks (B, T, A); deterministic given `noise` (B, T, A).

@@ -94,7 +94,7 @@ class Inspect:
     """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it. Nothing is ever overwritten."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, or diffusion_policy's zarr)."""
+    """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, a LeRobotDataset v3, or diffusion_policy's zarr)."""
     output: Path | None = None
     """Picture to write (.png, .pdf, .svg); by default beside the file, under its name with .png, or -2.png, … if that is taken."""
     overwrite: bool = False
@@ -102,7 +102,7 @@ class Inspect:
     filter_key: str | None = None
     """Only the demonstrations of this filter (mask)."""
     observation_keys: tuple[str, ...] | None = None
-    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr: its own)."""
+    """Observations that make the state, in this order; by default robomimic's four low-dimensional ones (zarr, LeRobot: their own)."""
     image_keys: tuple[str, ...] = ()
     """Cameras to look for (agentview_image)."""
     clip_actions: bool = False
@@ -113,8 +113,9 @@ class Inspect:
     def run(self) -> None:
         """Print the tables and write the picture."""
         from postbc.data.inspect import draw, draw_beside, summarise
-        from postbc.data.readers import read_dataset
+        from postbc.data.readers import describe, read_dataset
 
+        say(describe(self.file))
         dataset = read_dataset(
             self.file, filter_key=self.filter_key, observation_keys=self.observation_keys, image_keys=self.image_keys,
             clip_actions=self.clip_actions, check_actions=not self.allow_out_of_range, parts=("rewards", "dones"),
@@ -123,6 +124,8 @@ class Inspect:
             _check_free(self.output, self.overwrite)
         summary, environment = summarise(dataset), dataset.environment
         shapes = ", ".join(f"{key} {'×'.join(map(str, shape))}" for key, shape in dataset.shapes.items())
+        if dataset.state_keys:
+            say("state: " + ", ".join(f"{key} ({width})" for key, width in zip(dataset.state_keys, dataset.state_dims)))
         say(
             f"{self.file}: {len(dataset)} demonstrations, {dataset.num_steps} steps; observations: {shapes}; actions "
             f"{dataset.action_dim}; {environment.get('env_name') or 'no environment'}, simulator "
@@ -283,23 +286,30 @@ class Download:
 
 @schema
 class Convert:
-    """Make a file with observations that every command reads: of a raw robosuite recording (states and actions, played back in the
-    simulator), of a diffusion_policy zarr file, or of LIBERO's demonstrations, drawn in their states. Goes on where it was stopped."""
+    """Make robomimic's HDF5 or a LeRobot dataset of what every command reads; of a raw robosuite recording (states and actions), played
+    back in the simulator; or of LIBERO's demonstrations, drawn in their states. Goes on where it was stopped (a copy in HDF5: anew)."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """Recording (HDF5 with states), zarr file, or demonstrations of LIBERO with states (ours or its own, a file or a folder)."""
+    """Recording (HDF5 with states), robomimic HDF5, LeRobotDataset v3, diffusion_policy's zarr, or LIBERO's demonstrations (ours or its
+    own, a file or a folder)."""
     output: Path
-    """File to write (robomimic HDF5)."""
+    """File to write (robomimic HDF5), or folder (LeRobot)."""
+    to: Literal["robomimic", "lerobot"] = "robomimic"
+    """What to write: robomimic's HDF5, or a LeRobotDataset v3."""
     episodes: Count | None = None
     """zarr: number of episodes, for a file that does not say where they end (no meta/episode_ends): cut where the scene jumps most."""
     observation_keys: tuple[str, ...] | None = None
-    """zarr: arrays that make the state, in this order."""
-    image_keys: tuple[str, ...] = ()
-    """zarr: cameras whose frames are copied too (img)."""
+    """Observations that make the state, in this order; by default those that `demos inspect` shows."""
+    image_keys: tuple[str, ...] | None = None
+    """Cameras whose frames are copied too; by default all (zarr: none)."""
     image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
     """LIBERO: draw what its two cameras see in the recorded states, in pixels of a side, in place of the objects."""
     jobs: Annotated[int, Field(ge=1, le=1024)] = 1
     """LIBERO: processes that draw."""
+    fps: Count | None = None
+    """LeRobot: steps a second, for data that does not say its control frequency."""
+    video: bool = False
+    """LeRobot: encode the frames as H.264 (small, not exact) instead of PNG (exact)."""
     num_envs: Count = 8
     """Recording: environments side by side."""
     allow_version_mismatch: bool = False
@@ -310,36 +320,57 @@ class Convert:
     def run(self) -> None:
         """Convert, and say what came out."""
         from postbc.data.convert import finish
+        from postbc.data.lerobot_files import is_lerobot
+        from postbc.data.lerobot_write import finish_lerobot
         from postbc.data.robomimic_write import check_writable
         from postbc.data.zarr import is_zarr
 
-        if finish(self.output):  # it was stopped after the last step but one
+        if (
+            finish_lerobot(self.output) if self.to == "lerobot" else finish(self.output)
+        ):  # it was stopped after the last step but one
             say(f"Written: {self.output}. Next: postbc demos inspect {self.output}")
             return
         _check_free(self.output, self.overwrite)
         require(os.path.realpath(self.output) != os.path.realpath(self.file), "A file cannot be converted into itself.",
                 file=self.output, remedy="choose another --output")  # fmt: skip
-        check_writable(self.output)
-        make = self._draw if self.image_size is not None else self._copy if is_zarr(self.file) else self._play
-        steps, episodes, said = make()
+        require(
+            self.episodes is None or is_zarr(self.file),
+            "Only zarr files are cut into episodes.",
+            key="episodes",
+            file=self.file,
+        )
+        require(self.to == "lerobot" or (self.fps is None and not self.video), "This is an option of LeRobot datasets.",
+                key="video" if self.video else "fps", remedy="add --to lerobot, or leave it out")  # fmt: skip
+        if self.to == "lerobot":
+            steps, episodes, said = self._to_lerobot()
+        else:
+            check_writable(self.output)
+            copied = is_zarr(self.file) or is_lerobot(self.file)
+            make = self._draw if self.image_size is not None else self._copy if copied else self._play
+            steps, episodes, said = make()
         say(f"Written: {self.output}, {episodes} episodes, {steps} steps{said}. Next: postbc demos inspect {self.output}")
 
     def _copy(self) -> tuple[int, int, str]:
         from postbc.data.robomimic_write import write_robomimic
-        from postbc.data.zarr import read_zarr
 
-        dataset = read_zarr(
-            self.file,
-            observation_keys=self.observation_keys,
-            image_keys=self.image_keys,
-            parts=("dones",),
-            episodes=self.episodes,
-        )
-        write_robomimic(self.output, dataset)
-        return (
-            dataset.num_steps,
-            len(dataset),
-            f", {dataset.lengths.min()} to {dataset.lengths.max()} an episode; rewards unknown",
+        dataset = self._read()
+        with progress("Writing", len(dataset)) as bar:
+            write_robomimic(self.output, dataset, progress=lambda: bar.advance())
+        return dataset.num_steps, len(dataset), _said(dataset)
+
+    def _read(self) -> Any:
+        from postbc.data.readers import list_cameras, read_dataset
+        from postbc.data.robomimic import PARTS
+        from postbc.data.zarr import is_zarr, read_zarr
+
+        if is_zarr(self.file):
+            return read_zarr(
+                self.file, observation_keys=self.observation_keys, image_keys=self.image_keys or (), parts=("dones",),
+                episodes=self.episodes,
+            )  # fmt: skip
+        cameras = list_cameras(self.file) if self.image_keys is None else self.image_keys
+        return read_dataset(
+            self.file, observation_keys=self.observation_keys, image_keys=cameras, parts=PARTS, check_actions=False
         )
 
     def _draw(self) -> tuple[int, int, str]:
@@ -351,6 +382,25 @@ class Convert:
         assert self.image_size is not None
         dataset = read_dataset(draw(self.file, self.output, self.image_size, self.jobs), parts=())
         return dataset.num_steps, len(dataset), f", with images of {self.image_size} × {self.image_size}"
+
+    def _to_lerobot(self) -> tuple[int, int, str]:
+        from postbc.data.lerobot_write import LeRobotWriter, check_replaceable
+        from postbc.files import digest
+
+        check_replaceable(self.output)
+        dataset = self._read()
+        chosen = f"{digest(self.file)} {self.observation_keys} {self.image_keys} {self.episodes}"
+        writer = LeRobotWriter(self.output, dataset, chosen, fps=self.fps, video=self.video)
+        done = 0
+        with progress("Writing", len(dataset)) as bar:
+
+            def advance(count: int) -> None:
+                nonlocal done
+                bar.advance(count - done)
+                done = count
+
+            writer.write(advance)
+        return dataset.num_steps, len(dataset), _said(dataset)
 
     def _play(self) -> tuple[int, int, str]:
         from postbc.data.convert import convert_recording
@@ -380,6 +430,11 @@ class Convert:
         dataset = read_robomimic(self.output, check_actions=False, parts=("rewards",))
         solved = sum(episode.rewards is not None and bool(episode.rewards.any()) for episode in dataset)
         return dataset.num_steps, len(dataset), f", {solved} of them solved at some step"
+
+
+def _said(dataset: Any) -> str:
+    rewards = "" if dataset[0].rewards is not None else "; rewards unknown"
+    return f", {dataset.lengths.min()} to {dataset.lengths.max()} an episode{rewards}"
 
 
 def _check_free(output: Path, overwrite: bool) -> None:
