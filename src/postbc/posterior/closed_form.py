@@ -145,6 +145,8 @@ class ClosedForm(nn.Module):
 
     def __init__(self, config: EnsembleConfig, choice: Choice, feature_dim: int, chunk: int, action_dim: int) -> None:
         super().__init__()
+        require(config.encoder == "features", "A closed form regresses from features; it has no encoders of its own.",
+                key="ensemble.encoder", found=config.encoder, expected="features")  # fmt: skip
         require(choice.layer <= config.layers, "The regressor has no such hidden layer.", key="closed_form.layer", found=choice.layer,
                 expected=f"0 to {config.layers}")  # fmt: skip
         self.config, self.choice = config, choice
