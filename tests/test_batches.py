@@ -26,6 +26,7 @@ from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.policies.networks.encoders import EncoderConfig
+from postbc.posterior import Factor
 from postbc.pretraining import Pretraining, PretrainingConfig
 from postbc.seeding import make_generator
 
@@ -252,6 +253,28 @@ def test_a_training_that_reads_ahead_is_the_same_to_the_bit_and_resumes(
     for t in (ahead, resumed):
         t.finish()
     assert threading.active_count() < threads
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_coherent_policy_gets_its_coordinates_beside_frames_read_ahead(
+    tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, found = dataset(write(tmp_path / "d.hdf5", shape=(20, 20, 3))[0]), []
+    for cache in (2**30, 0):
+        monkeypatch.setattr("postbc.data.windows.CACHE", cache)
+        policy = DiffusionPolicy(
+            DiffusionConfig(hidden=16, denoising_steps=10, encoder=EncoderConfig(4, (4,))), {**data.shapes, "posterior": (2,)}, 2, 2,
+            fit_normalization(data, data), make_generator(0, "policy/initialisation"), steps,
+        )  # fmt: skip
+        windows = Windows(data, 2, observation_steps=steps)
+        factor = Factor(torch.randn(len(windows), 2, 4, generator=torch.Generator().manual_seed(0)))
+        settings = PretrainingConfig(coherent=2, steps=4, batch_size=8)
+        trained = Pretraining(policy, windows, settings, 0, factor, Compute(device="cpu"))
+        for _ in range(4):
+            assert trained.step().isfinite()
+        trained.finish()
+        found.append(torch.cat([p.flatten() for p in policy.parameters()]))
+    assert torch.equal(*found)
 
 
 @pytest.mark.gpu

@@ -188,8 +188,15 @@ def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monk
         ({"per_method": {"bc": {"policy.sampler": "ddpm"}}}, "sampler"),
         ({"ensemble": {"encoder": "own"}}, "no images for encoders"),
         ({"demonstrations": "images.hdf5", "data": {"image_keys": ["top_image"]}}, "image.top"),
+        (
+            {
+                "demonstrations": "images.hdf5", "data": {"image_keys": ["top_image"]}, "ensemble": {"encoder": "own"},
+                "posterior_kind": "closed-form",
+            },
+            "regresses from features",
+        ),
     ],
-)
+)  # fmt: skip
 def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, values: dict[str, Any], words: str) -> None:
     merged = {k: {**TINY.get(k, {}), **v} if isinstance(v, dict) else v for k, v in values.items()}
     if merged.get("environment") == "postbc/Lift":

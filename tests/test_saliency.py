@@ -14,6 +14,7 @@ import postbc.experiments.report as report
 from made import save_policy as save_state_policy
 from postbc.cli import main
 from postbc.data.normalization import Normalization
+from postbc.environments.coordinates import coordinates_of_episode
 from postbc.errors import InputError
 from postbc.policies import DiffusionConfig, DiffusionPolicy, save_policy
 from postbc.policies.base import About
@@ -79,6 +80,17 @@ def test_an_episode_is_looked_at_from_its_first_to_its_last_decision(tmp_path: P
     plot(found, tmp_path / "a.png", "title")
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
     assert len(looks(agent, environment(pixels=True, horizon=3), EVALUATION_SEED, 9, horizon=3)) <= 2
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_coherent_agent_plays_its_coordinates_while_it_is_looked_at(steps: int) -> None:
+    agent, met = Watcher(steps), []
+    agent.shapes = {"image.top": (3, 32, 32), "posterior": (2,)}
+    act = agent.act
+    agent.act = lambda observation, generator: met.append(observation["posterior"]) or act(observation, generator)  # type: ignore
+    assert looks(agent, environment(pixels=True, horizon=5), EVALUATION_SEED, 2, horizon=5)
+    expected = torch.as_tensor(coordinates_of_episode(EVALUATION_SEED, 2))
+    assert all(torch.equal(g.reshape(-1, 2), expected.expand(steps, -1)) for g in met)
 
 
 def test_evaluate_draws_it_and_the_report_shows_it(tmp_path: Path) -> None:

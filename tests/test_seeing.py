@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,27 @@ from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.files import load_tree, save_tree
-from postbc.policies import load_policy
+from postbc.policies import DiffusionConfig, load_policy
 from postbc.policies.networks.encoders import EncoderConfig
-from postbc.posterior import EnsembleConfig, Posterior, SeeingEnsemble, fit_seeing_ensemble
+from postbc.posterior import (
+    Calibration,
+    ClosedForm,
+    Ensemble,
+    EnsembleConfig,
+    Posterior,
+    SeeingEnsemble,
+    bootstrap_counts,
+    fit_closed_form,
+    fit_seeing_ensemble,
+)
 from postbc.posterior.diagnostics import extremes
 from postbc.posterior.seeing import SeeingTraining
+from postbc.pretraining import PretrainingConfig
 from postbc.runs import Run
-from postbc.schemas import plain
+from postbc.schemas import plain, read_json
+from postbc.seeding import make_generator
 from postbc.stages.posterior import PosteriorFit, fit_posterior, posterior_at
+from postbc.stages.pretrain import Pretrain, pretrain_policy
 from test_pretraining import pixel_demonstrations
 
 DATA = pixel_demonstrations(6, 0.1)
@@ -194,6 +208,64 @@ def test_a_gpu_fits_nearly_the_same(cached: bool, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(*found, atol=5e-3, rtol=0)
 
 
+# -- what else is asked of it ----------------------------------------------------------------------------------------------------
+def test_trajectories_are_predicted_by_the_members_that_never_saw_them() -> None:
+    """An encoder has seen no more than its member: nothing of a trajectory that it was fitted without."""
+    posterior = Posterior(made(config(ensemble_size=9)), NORMALIZATION, "abc", 4)
+    episode = torch.as_tensor(WINDOWS.episode)
+    oob = posterior.out_of_bag(WINDOWS, CHUNKS, episode)
+    counts = bootstrap_counts(episode, 9, "trajectory", make_generator(4, "ensemble/bootstrap"))
+    left = {int(t): np.flatnonzero(counts[:, episode == t][:, 0] == 0) for t in episode.unique()}
+    kept = [t for t in left if len(left[t]) >= 3]
+    assert len(kept) > 0
+    assert oob.trajectory.unique().tolist() == kept
+    predictions = made(config(ensemble_size=9)).predict(WINDOWS.observation(torch.arange(len(WINDOWS))), NORMALIZATION).double()
+    for t in kept:
+        own, here = predictions[left[t]][:, episode == t], oob.trajectory == t
+        expected = CHUNKS.flatten(1)[episode == t] - own.mean(0)
+        np.testing.assert_allclose(oob.residual[here], expected, atol=1e-5)
+        np.testing.assert_allclose(oob.factor.covariance()[here][0], np.cov(own[:, 0].numpy(), rowvar=False), atol=1e-6)
+        assert (oob.freedom[here] == len(left[t]) - 1).all()
+
+
+def test_by_pair_nothing_is_left_out_and_no_frame_is_looked_at_to_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = Posterior(made(config(bootstrap="pair")), NORMALIZATION, "abc", 4)
+    monkeypatch.setattr(SeeingEnsemble, "predict", None)
+    with pytest.raises(InputError, match="whole trajectories"):
+        posterior.out_of_bag(WINDOWS, CHUNKS, torch.as_tensor(WINDOWS.episode))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_directions_are_the_principal_ones_of_all_windows_together(cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not cached:
+        monkeypatch.setattr("postbc.data.windows.CACHE", 0)
+    windows = Windows(DATA, 2, tail="pad")
+    posterior = Posterior(made(config(ensemble_size=4, bound="none")), NORMALIZATION, "abc", 0)
+    predictions = posterior.model.predict(WINDOWS.observation(torch.arange(len(WINDOWS))), NORMALIZATION)  # type: ignore[arg-type]
+    rows = ((predictions - predictions.mean(0)) / 3**0.5).double().numpy()  # (K, N, D)
+    _, singular, directions = np.linalg.svd(rows.reshape(4, -1).T, full_matrices=False)
+    leading, share = posterior.leading(windows, 1)
+    assert share == pytest.approx(singular[0] ** 2 / (singular**2).sum(), rel=1e-4)
+    expected = np.einsum("knd,k->nd", rows, directions[0])
+    sign = np.sign((expected * leading.rows[:, 0].numpy()).sum())
+    np.testing.assert_allclose(leading.rows[:, 0], sign * expected, atol=1e-5)
+    torch.testing.assert_close(posterior.leading(windows, 3)[0].covariance(), posterior.factor(windows).covariance())
+
+
+def test_of_the_wrong_thing_it_says_what_it_looks_at() -> None:
+    seeing = Posterior(made(config()), NORMALIZATION, "abc", 0)
+    heads = Posterior(Ensemble(EnsembleConfig(2, 8), 3, 2, 2, torch.Generator()), NORMALIZATION, "abc", 0)
+    for asked in (seeing.factor, lambda at: seeing.leading(at, 1)):
+        with pytest.raises(InputError, match="looks at images"):
+            asked(torch.zeros(5, 3))
+    with pytest.raises(InputError, match="looks at features"):
+        heads.factor(WINDOWS)
+    with pytest.raises(InputError, match="looks at features"):
+        heads.of_windows(WINDOWS)
+    with pytest.raises(InputError, match="not the features"):
+        heads.out_of_bag(torch.zeros(5, 4), CHUNKS, torch.as_tensor(WINDOWS.episode))
+
+
 # -- what is refused -----------------------------------------------------------------------------------------------------------------
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"own encoders[\s\S]*ensemble.vision"):
@@ -208,6 +280,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words):
             fit_posterior(wanted, 0)
         assert not (tmp_path / "p").exists()
+    with pytest.raises(InputError, match=r"regresses from features[\s\S]*kind[\s\S]*--encoder DIR"):
+        PosteriorFit(seen, tmp_path / "p", kind="closed-form", ensemble=config())
+    with pytest.raises(InputError, match="regresses from features"):
+        fit_closed_form(torch.randn(20, 3), torch.randn(20, 2, 2), torch.arange(5).repeat(4), config())
 
 
 def test_extremes_are_apart() -> None:
@@ -261,6 +337,57 @@ def test_the_stages_without_any_policy_before(tmp_path: Path) -> None:
     save_tree(folder / "posterior.safetensors", tree)
     with pytest.raises(InputError, match="shapes"):
         Posterior.load(folder)
+
+
+def test_alpha_and_coordinates_come_of_it_as_of_any(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`posterior calibrate` and auto; a coherent policy that sees; by pair both say why not, before anything is written."""
+    file = write_demonstrations(tmp_path / "d.hdf5", trajectories=8, images={"top_image": (16, 16, 3)})
+    data = ["--data.demonstrations", str(file), "--data.image-keys", "top_image"]
+    training_set = TrainingSetConfig(file, image_keys=("top_image",))
+    network = DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2, encoder=EncoderConfig(4, (4,)))
+    for bootstrap in ("trajectory", "pair"):
+        of = config(ensemble_size=10, steps=3, bootstrap=bootstrap)
+        fit_posterior(PosteriorFit(training_set, tmp_path / bootstrap, ensemble=of), 0)
+        line = [
+            "posterior",
+            "calibrate",
+            *data,
+            "--posterior",
+            str(tmp_path / bootstrap),
+            "--output",
+            str(tmp_path / f"{bootstrap}-c"),
+        ]
+        auto = Pretrain(training_set, tmp_path / f"{bootstrap}-auto", network, tmp_path / bootstrap,
+                        pretraining=PretrainingConfig(posterior_weight="auto", steps=3, batch_size=8))  # fmt: skip
+        if bootstrap == "trajectory":
+            assert main(line) == 0
+            found = read_json(tmp_path / "trajectory-c/seed_0/calibration.json", Calibration)
+            assert pretrain_policy(auto, 0).about.posterior_weight == found.posterior_weight
+        else:
+            assert main(line) != 0
+            with pytest.raises(InputError, match="whole trajectories"):
+                pretrain_policy(auto, 0)
+            assert not (tmp_path / "pair-c").exists()
+            assert not (tmp_path / "pair-auto").exists()
+    coherent = dataclasses.replace(
+        auto, output=tmp_path / "coherent", pretraining=PretrainingConfig(coherent=2, steps=3, batch_size=8)
+    )
+    policy = pretrain_policy(coherent, 0)
+    assert dict(policy.shapes) == {"state": (19,), "image.top": (3, 16, 16), "posterior": (2,)}
+    assert "2 coordinates hold" in capsys.readouterr().out
+
+
+def test_the_closed_form_of_a_policys_features(tmp_path: Path) -> None:
+    """From images it takes what any posterior of features takes: an encoder; and its frames are drawn."""
+    file = write_demonstrations(tmp_path / "d.hdf5", images={"top_image": (16, 16, 3)})
+    data = TrainingSetConfig(file, image_keys=("top_image",))
+    network = DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2, encoder=EncoderConfig(4, (4,)))
+    pretrain_policy(Pretrain(data, tmp_path / "bc", network, pretraining=PretrainingConfig("bc", steps=3, batch_size=8)), 0)
+    small = EnsembleConfig(hidden=8, layers=1, steps=5, batch_size=8)
+    fit = PosteriorFit(data, tmp_path / "p", tmp_path / "bc", kind="closed-form", ensemble=small)
+    assert isinstance(fit_posterior(fit, 0).model, ClosedForm)
+    assert {"posterior_frames.png", "encoder.safetensors"} <= {p.name for p in (tmp_path / "p/seed_0").iterdir()}
+    assert posterior_at(tmp_path / "p", load_training_set(data, 0), 0).calibrate(load_training_set(data, 0)).trajectories == 6
 
 
 def test_members_are_told_the_task_by_the_vectors_of_a_file(tmp_path: Path) -> None:
