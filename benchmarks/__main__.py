@@ -27,6 +27,7 @@ FIGURES = {
         "control_steps_lift": 5.0, "control_steps_can": 4.0, "control_steps_square": 4.0, "control_thread_scaling": 1.7,
         "control_fraction_of_mj_step": 0.7,
     },
+    "bench_images": {"image_loading": 2.0},
     "bench_libero": {"libero_steps": 4.0, "libero_image_steps": 4.0},
 }  # fmt: skip
 

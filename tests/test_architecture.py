@@ -10,9 +10,9 @@ import postbc
 
 ROOT = Path(postbc.__file__).parent
 ORDER = [
-    "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "jobs", "nn", "data", "posterior",
-    "policies", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "videos", "training",
-    "stages", "experiments", "theory", "doctor", "lerobot", "cli",
+    "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "jobs", "nn", "data", "policies",
+    "posterior", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "saliency", "videos",
+    "training", "stages", "experiments", "theory", "doctor", "lerobot", "cli",
 ]  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from kills import in_a_process, kill_at_every_operation
 from made import write_demonstrations
 from postbc import cli
 from postbc.data import Dataset, Facts, TrainingSetConfig, Windows, load_training_set, pusht, read_dataset, write_robomimic
+from postbc.data.batches import read_ahead
 from postbc.data.lerobot import describe_lerobot
 from postbc.data.lerobot_files import LeRobotFolder
 from postbc.errors import InputError
@@ -153,6 +154,16 @@ def test_any_frame_of_a_video(root: Path, data: st.DataObject) -> None:
         found = dataset[e].observations["image.top"][steps]
         assert found.shape == (len(steps), 3, 16, 24)
         np.testing.assert_allclose(found.mean((1, 2, 3)), [grey(e, t) for t in steps], atol=1.5)
+
+
+def test_frames_are_read_ahead_by_threads(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos are decoded by one of them at a time: the frames are those of one after another."""
+    monkeypatch.setattr("postbc.data.windows.CACHE", 0)
+    windows = Windows(read_dataset(root, image_keys=["wrist", "observation.image"]), 2)
+    batches = torch.randint(len(windows), (12, 8), generator=torch.Generator().manual_seed(0))
+    for rows, observation in zip(batches, read_ahead(windows, batches, "cpu")):
+        for name, value in windows.observation(rows).items():
+            assert torch.equal(observation[name], value)
 
 
 def test_some_episodes_and_other_observations(root: Path) -> None:

@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from made import LIFT, write_demonstrations
 from postbc import cli
 from postbc.data import TrainingSetConfig, load_training_set, read_dataset, write_robomimic
+from postbc.data.batches import read_ahead
 from postbc.data.lazy import LazyArray
 from postbc.data.libero import environment_name, is_libero, quaternion
 from postbc.data.libero_tasks import KITCHEN
@@ -90,6 +91,26 @@ def test_a_file_is_recognised_and_read_lazily(tmp_path: Path) -> None:
     again = read_dataset(write_robomimic(tmp_path / "ours.hdf5", data), image_keys=["image.agentview"])  # and written as ours
     np.testing.assert_array_equal(again[1].observations["image.agentview"][:], data[1].observations["image.agentview"][:])
     assert again[1].task == STOVE
+
+
+@pytest.mark.parametrize("stored", [{}, {"chunks": (2, 8, 8, 3), "compression": "gzip"}])
+def test_frames_that_are_read_ahead_are_upright_too(
+    tmp_path: Path, stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("postbc.data.windows.CACHE", 0)
+    written = [random_episode(np.random.default_rng(i), 6 + i) for i in range(2)]
+    path = write_libero(tmp_path, STOVE, written)
+    with h5py.File(path, "r+") as file:
+        for i, episode in enumerate(written):
+            del file[f"data/demo_{i}/obs/agentview_rgb"]
+            file.create_dataset(f"data/demo_{i}/obs/agentview_rgb", data=episode["agentview_rgb"], **stored)
+    windows = load_training_set(TrainingSetConfig(path, image_keys=("agentview_rgb",), chunk=2), 0).windows
+    assert windows.reads_files
+    rows = torch.randint(len(windows), (4, 8), generator=torch.Generator().manual_seed(0))
+    for which, observation in zip(rows, read_ahead(windows, rows, "cpu"), strict=True):
+        for n, frame in zip(which.tolist(), observation["image.agentview"].numpy()):
+            expected = written[windows.episode[n]]["agentview_rgb"][windows.step[n], ::-1]
+            np.testing.assert_array_equal(frame, np.moveaxis(expected, -1, 0))
 
 
 @given(arrays(float, (5, 4), elements=st.floats(-1, 1)).filter(lambda q: bool((np.linalg.norm(q, axis=1) > 0.1).all())))

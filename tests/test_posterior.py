@@ -338,7 +338,7 @@ def test_the_stage_writes_a_complete_directory_a_seed(tmp_path, monkeypatch):
     file = write_demonstrations(tmp_path / "d.hdf5")
     config = stage(tmp_path / "p", file, epochs=2, seeds=(0, 5))
     fit_posterior(config, 5)
-    monkeypatch.setattr(posterior_stage, "plot", lambda model, features, data, path, title: write_text(path, title))
+    monkeypatch.setattr(posterior_stage, "plot", lambda found, data, path, title: write_text(path, title))
     fit_posterior(config, 0)
     names = {p.name for p in (tmp_path / "p/seed_5").iterdir()}
     assert names == {"config.yaml", "versions.json", "metrics.csv", "tensorboard", "posterior.safetensors", "posterior.png",
@@ -347,13 +347,13 @@ def test_the_stage_writes_a_complete_directory_a_seed(tmp_path, monkeypatch):
     assert (tmp_path / "p/seed_5/posterior.png").stat().st_size > 10_000
     before = load_tree(tmp_path / "p/seed_0/posterior.safetensors")["parameters"]["network.0.weight"]
     again = fit_posterior(config, 0)  # finished: nothing is trained again
-    assert torch.equal(again.network[0].weight, before)
+    assert torch.equal(again.model.network[0].weight, before)
     with pytest.raises(InputError, match="already holds a run"):
         fit_posterior(dataclasses.replace(config, resume=False), 0)
     with pytest.raises(InputError, match="another configuration"):
         fit_posterior(dataclasses.replace(config, epochs=3), 0)
     moved = dataclasses.replace(config.data, demonstrations=file.rename(tmp_path / "elsewhere.hdf5"))
-    assert torch.equal(fit_posterior(dataclasses.replace(config, data=moved), 0).network[0].weight, before)
+    assert torch.equal(fit_posterior(dataclasses.replace(config, data=moved), 0).model.network[0].weight, before)
 
 
 def test_images_without_an_encoder_are_refused_with_the_remedy(tmp_path):
@@ -366,7 +366,7 @@ def test_images_without_an_encoder_are_refused_with_the_remedy(tmp_path):
 
 def killed_stage(directory: Path) -> None:
     ensemble_module.Checkpoints.due = property(lambda self: self.run is not None)  # after every block
-    posterior_stage.plot = lambda model, features, data, path, title: write_text(path, title)  # drawing takes a second
+    posterior_stage.plot = lambda found, data, path, title: write_text(path, title)  # drawing takes a second
     fit_posterior(stage(directory, Path(sys.argv[2]) / "d.hdf5"), 0)
 
 

@@ -157,7 +157,7 @@ def killed_experiment(folder: Path, directory: Path) -> None:
     run_recipe(tiny(folder, jobs=2, methods=["postbc"], seeds=[0]), Path("x"))
 
 
-def test_postbc_from_images_takes_the_encoder_of_bc(tmp_path: Path) -> None:
+def test_postbc_from_images_takes_the_encoder_of_bc_or_trains_its_own(tmp_path: Path) -> None:
     data, env = tmp_path / "pixels.hdf5", {**REACH, "env_name": "ReachPixels-v0"}
     made.write_demonstrations(data, environment=env, widths={"state": 4}, action_dim=2, images={"top_image": (8, 8, 3)})
     keys = {"observation_keys": [], "image_keys": ["top_image"]}
@@ -168,8 +168,12 @@ def test_postbc_from_images_takes_the_encoder_of_bc(tmp_path: Path) -> None:
     report = run_recipe(parse_recipe({**values, "methods": ["postbc", "bc"]}), tmp_path / "x")
     assert (tmp_path / "x/posterior/seed_0/encoder.safetensors").exists()
     assert len(json.loads((report / "summary.json").read_text())) == 2
-    with pytest.raises(InputError, match="by bc too"):
+    with pytest.raises(InputError, match=r"(?s)by bc too.*encoder own"):
         run_recipe(parse_recipe({**values, "methods": ["postbc"]}), tmp_path / "y")
+    own = {**TINY["ensemble"], "encoder": "own", "vision": {"keypoints": 4, "channels": [4]}}
+    run_recipe(parse_recipe({**values, "methods": ["postbc"], "ensemble": own, "finetuners": []}), tmp_path / "z")
+    assert not (tmp_path / "z/posterior/seed_0/encoder.safetensors").exists()
+    assert (tmp_path / "z/evaluation/postbc/seed_0/evaluation.json").exists()
 
 
 def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,9 +209,17 @@ def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monk
         ({"training": {"budget_env_steps": 10}}, "before learning"),
         ({"data": {"num_trajectories": 99}}, "99"),
         ({"per_method": {"bc": {"policy.sampler": "ddpm"}}}, "sampler"),
+        ({"ensemble": {"encoder": "own"}}, "no images for encoders"),
         ({"demonstrations": "images.hdf5", "data": {"image_keys": ["top_image"]}}, "image.top"),
+        (
+            {
+                "demonstrations": "images.hdf5", "data": {"image_keys": ["top_image"]}, "ensemble": {"encoder": "own"},
+                "posterior_kind": "closed-form",
+            },
+            "regresses from features",
+        ),
     ],
-)
+)  # fmt: skip
 def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, values: dict[str, Any], words: str) -> None:
     merged = {k: {**TINY.get(k, {}), **v} if isinstance(v, dict) else v for k, v in values.items()}
     if merged.get("environment") == "postbc/Lift":
@@ -288,6 +300,7 @@ def test_the_papers_libero() -> None:
     """One policy of sixteen tasks, finetuned in each (paper.md section 6)."""
     for name, weight, seeds in (("paper-libero-dsrl", 2.0, 3), ("paper-libero-best-of-n", 4.0, 2)):
         r = load_recipe(name)
+        assert (r.ensemble.encoder, r.ensemble.vision.kind) == ("own", "resnet18")
         assert r.finetune_in == tuple(f"libero/kitchen/{k}-pixels" for k in range(16))
         assert (r.data.num_trajectories, r.data.chunk, r.data.language, r.episodes, len(r.seeds)) == (
             400,

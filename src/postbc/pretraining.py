@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from postbc.data.batches import Batches
 from postbc.data.episodes import COORDINATES
 from postbc.data.windows import Windows
 from postbc.devices import Compute
@@ -176,6 +177,7 @@ class Pretraining:
         self.chunks = policy.normalization.normalize_action(windows.chunk(every).to(device))
         self.inside = windows.inside(every)
         self.target = Target(config, self.chunks.shape, factor, self.streams["target"])
+        self.batches = Batches(windows, self._draw, self.streams["data"], device)
         self.ema = EMA(policy, config.ema_decay)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(
@@ -194,6 +196,10 @@ class Pretraining:
         along = (step - warm) / max(1, c.steps - warm)
         return c.final_learning_rate + (c.learning_rate - c.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * along))
 
+    def _draw(self, generator: torch.Generator) -> Tensor:
+        """Windows of a batch (B,)."""
+        return torch.randint(len(self.chunks), (self.config.batch_size,), generator=generator, device=self.device)
+
     def _losses(self, observation: Mapping[str, Tensor], target: Tensor, *weight: Tensor) -> Tensor:
         """(B,): the policy's own loss, through its encoder."""
         augmentation = (self.streams["crop"],) if self.augments else ()
@@ -205,8 +211,7 @@ class Pretraining:
         config = self.config
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate(self.done)
-        rows = torch.randint(len(self.chunks), (config.batch_size,), generator=self.streams["data"], device=self.device)
-        observation = {name: value.to(self.device) for name, value in self.windows.observation(rows).items()}
+        rows, observation = self.batches.next()
         g = self.target.coordinates(len(rows)) if config.coherent else None
         target = self.target(self.chunks[rows], rows, g)
         if g is not None:
@@ -239,6 +244,7 @@ class Pretraining:
         Raises:
             NotFiniteError: they are NaN or infinite.
         """
+        self.batches.restart()  # reads no more
         if self.done < self.config.ema_every:  # too short for an average
             self.ema.copy()
         check_finite(self.ema.state_dict(), "The policy's weights are not finite; it is not saved.", remedy=REMEDY)
@@ -264,6 +270,7 @@ class Pretraining:
         for name, saved in state["streams"].items():  # of former files fewer: what those policies drew
             set_generator_state(self.streams[name], saved)
         self.done, self.ema.updates = int(state["done"]), int(state["ema_updates"])
+        self.batches.restart()
 
 
 REMEDY = "lower pretraining.learning_rate, or look at the demonstrations with `postbc demos inspect`"

@@ -10,11 +10,13 @@ from postbc.errors import require
 #: What each stream of a seed's random numbers is for. Numbers are never reused, so that no use disturbs another.
 STREAMS = {
     "ensemble/initialisation": 0, "ensemble/bootstrap": 1, "ensemble/data": 2, "policy/initialisation": 3,
+    "ensemble/crop": 4,
     "value-dice/initialisation": 5, "value-dice/data": 6, "value-dice/noise": 7,
     "pretraining/data": 10, "pretraining/loss": 11, "pretraining/target": 12, "pretraining/crop": 13, "pretraining/dropout": 14,
     "online/initialisation": 400, "online/base": 401, "online/acting": 402, "online/data": 403, "online/noise": 404,
     "residual/demonstrations": 405,
     "best-of-n/initialisation": 410, "best-of-n/data": 411, "rollouts/acting": 420, "report/actions": 500,
+    "evaluation/saliency": 501,
     "evaluation/acting": 7000,
 }  # fmt: skip
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
+import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +17,63 @@ import numpy as np
 from postbc.errors import InputError
 
 #: Open files of this process, newest last: (process, path) -> file. A child process opens its own.
-_OPEN: OrderedDict[tuple[int, str], Any] = OrderedDict()
-_AT_MOST = 16
+_OPEN: OrderedDict[tuple[int, str], _File] = OrderedDict()
+_AT_MOST = 128
+_LOCK = threading.Lock()
+#: Frames, and bytes, that one call of the system reads at most.
+_FRAMES, _BYTES = 512, 2**30
 
 
-def _file(path: str) -> Any:
-    key = (os.getpid(), path)
-    if key not in _OPEN:
+class _File:
+    """An open data file; and where in it frames stand as they are, which need none of HDF5's locks to be read."""
+
+    def __init__(self, path: str) -> None:
+        self._places: dict[str, tuple[int, tuple[int, ...]] | None] = {}
+        self.descriptor = -1
+        self.alone: AbstractContextManager[object] = nullcontext()  # what only one thread at a time may read
         if os.path.exists(os.path.join(path, "meta/info.json")):
             from postbc.data.lerobot_files import LeRobotFolder
 
-            _OPEN[key] = LeRobotFolder(path)
-        elif path.endswith(".zip") or os.path.isdir(path):
+            self.arrays: Any = LeRobotFolder(path)
+            self.alone = threading.Lock()
+            return
+        if path.endswith(".zip") or os.path.isdir(path):
             from postbc.data.zarr import ZarrGroup
 
-            _OPEN[key] = ZarrGroup(path)
-        else:
-            import h5py
+            self.arrays = ZarrGroup(path)
+            return
+        import h5py
 
-            try:
-                _OPEN[key] = h5py.File(path, "r", locking="best-effort")
-            except OSError as error:
-                raise InputError("A data file can no longer be read.", file=path, found=str(error)) from None
-        while len(_OPEN) > _AT_MOST:
-            (pid, _), oldest = _OPEN.popitem(last=False)
-            if pid == os.getpid():
-                oldest.close()
-    _OPEN.move_to_end(key)
-    return _OPEN[key]
+        try:
+            self.arrays = h5py.File(path, "r", locking="best-effort")
+            if hasattr(os, "preadv") and self.arrays.userblock_size == 0:
+                self.descriptor = os.open(path, os.O_RDONLY)
+                weakref.finalize(self, os.close, self.descriptor)  # when nobody reads any more
+        except OSError as error:
+            raise InputError("A data file can no longer be read.", file=path, found=str(error)) from None
+
+    def place(self, key: str) -> tuple[int, tuple[int, ...]] | None:
+        """Bytes from the file's begin to an array that stands there whole and as it is, and its shape; None for others."""
+        if self.descriptor < 0:
+            return None
+        if key not in self._places:
+            array = self.arrays[key]
+            plain = array.dtype == np.uint8 and array.chunks is None and not array.external and not array.is_virtual
+            inside = plain and array.file.filename == self.arrays.filename
+            offset = array.id.get_offset() if inside else None
+            self._places[key] = None if offset is None else (offset, array.shape)
+        return self._places[key]
+
+
+def _file(path: str) -> _File:
+    key = (os.getpid(), path)
+    with _LOCK:
+        if key not in _OPEN:
+            _OPEN[key] = _File(path)
+            while len(_OPEN) > _AT_MOST:
+                _OPEN.popitem(last=False)
+        _OPEN.move_to_end(key)
+        return _OPEN[key]
 
 
 class LazyArray:
@@ -58,9 +91,10 @@ class LazyArray:
     def __init__(self, path: str | Path, key: str, *, rows: tuple[int, int] | None = None, channels_last: bool = True,
                  shape: Sequence[int] | None = None, upside_down: bool = False) -> None:  # fmt: skip
         self.path, self.key, self.channels_last, self.upside_down = str(path), key, channels_last, upside_down
-        shape = _file(self.path)[key].shape if shape is None else shape
+        shape = _file(self.path).arrays[key].shape if shape is None else shape
         self.start, self.stop = rows or (0, int(shape[0]))
-        rest = tuple(int(n) for n in shape[1:])
+        self._stored = tuple(int(n) for n in shape[1:])
+        rest = self._stored
         self.shape = (self.stop - self.start, *(rest[-1:] + rest[:-1] if channels_last else rest))
         self.dtype = np.dtype(np.uint8)
 
@@ -82,32 +116,71 @@ class LazyArray:
             i = int(index) + (len(self) if index < 0 else 0)
             if not 0 <= i < len(self):
                 raise IndexError(f"step {index} of {len(self)}")
-            return self._read(i, i + 1)[0]
+            frame: np.ndarray = self[i : i + 1][0]
+            return frame
         if isinstance(index, slice):
-            start, stop, step = index.indices(len(self))
-            if step == 1:
-                return self._read(start, max(start, stop))
-            index = np.arange(start, stop, step)
-        wanted, back = np.unique(np.asarray(index, dtype=np.int64), return_inverse=True)
-        if not len(wanted):
-            return np.zeros((0, *self.shape[1:]), np.uint8)
-        if wanted[0] < 0 or wanted[-1] >= len(self):
-            raise IndexError(f"steps {wanted[0]} to {wanted[-1]} of {len(self)}")
-        # neighbours are read together
-        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
-        return np.concatenate([self._read(int(run[0]), int(run[-1]) + 1) for run in runs])[back.reshape(-1)]
+            index = np.arange(*index.indices(len(self)))
+        wanted = np.asarray(index, dtype=np.int64)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"steps {wanted.min()} to {wanted.max()} of {len(self)}")
+        frames, order = np.empty((len(wanted), *self._stored), np.uint8), np.argsort(wanted, kind="stable")
+        self.read_into(frames, order, wanted[order])
+        return np.ascontiguousarray(np.moveaxis(frames, -1, 1) if self.channels_last else frames)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)
 
-    def _read(self, start: int, stop: int) -> np.ndarray:
+    def read_into(self, out: np.ndarray, places: np.ndarray, steps: np.ndarray) -> None:
+        """Put the frames of `steps` (n,), which rise, at out[places], upright, in the file's order of axes; by any thread.
+
+        Raises:
+            InputError: the file can no longer be read, or has changed.
+        """
+        if not len(steps):
+            return
         try:
-            frames = np.asarray(_file(self.path)[self.key][self.start + start : self.start + stop])
+            file = _file(self.path)
+            place = file.place(self.key)
+            if place is None:
+                with file.alone:
+                    self._read_decoded(file.arrays[self.key], out, places, steps)
+            else:
+                offset, shape = place
+                self._check(shape[1:] == self._stored and self.stop <= shape[0], f"an array {shape}")
+                self._read_bytes(file.descriptor, offset, out, places, steps)
+            if self.upside_down:
+                out[places] = np.flip(out[places], 1 if self.channels_last else 2)
         except (OSError, KeyError, RuntimeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError("A data file can no longer be read.", file=self.path, key=self.key, found=str(error)) from None
-        if len(frames) != stop - start:
-            raise InputError("A data file has changed.", file=self.path, key=self.key, found=f"{len(frames)} frames")
-        if frames.dtype != np.uint8:  # diffusion_policy stores 0 to 255 as float32
-            frames = (np.clip(frames, 0, 255) + 0.5).astype(np.uint8)
-        frames = np.moveaxis(frames, -1, 1) if self.channels_last else frames
-        return np.ascontiguousarray(frames[:, :, ::-1] if self.upside_down else frames)
+
+    def _read_bytes(self, descriptor: int, place: int, out: np.ndarray, places: np.ndarray, steps: np.ndarray) -> None:
+        """Frames that stand in the file as they are: neighbours by one call."""
+        size = math.prod(self._stored)
+        most = max(1, min(_FRAMES, _BYTES // max(size, 1)))
+        wanted, at, begin = steps.tolist(), places.tolist(), 0
+        while begin < len(wanted):
+            end = begin + 1
+            while end < len(wanted) and end - begin < most and wanted[end] == wanted[end - 1] + 1:
+                end += 1
+            offset = place + (self.start + wanted[begin]) * size
+            found = os.preadv(descriptor, [out[p] for p in at[begin:end]], offset)
+            self._check(found == (end - begin) * size, f"{found} of {(end - begin) * size} bytes")
+            begin = end
+
+    def _read_decoded(self, array: Any, out: np.ndarray, places: np.ndarray, steps: np.ndarray) -> None:
+        """Frames in compressed pieces of some rows each: a piece is decoded once for all that is wanted of it."""
+        piece = (getattr(array, "chunks", None) or (1,))[0]
+        pieces = (self.start + steps) // piece
+        for run in np.split(np.arange(len(steps)), np.flatnonzero(np.diff(pieces) > 1) + 1):
+            first, last = int(steps[run[0]]), int(steps[run[-1]])
+            frames = np.asarray(array[self.start + first : self.start + last + 1])
+            self._check(len(frames) == last + 1 - first, f"{len(frames)} frames")
+            if frames.dtype != np.uint8:  # diffusion_policy stores 0 to 255 as float32
+                frames = (np.clip(frames, 0, 255) + 0.5).astype(np.uint8)
+            out[places[run]] = frames[steps[run] - first]
+
+    def _check(self, whole: bool, found: str) -> None:
+        if not whole:
+            raise InputError("A data file has changed.", file=self.path, key=self.key, found=found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -76,37 +77,80 @@ class Windows:
         }
         size = sum(int(np.prod(f.shape, dtype=np.int64)) for frames in self._frames.values() for f in frames)
         self._cache: dict[str, Tensor] | None = {} if size <= CACHE else None
+        self._channels_last = {
+            key for key, frames in self._frames.items() if all(isinstance(f, LazyArray) and f.channels_last for f in frames)
+        }
+        self._host = self._row.cpu(), self._first.cpu()
         self._fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.step)
 
-    def _images(self, key: str, rows: Tensor) -> Tensor:
-        """Frames (n, C, H, W) uint8 of global rows (n,)."""
-        if self._cache is not None:
-            if key not in self._cache:
-                whole = np.concatenate([np.asarray(f[:]) for f in self._frames[key]])
-                self._cache[key] = torch.as_tensor(whole, device=self.device)
-            return self._cache[key][rows]
-        wanted, back = np.unique(rows.cpu().numpy(), return_inverse=True)
-        episodes = np.searchsorted(self._starts, wanted, side="right") - 1
-        parts = [
-            np.asarray(self._frames[key][int(e)][wanted[episodes == e] - self._starts[e]]) for e in np.unique(episodes).tolist()
-        ]
-        return torch.as_tensor(np.concatenate(parts)[back.reshape(-1)]).to(self.device)
+    @property
+    def rows(self) -> np.ndarray:
+        """(N,) int64: each window's first step among all steps, episode after episode."""
+        return np.asarray(self._host[0])
 
-    def observation(self, rows: Tensor) -> dict[str, Tensor]:
-        """Windows (B,) int64 -> named raw observations on the device, (B, ...), or (B, To, ...) when `observation_steps` > 1."""
+    @property
+    def reads_files(self) -> bool:
+        """Whether there are more frames than are kept in memory: :meth:`read` can then be called ahead, by other threads too."""
+        return bool(self._frames) and self._cache is None
+
+    def _images(self, key: str, rows: Tensor) -> Tensor:
+        """Frames (n, C, H, W) uint8 of global rows (n,), on the device."""
+        if self._cache is None:
+            return self._gathered(key, rows.cpu(), False).to(self.device).contiguous()
+        if key not in self._cache:
+            whole = np.concatenate([np.asarray(f[:]) for f in self._frames[key]])
+            self._cache[key] = torch.as_tensor(whole, device=self.device)
+        return self._cache[key][rows]
+
+    def _gathered(self, key: str, rows: Tensor, pinned: bool) -> Tensor:
+        """Frames (n, C, H, W) uint8 of global rows (n,), in memory, laid out as their files have them."""
+        wanted, frames = rows.numpy(), self._frames[key]
+        last = key in self._channels_last
+        channels, height, width = self.shapes[key]
+        stored = (height, width, channels) if last else (channels, height, width)
+        buffer = torch.empty((len(wanted), *stored), dtype=torch.uint8, pin_memory=pinned)
+        out = buffer.numpy()
+        order = np.argsort(wanted, kind="stable")  # neighbours are read together
+        episodes = np.searchsorted(self._starts, wanted[order], side="right") - 1
+        cuts = np.flatnonzero(np.diff(episodes)) + 1
+        for episode, places in zip(episodes[np.append(0, cuts)].tolist(), np.split(order, cuts)):
+            array, steps = frames[episode], wanted[places] - self._starts[episode]
+            if last:
+                array.read_into(out, places, steps)  # type: ignore[union-attr]
+            else:
+                out[places] = array[steps]
+        return buffer.permute(0, 3, 1, 2) if last else buffer
+
+    def _steps(self, rows: Tensor, row: Tensor, first: Tensor) -> Tensor:
+        """Global rows of the newest observations of windows (B,): (B,), or (B, To)."""
+        if self.observation_steps == 1:
+            return row[rows]
+        back = torch.arange(1 - self.observation_steps, 1, device=rows.device)
+        return torch.maximum(row[rows, None] + back, first[rows, None])
+
+    def read(self, rows: Tensor, pinned: bool = False) -> dict[str, Tensor]:
+        """Frames alone of windows (B,), in memory, for :meth:`observation`; for a GPU pinned, and laid out as their files have them."""
+        steps = self._steps(rows, *self._host).reshape(-1)
+        found = {key: self._gathered(key, steps, pinned) for key in self._frames}
+        return found if pinned else {key: frames.contiguous() for key, frames in found.items()}
+
+    def observation(self, rows: Tensor, frames: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Windows (B,) int64 -> named raw observations on the device, (B, ...), or (B, To, ...) when `observation_steps` > 1.
+
+        `frames` are what :meth:`read` found for the same windows; by default they are read now.
+        """
         rows = rows.to(self.device)
-        steps, to = self._row[rows], self.observation_steps
-        if to > 1:
-            back = torch.arange(1 - to, 1, device=self.device)
-            steps = torch.maximum(steps[:, None] + back, self._first[rows, None])
-        flat = steps.reshape(-1)
+        steps = self._steps(rows, self._row, self._first)
+        flat, found = steps.reshape(-1), frames or {}
         return {
-            key: (self._images(key, flat) if is_image(key) else self._numbers[key][flat]).unflatten(0, steps.shape)
+            key: (
+                self._numbers[key][flat] if not is_image(key) else found[key] if key in found else self._images(key, flat)
+            ).unflatten(0, steps.shape)
             for key in self.shapes
-        }
+        }  # fmt: skip
 
     def chunk(self, rows: Tensor) -> Tensor:
         """Windows (B,) int64 -> raw chunks (B, T, A)."""

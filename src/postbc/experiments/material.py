@@ -137,6 +137,10 @@ class Material:
         """PNG files with "posterior" in the name of the file or of a directory above it."""
         return [f for f in self.embeddable(".png") if "posterior" in f.name.lower()]
 
+    def saliency_pictures(self) -> list[Found]:
+        """What evaluations drew of where their agents look."""
+        return [f for f in self.embeddable(".png") if f.path.name == "saliency.png"]
+
     def videos(self) -> list[Found]:
         """MP4 files, successes and failures of every directory in turn, so that a limit leaves some of each."""
         lanes: dict[tuple[Path, str], list[Found]] = {}

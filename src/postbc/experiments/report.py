@@ -130,7 +130,8 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
         context["efficiency"] = tables.efficiency(content.groups)
         context["actions"] = actions(content)
         bar.advance()
-        context |= {"posterior": posterior(content), "videos": videos(content), "runs": tables.runs(content.groups)}
+        context |= {"posterior": posterior(content), "saliency": saliency(content), "videos": videos(content)}
+        context["runs"] = tables.runs(content.groups)
         context |= {
             "evaluations": tables.evaluations(content.material), "commands": tables.commands(content.stages, content.entries),
             "configurations": tables.configurations(content.stages, content.entries), "versions": tables.versions(content.stages),
@@ -235,7 +236,16 @@ def _embedded(found: Found, kind: str, content: Content) -> str | None:
 
 def posterior(content: Content) -> dict[str, Any]:
     """Pictures that the posterior stage drew."""
-    chosen, left = within(content.material.posterior_pictures(), 3.0, 4)
+    return _shown(content, content.material.posterior_pictures())
+
+
+def saliency(content: Content) -> dict[str, Any]:
+    """Pictures that evaluations drew of where their agents look."""
+    return _shown(content, content.material.saliency_pictures())
+
+
+def _shown(content: Content, found: Sequence[Found]) -> dict[str, Any]:
+    chosen, left = within(found, 3.0, 4)
     return {"pictures": [Picture(f.name, image=_embedded(f, "image/png", content)) for f in chosen], "left": left}
 
 

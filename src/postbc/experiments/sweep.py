@@ -141,10 +141,16 @@ def check(recipe: Recipe[Any], output: Path) -> None:
         )  # fmt: skip
         own.training.require_learning(recipe.data.chunk)
     require(
-        not recipe.data.image_keys or "postbc" not in recipe.methods or "bc" in recipe.methods,
+        not _shares_encoder(recipe) or "postbc" not in recipe.methods or "bc" in recipe.methods,
         "PostBC from images takes the encoder of the BC policy of the same seed.", key="methods", found=", ".join(recipe.methods),
-        remedy="pretrain by bc too",
+        remedy="pretrain by bc too, or give --ensemble.encoder own",
     )  # fmt: skip
+    require(
+        recipe.ensemble.encoder == "features" or recipe.data.image_keys or "postbc" not in recipe.methods,
+        "There are no images for encoders.", key="ensemble.encoder", found="own, and no data.image_keys", expected="features",
+    )  # fmt: skip
+    if "postbc" in recipe.methods:
+        posterior_of(recipe, output, recipe.seeds[0])
     if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
         data = load_training_set(data_of(recipe, output), recipe.seeds[0])
         _check_facts(data.facts, environment, recipe)
@@ -211,11 +217,11 @@ def collect(recipe: Recipe[Any], output: Path) -> None:
 
 
 def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
-    """Jobs by phase: none needs what one of the same phase makes. PostBC from images waits for the encoder of BC."""
-    images = bool(recipe.data.image_keys)
+    """Jobs by phase: none needs what one of the same phase makes. A posterior that shares BC's encoder waits for it."""
+    shares = _shares_encoder(recipe)
 
     def posterior_job(seed: int) -> Job:
-        needs = (_seed(output, "pretraining/bc", seed) / POLICY_FILE,) if images else ()
+        needs = (_seed(output, "pretraining/bc", seed) / POLICY_FILE,) if shares else ()
         return Job(
             f"posterior-seed_{seed}", fit, (recipe, output, seed), needs, _seed(output, "posterior", seed) / POSTERIOR_FILE
         )
@@ -243,7 +249,12 @@ def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
     finetuners = sorted(recipe.finetuners, key=["dppo", "dsrl", "residual", "best-of-n"].index)  # the longest first
     places = recipe.finetune_in or (None,)
     last = [finetune_job(f, m, s, place) for f in finetuners for place in places for m in recipe.methods for s in recipe.seeds]
-    return [first, posteriors, second, last] if images else [posteriors, first + second, last]
+    return [first, posteriors, second, last] if shares else [posteriors, first + second, last]
+
+
+def _shares_encoder(recipe: Recipe[Any]) -> bool:
+    """Whether the posterior looks at images through the encoder of the BC policy."""
+    return bool(recipe.data.image_keys) and recipe.ensemble.encoder == "features"
 
 
 def _seed(output: Path, stage: str, seed: int) -> Path:
@@ -255,15 +266,19 @@ def _where(finetuner: Finetuner, method: Method, place: str | None) -> str:
     return f"{finetuner}/{method}" + ("" if place is None else f"/{place.replace('/', '_')}")
 
 
-def fit(recipe: Recipe[Any], output: Path, seed: int) -> None:
-    """One seed's posterior."""
-    encoder = output / "pretraining/bc" if recipe.data.image_keys else None
+def posterior_of(recipe: Recipe[Any], output: Path, seed: int) -> PosteriorFit:
+    """The fit of one seed's posterior. InputError for a combination that has no meaning."""
+    encoder = output / "pretraining/bc" if _shares_encoder(recipe) else None
     compute = replace(recipe.compute, precision=recipe.ensemble_precision)
-    config = PosteriorFit(
+    return PosteriorFit(
         data_of(recipe, output), output / "posterior", encoder, (seed,), recipe.posterior_kind, recipe.ensemble, recipe.closed_form,
         recipe.ensemble_epochs, compute, resume=True,
     )  # fmt: skip
-    fit_posterior(config, seed)
+
+
+def fit(recipe: Recipe[Any], output: Path, seed: int) -> None:
+    """One seed's posterior."""
+    fit_posterior(posterior_of(recipe, output, seed), seed)
 
 
 def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> None:

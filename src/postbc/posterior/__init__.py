@@ -7,6 +7,7 @@ from postbc.posterior.ensemble import Ensemble, EnsembleConfig, fit_ensemble
 from postbc.posterior.factor import Factor
 from postbc.posterior.features import state_features, window_features
 from postbc.posterior.saved import Posterior
+from postbc.posterior.seeing import SeeingEnsemble, fit_seeing_ensemble
 
 __all__ = [
     "Calibration",
@@ -17,10 +18,12 @@ __all__ = [
     "Factor",
     "OutOfBag",
     "Posterior",
+    "SeeingEnsemble",
     "bootstrap_counts",
     "calibrate",
     "fit_closed_form",
     "fit_ensemble",
+    "fit_seeing_ensemble",
     "state_features",
     "window_features",
 ]

@@ -161,6 +161,8 @@ class ClosedForm(nn.Module):
 
     def __init__(self, config: EnsembleConfig, choice: Choice, feature_dim: int, chunk: int, action_dim: int) -> None:
         super().__init__()
+        require(config.encoder == "features", "A closed form regresses from features; it has no encoders of its own.",
+                key="ensemble.encoder", found=config.encoder, expected="features")  # fmt: skip
         self.config, self.choice = config, choice
         self.feature_dim, self.chunk, self.action_dim, self.dim = feature_dim, chunk, action_dim, chunk * action_dim
         hidden, nothing = (config.hidden,) * choice.layer, torch.Generator()

@@ -1,7 +1,8 @@
-"""Pictures of the posterior: where it is uncertain along each demonstration, between demonstrations and beyond them."""
+"""Pictures of the posterior: where it is uncertain along each demonstration, between and beyond them; and what is seen there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from postbc.data.episodes import is_image
 from postbc.data.training_set import TrainingSet
 from postbc.files import atomic_path
 from postbc.posterior.calibration import LEVELS, Calibration
-from postbc.posterior.closed_form import ClosedForm
-from postbc.posterior.ensemble import Ensemble
-
-
-def first_action_std(posterior: Ensemble | ClosedForm, features: Tensor) -> np.ndarray:
-    """(N, F) -> (N, A): posterior standard deviation of the chunk's first action, normalised units."""
-    std: np.ndarray = posterior.factor(features).std()[:, : posterior.action_dim].cpu().numpy()
-    return std
+from postbc.posterior.features import Encode, window_features
+from postbc.posterior.saved import Posterior
+from postbc.posterior.seeing import SeeingEnsemble
 
 
 def between_and_beyond(features: Tensor, episode: np.ndarray, rng: np.random.Generator, count: int = 400) -> dict[str, Tensor]:
@@ -42,22 +39,34 @@ def between_and_beyond(features: Tensor, episode: np.ndarray, rng: np.random.Gen
     return {"between": 0.5 * (a + b), "beyond": a + (a - features.mean(0))}
 
 
-def summarise(posterior: Ensemble | ClosedForm, features: Tensor, episode: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Mean and median posterior std (all dimensions of the chunk, normalised units) on, between and beyond the demonstrations."""
-    result: dict[str, Any] = {}
-    for name, values in {"on": features, **between_and_beyond(features, episode, np.random.default_rng(seed))}.items():
-        std = posterior.factor(values).std()
-        result[name] = {"mean": std.mean().item(), "median": std.median().item(), "maximum": std.max().item()}
-    return result
+def spreads(posterior: Posterior, data: TrainingSet, encode: Encode | None) -> dict[str, Tensor]:
+    """Posterior std (n, D), normalised units: "on" every window, and of features "between" and "beyond" them.
+
+    Half way between what two images show is no image, so there is nothing off the demonstrations for members that see.
+    """
+    if encode is None or isinstance(posterior.model, SeeingEnsemble):
+        return {"on": posterior.of_windows(data.windows).std()}
+    features = window_features(data.windows, encode)
+    off = between_and_beyond(features, data.windows.episode, np.random.default_rng(0))
+    return {name: posterior.factor(values).std() for name, values in {"on": features, **off}.items()}
 
 
-def plot(posterior: Ensemble | ClosedForm, features: Tensor, data: TrainingSet, path: str | Path, title: str = "") -> None:
-    """Draw the diagnostics as one PNG: std along each demonstration, on a map of the gripper's path, and its distribution."""
+def summarise(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean, median and largest posterior std (all dimensions of the chunk) of each of :func:`spreads`."""
+    return {
+        name: {"mean": std.mean().item(), "median": std.median().item(), "maximum": std.max().item()}
+        for name, std in found.items()
+    }
+
+
+def plot(found: Mapping[str, Tensor], data: TrainingSet, path: str | Path, title: str = "") -> None:
+    """Draw :func:`spreads` as one PNG: std of the chunk's first action along each demonstration, where it is, its distribution."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     w = data.windows
-    std = first_action_std(posterior, features)
+    stds = {name: std[:, : w.action_dim].cpu().numpy() for name, std in found.items()}
+    std = stds["on"]
     level = std.mean(1)
     figure = Figure(figsize=(12, 7.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -69,26 +78,76 @@ def plot(posterior: Ensemble | ClosedForm, features: Tensor, data: TrainingSet, 
     along.set(xlabel="step of the demonstration", ylabel="posterior std (normalised)", title="Along each demonstration",
               ylim=(0, None))  # fmt: skip
     along.legend(fontsize=7, ncols=2)
-    where, words = features.cpu().numpy(), ("first feature", "third feature")
-    if "state" in w.shapes:
-        state = w.observation(torch.arange(len(w)))["state"].cpu().numpy()
-        where = state[:, -1] if state.ndim == 3 else state
-        words = ("first dimension of the state (end effector x, m)", "third (end effector z, m)")
-    points = paths.scatter(where[:, 0], where[:, min(2, where.shape[1] - 1)], c=level, s=9, cmap="viridis")
+    where, words = np.stack([w.step, w.episode], 1), ("step of the demonstration", "demonstration")
+    if w.shapes.get("state", (0,))[0]:
+        state = np.concatenate([e.state for e in data.dataset])[w.rows]
+        where, words = state[:, [0, min(2, state.shape[1] - 1)]], (
+            "first dimension of the state (end effector x, m)", "third (end effector z, m)",
+        )  # fmt: skip
+    points = paths.scatter(where[:, 0], where[:, 1], c=level, s=9, cmap="viridis")
     paths.set(xlabel=words[0], ylabel=words[1], title="Where it is uncertain")
     figure.colorbar(points, ax=paths, label="posterior std")
-    off = between_and_beyond(features, w.episode, np.random.default_rng(0))
-    states = {"on the demonstrations": features, "between them": off["between"], "beyond them": off["beyond"]}
-    values = [first_action_std(posterior, s).mean(1) for s in states.values()]
-    bins = np.linspace(0, max(v.max() for v in values) + 1e-9, 40).tolist()
-    for name, v in zip(states, values):
-        spread.hist(v, bins, histtype="step", lw=1.8, density=True, label=f"{name} (mean {v.mean():.2f})")
-    spread.set(xlabel="posterior std (normalised)", ylabel="density", title="On, between and beyond the demonstrations")
+    values = {name: of.mean(1) for name, of in stds.items()}
+    bins = np.linspace(0, max(v.max() for v in values.values()) + 1e-9, 40).tolist()
+    for name, v in values.items():
+        words_of = f"{name} {'the demonstrations' if name == 'on' else 'them'} (mean {v.mean():.2f})"
+        spread.hist(v, bins, histtype="step", lw=1.8, density=True, label=words_of)
+    spread.set(
+        xlabel="posterior std (normalised)", ylabel="density", title=", ".join(values).capitalize() + " the demonstrations"
+    )
     spread.legend(fontsize=8)
     dims.boxplot([std[:, i] for i in range(std.shape[1])], showfliers=False)
     dims.set(xlabel="action dimension", ylabel="posterior std (normalised)", title="By action dimension, on the demonstrations")
     if title:
         figure.suptitle(title)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def extremes(
+    level: np.ndarray, episode: np.ndarray, step: np.ndarray, count: int, apart: int = 10
+) -> tuple[list[int], list[int]]:
+    """Windows of the lowest and of the highest `level` (N,), up to `count` each, `apart` steps from one another."""
+
+    def first(order: np.ndarray) -> list[int]:
+        chosen: list[int] = []
+        for n in order.tolist():
+            if all(episode[n] != episode[m] or abs(step[n] - step[m]) >= apart for m in chosen):
+                chosen.append(n)
+            if len(chosen) == count:
+                break
+        return chosen
+
+    order = np.argsort(level, kind="stable")
+    return first(order), first(order[::-1])
+
+
+def plot_frames(std: Tensor, data: TrainingSet, path: str | Path, title: str = "", count: int = 4) -> None:
+    """What the cameras saw where the posterior std (N, D) of the chunk's first action is lowest and highest, as one PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    w = data.windows
+    level = std[:, : w.action_dim].mean(1).cpu().numpy()
+    low, high = extremes(level, w.episode, w.step, count)
+    chosen = low + high[::-1]
+    observed = w.observation(torch.as_tensor(chosen))
+    cameras = [name for name in w.shapes if is_image(name)]
+    figure = Figure(figsize=(1.5 * len(chosen), 0.8 + 1.6 * len(cameras)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(cameras), len(chosen), squeeze=False)
+    for row, camera in zip(axes, cameras):
+        frames = observed[camera].cpu().numpy()
+        frames = frames[:, -1] if frames.ndim == 5 else frames  # the newest
+        for ax, frame, n in zip(row, frames, chosen):
+            picture = np.moveaxis(frame, 0, -1)
+            ax.imshow(picture[..., :3] if picture.shape[-1] >= 3 else picture[..., 0], cmap="gray")
+            ax.set(xticks=[], yticks=[])
+            if ax in axes[0]:
+                name = data.dataset[int(w.episode[n])].name.replace("$", r"\$")
+                ax.set_title(f"std {level[n]:.3f}\n{name}, step {w.step[n]}", fontsize=7)
+        row[0].set_ylabel(camera.removeprefix("image."), fontsize=8)
+    figure.suptitle(title or "Least and most uncertain frames", fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 

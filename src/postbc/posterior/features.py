@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from postbc.data.batches import read_ahead
 from postbc.data.normalization import Normalization
 from postbc.data.windows import Windows
 from postbc.errors import require
@@ -25,7 +26,8 @@ def state_features(shapes: Mapping[str, tuple[int, ...]], normalization: Normali
     require(
         not images, "A posterior cannot be fitted on images themselves, only on an encoder's features.", key="encoder",
         found=f"observations {', '.join(images)}, and no encoder", expected="the directory of a policy pretrained on the same data",
-        remedy="run `postbc pretrain --pretraining.method bc` first, then give --encoder DIR",
+        remedy="run `postbc pretrain --pretraining.method bc` first, then give --encoder DIR; or give every member an encoder of its "
+        "own: --ensemble.encoder own",
     )  # fmt: skip
 
     def encode(observation: Mapping[str, Tensor]) -> Tensor:
@@ -39,5 +41,5 @@ def state_features(shapes: Mapping[str, tuple[int, ...]], normalization: Normali
 @torch.no_grad()
 def window_features(windows: Windows, encode: Encode, batch: int = 1024) -> Tensor:
     """(N, F) features of all windows, on their device."""
-    every = torch.arange(len(windows), device=windows.device)
-    return torch.cat([encode(windows.observation(rows)) for rows in every.split(batch)])
+    every = torch.arange(len(windows)).split(batch)
+    return torch.cat([encode(observation) for observation in read_ahead(windows, every, windows.device)])

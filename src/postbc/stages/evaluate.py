@@ -14,6 +14,7 @@ from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
+from postbc import saliency
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
 from postbc.data.episodes import COORDINATES, is_image
 from postbc.data.libero_tasks import IMAGE
@@ -31,7 +32,7 @@ from postbc.stages.seeds import agent_of, of_one_seed, require_seed
 from postbc.training.results import RESULTS_FILE, read_result
 from postbc.videos import check_rendering, choose, name_of, record
 
-EPISODES, SUMMARY, VIDEOS = "episodes.jsonl", "evaluation.json", "videos"
+EPISODES, SUMMARY, VIDEOS, SALIENCY = "episodes.jsonl", "evaluation.json", "videos", "saliency.png"
 
 
 @schema
@@ -39,7 +40,7 @@ class Evaluate:
     """Roll out a policy or a finetuned agent on fixed episodes; success by both definitions with Wilson intervals.
 
     Writes, in seed_<seed>/ of the output directory, episodes.jsonl (one line an episode), evaluation.json (rates, intervals) and
-    videos/*.mp4.
+    videos/*.mp4 (and saliency.png, if asked for).
     """
 
     policy: Path
@@ -63,6 +64,8 @@ class Evaluate:
     cover: tuple[str, ...] = later(())
     """Cameras that the agent sees black (image.agentview): whose success does not fall does not look. posterior: a coherent policy's
     coordinates as 0, so that it plays the posterior's mean."""
+    saliency: CountOrZero = later(0)
+    """Decisions of the first episode, of an agent that sees, for which saliency.png shows what of each frame moves the chunk."""
     videos: CountOrZero = 3
     """Up to so many videos of successes, and of failures; 0 for none."""
     allow_version_mismatch: bool = False
@@ -96,6 +99,8 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)
     if config.cover:
         agent = Covered(agent, config.cover)
+    if config.saliency:
+        saliency.cameras_of(agent)
     if config.videos:
         check_rendering(environment.scene)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
@@ -134,6 +139,9 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
                 record(
                     films, lambda e: state["actions"][str(e.episode_seed)], environment.scene, folder / VIDEOS, environment.fps
                 )
+        if config.saliency and not (folder / SALIENCY).exists():
+            found = saliency.looks(agent, environment, config.episode_seed, config.saliency, seed, horizon)
+            saliency.plot(found, folder / SALIENCY, f"{path.parent.name}/{path.name}: what moves the chunk when it is covered")
         run.finish()
     return evaluation
 

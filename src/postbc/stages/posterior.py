@@ -8,8 +8,8 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 import tyro
-from torch import Tensor
 
+from postbc.data.episodes import is_image
 from postbc.data.training_set import TrainingSet, TrainingSetConfig, load_training_set
 from postbc.devices import Compute
 from postbc.errors import require
@@ -19,20 +19,21 @@ from postbc.posterior import (
     Calibration,
     ClosedForm,
     ClosedFormConfig,
-    Ensemble,
     EnsembleConfig,
     Factor,
     Posterior,
+    SeeingEnsemble,
     calibrate,
     fit_closed_form,
     fit_ensemble,
+    fit_seeing_ensemble,
     state_features,
     window_features,
 )
 from postbc.posterior.closed_form import check_closed_form
-from postbc.posterior.diagnostics import plot, summarise
+from postbc.posterior.diagnostics import plot, plot_frames, spreads, summarise
 from postbc.posterior.features import Encode
-from postbc.posterior.saved import POSTERIOR_FILE
+from postbc.posterior.saved import POSTERIOR_FILE, At, Model
 from postbc.runs import Run, digest
 from postbc.schemas import Count, Seed, later, schema
 from postbc.stages.seeds import epochs_to_steps, file_of_seed, of_one_seed
@@ -44,14 +45,16 @@ ENCODER_FILE = "encoder.safetensors"
 class PosteriorFit:
     """Fit the posterior of the demonstrations (Algorithm 1): a bootstrapped ensemble a seed, or the closed form.
 
-    Writes seed_<seed>/posterior.safetensors, diagnostics.json and posterior.png into the output directory.
+    Writes seed_<seed>/posterior.safetensors, diagnostics.json and posterior.png (of images posterior_frames.png too) into the output
+    directory.
     """
 
     data: TrainingSetConfig
     output: Path
     """Directory of the stage; each seed's run is seed_<seed> in it."""
     encoder: Path | None = None
-    """Directory of a pretrained policy: regress from its encoder's features (needed for images); default: the normalised state."""
+    """Directory of a pretrained policy: regress from its encoder's features; default: the normalised state. Images need this, or
+    --ensemble.encoder own."""
     seeds: tuple[Seed, ...] = (0,)
     """One posterior a seed; give those that you will pretrain."""
     kind: Literal["ensemble", "closed-form"] = later("ensemble")
@@ -66,6 +69,12 @@ class PosteriorFit:
     """Seeds at a time, each a process of its own."""
     resume: bool = False
     """Go on with the runs in the output directory."""
+
+    def __post_init__(self) -> None:
+        require(self.kind == "ensemble" or self.ensemble.encoder == "features",
+                "A closed form regresses from features; it has no encoders of its own.", key="kind",
+                found=f"{self.kind}, and ensemble.encoder own", expected="ensemble",
+                remedy="or, with images, give --encoder DIR of a policy instead of --ensemble.encoder own")  # fmt: skip
 
 
 def encoder_of(
@@ -92,8 +101,8 @@ def check_observations(policy: object, data: TrainingSet, file: Path) -> None:
             found=wanted, expected=found, remedy="use the same observation and image keys for both")  # fmt: skip
 
 
-def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble | ClosedForm:
-    """Algorithm 1 for one seed, resumable; what was saved.
+def fit_posterior(config: PosteriorFit, seed: int) -> Posterior:
+    """Algorithm 1 for one seed, resumable; the posterior that was saved.
 
     Raises:
         InputError: demonstrations or encoder cannot be used, or the output directory holds another run.
@@ -101,63 +110,89 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Ensemble | ClosedForm:
     config = dataclasses.replace(config, compute=config.compute.resolved())
     device = config.compute.start()
     data = load_training_set(config.data, seed, device)
-    encode, encoder, policy = encoder_of(config.encoder, seed, data, device)
-    ensemble_config = config.ensemble
+    ensemble_config, windows = config.ensemble, data.windows
     if config.epochs is not None:
-        steps = epochs_to_steps(config.epochs, len(data.windows), ensemble_config.batch_size)
+        steps = epochs_to_steps(config.epochs, len(windows), ensemble_config.batch_size)
         ensemble_config = dataclasses.replace(ensemble_config, steps=steps)
     if config.kind == "closed-form":
         check_closed_form(len(data.dataset), ensemble_config.layers, config.closed_form)
+    encode: Encode | None = None
+    encoder, policy = None, None
+    if ensemble_config.encoder == "own":
+        require(config.encoder is None, "Members have encoders of their own, or share a policy's.", key="encoder",
+                found=f"{config.encoder}, and ensemble.encoder own", remedy="leave one of them out")  # fmt: skip
+        with torch.device("meta"):  # costs nothing, and says what does not fit before anything is written
+            sizes = (windows.observation_steps, windows.chunk_size, windows.action_dim)
+            SeeingEnsemble(ensemble_config, data.shapes, *sizes, torch.Generator())
+    else:
+        encode, encoder, policy = encoder_of(config.encoder, seed, data, device)
     inputs = {"demonstrations": data.fingerprint, **({"encoder": encoder} if encoder else {})}
-    moved = ("compute", "data.demonstrations", *(("encoder",) if encoder else ()))
+    if encode is None and data.vectors is not None:
+        inputs["language"] = digest(str(config.data.language))
+    elsewhere = ("encoder",) if encoder else ("data.language",) if "language" in inputs else ()
     with Run(
-        config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs, revisable=moved, keep=1
-    ) as run:
-        features = window_features(data.windows, encode)
+        config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs, keep=1,
+        revisable=("compute", "data.demonstrations", *elsewhere),
+    ) as run:  # fmt: skip
         if not (run.directory / POSTERIOR_FILE).exists():
-            every = torch.arange(len(data.windows), device=device)
-            chunks = data.normalization.normalize_action(data.windows.chunk(every))
-            model: Ensemble | ClosedForm
-            if config.kind == "ensemble":
-                model = fit_ensemble(features, chunks, data.windows.episode, ensemble_config, seed, config.compute, run)
-            else:
-                model = fit_closed_form(
-                    features, chunks, data.windows.episode, ensemble_config, config.closed_form, seed, config.compute, run
+            model: Model
+            if encode is None:
+                model = fit_seeing_ensemble(
+                    windows, data.normalization, ensemble_config, seed, config.compute, run, vectors=data.vectors
                 )
+            else:
+                chunks = data.normalization.normalize_action(windows.chunk(torch.arange(len(windows))))
+                what = (window_features(windows, encode), chunks, windows.episode, ensemble_config)
+                if config.kind == "ensemble":
+                    model = fit_ensemble(*what, seed, config.compute, run)
+                else:
+                    model = fit_closed_form(*what, config.closed_form, seed, config.compute, run)
             if policy is not None:
                 save_policy(run.directory / ENCODER_FILE, policy)
             Posterior(model, data.normalization, data.fingerprint, seed, encoder).save(run.directory)
         with run.reading():
-            model = Posterior.load(run.directory, device).model
-        if not (run.directory / "diagnostics.json").exists():
-            write_json(run.directory / "diagnostics.json", summarise(model, features, data.windows.episode))
-        if not (run.directory / "posterior.png").exists():
-            count = len(data.dataset)
-            size = f"{ensemble_config.ensemble_size} members" if config.kind == "ensemble" else "closed form"
-            title = f"Posterior of {count} demonstrations, seed {seed}, {size}"
-            plot(model, features, data, run.directory / "posterior.png", title)
+            posterior = Posterior.load(run.directory, device)
+        picture_posterior(posterior, data, encode, run.directory)
         run.finish()
-    return model
+    return posterior
+
+
+def picture_posterior(posterior: Posterior, data: TrainingSet, encode: Encode | None, directory: Path) -> None:
+    """Write what is missing of diagnostics.json, posterior.png and, of images, posterior_frames.png."""
+    pictures = ["posterior.png", *(["posterior_frames.png"] if any(map(is_image, data.shapes)) else [])]
+    missing = [name for name in ("diagnostics.json", *pictures) if not (directory / name).exists()]
+    if not missing:
+        return
+    found = spreads(posterior, data, encode)
+    model = posterior.model
+    size = "closed form" if isinstance(model, ClosedForm) else f"{model.config.ensemble_size} members"
+    title = f"Posterior of {len(data.dataset)} demonstrations, seed {posterior.seed}, {size}"
+    if "diagnostics.json" in missing:
+        write_json(directory / "diagnostics.json", summarise(found))
+    if "posterior.png" in missing:
+        plot(found, data, directory / "posterior.png", title)
+    if "posterior_frames.png" in missing:
+        plot_frames(found["on"], data, directory / "posterior_frames.png", f"{title}: least and most uncertain frames")
 
 
 class AtWindows(NamedTuple):
     """A posterior, and what it is asked about."""
 
     posterior: Posterior
-    features: Tensor
-    """(N, F) of every window."""
+    at: At
+    """Features (N, F) of every window, or the windows, if its members see."""
     digest: str
     """Of its file."""
 
     def factor(self) -> Factor:
         """The posterior covariance at every window."""
-        return self.posterior.factor(self.features)
+        return self.posterior.factor(self.at)
 
     def calibrate(self, data: TrainingSet, level: float = 0.05) -> Calibration:
         """α by the trajectories of `data` left out. InputError where none can be."""
         chunks = data.normalization.normalize_action(data.windows.chunk(torch.arange(len(data.windows))))
-        episode, seed = torch.as_tensor(data.windows.episode), self.posterior.seed
-        return calibrate(self.posterior.model.out_of_bag(self.features, chunks, episode, seed), level, seed=seed)
+        oob = self.posterior.out_of_bag(self.at, chunks, torch.as_tensor(data.windows.episode))
+        return calibrate(oob, level, seed=self.posterior.seed)
 
 
 def posterior_at(path: str | Path, data: TrainingSet, seed: int, device: str | torch.device = "cpu") -> AtWindows:
@@ -176,20 +211,16 @@ def posterior_at(path: str | Path, data: TrainingSet, seed: int, device: str | t
         found=f"fingerprint {posterior.fingerprint}", expected=data.fingerprint,
         remedy="use the same demonstrations, subset, chunk, tail and statistics for `posterior fit` and `pretrain`",
     )  # fmt: skip
-    if posterior.encoder is None:
-        encode = state_features(data.shapes, data.normalization)
-    else:
+    model, encode = posterior.model, None
+    found, expected = (model.chunk, model.action_dim), (data.windows.chunk_size, data.windows.action_dim)
+    require(found == expected, "The posterior has other widths than the data.", file=file, key="chunk, action_dim", found=found,
+            expected=expected)  # fmt: skip
+    if posterior.encoder is not None:
         policy = load_policy(file.parent / ENCODER_FILE, device)
         require(policy_fingerprint(policy) == posterior.encoder, "This is not the encoder that the posterior was fitted with.",
                 file=file.parent / ENCODER_FILE, remedy="run `postbc posterior fit` again")  # fmt: skip
         check_observations(policy, data, file.parent / ENCODER_FILE)
         encode = policy.encode
-    features = window_features(data.windows, encode)
-    require(
-        (features.shape[1], data.windows.chunk_size, data.windows.action_dim)
-        == (posterior.model.feature_dim, posterior.model.chunk, posterior.model.action_dim),
-        "The posterior has other widths than the data.", file=file, key="feature_dim, chunk, action_dim",
-        found=(posterior.model.feature_dim, posterior.model.chunk, posterior.model.action_dim),
-        expected=(features.shape[1], data.windows.chunk_size, data.windows.action_dim),
-    )  # fmt: skip
-    return AtWindows(posterior, features, digest(file))
+    elif model.config.encoder == "features":
+        encode = state_features(data.shapes, data.normalization)
+    return AtWindows(posterior, posterior.at(data.windows, encode), digest(file))

@@ -92,7 +92,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
         at = posterior_at(config.posterior, data, seed, device)
         inputs["posterior"] = at.digest
         if pretraining.coherent:
-            factor, share = at.posterior.leading(at.features, pretraining.coherent)
+            factor, share = at.posterior.leading(at.at, pretraining.coherent)
             say(f"{pretraining.coherent} coordinates hold {share:.0%} of the posterior's variance at the demonstrations")
         else:
             factor = at.factor()
