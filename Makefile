@@ -46,7 +46,7 @@ $(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt
 	touch $@
 
 test-lerobot: $(VENV_LEROBOT)/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot.py tests/test_data_lerobot.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot.py
 
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev

@@ -108,7 +108,7 @@ def test_finding_operators() -> None:
         with pytest.raises(InputError):
             find_operators(bad)
     with pytest.raises(InputError, match="knows this task"):
-        ScriptedOperators("Square", 1, 10)
+        ScriptedOperators("Door", 1, 10)
 
 
 @pytest.mark.simulator

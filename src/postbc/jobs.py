@@ -22,8 +22,11 @@ from postbc.errors import InputError, require
 from postbc.progress import Status, console, display, listen, say
 
 STAGES = tuple(
-    f"postbc.stages.{name}" for name in ("demos", "posterior", "pretrain", "evaluate", "best_of_n", "dsrl", "dppo", "residual")
-)
+    f"postbc.stages.{name}"
+    for name in (
+        "demos", "posterior", "calibrate", "pretrain", "evaluate", "no_regression", "best_of_n", "dsrl", "dppo", "residual",
+    )
+)  # fmt: skip
 """What jobs are made of. Importing them takes 3 s, so it is done once; the processes of the jobs are forked from one that has."""
 
 C = TypeVar("C")

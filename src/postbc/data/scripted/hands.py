@@ -23,7 +23,7 @@ APPROACH, DESCEND, CLOSE, LIFT, CARRY, LOWER, RELEASE, LEAVE = range(8)
 METRES, RADIANS = 0.05, 0.5
 
 #: Farthest that an operator turns the gripper from where it starts, if there is another way (rad).
-WRIST = 2.0
+WRIST = 1.8
 
 #: Grasps that an episode may try; each has its own error.
 _ATTEMPTS = 8
