@@ -58,6 +58,14 @@ def test_options_that_contradict_the_data_or_the_output_are_refused(
     assert not (tmp_path / "l").exists()
 
 
+def test_observations_are_not_chosen_of_what_is_played_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_robomimic(tmp_path / "a.hdf5", of_two_tasks())
+    assert (
+        main(["demos", "convert", str(tmp_path / "a.hdf5"), "--output", str(tmp_path / "b.hdf5"), "--image-keys", "cam"]) == 2
+    )
+    assert "where they are copied" in capsys.readouterr().err
+
+
 def test_files_of_a_folder_that_would_hide_one_another_are_refused(tmp_path: Path) -> None:
     for name in ("a.hdf5", "a_demo.hdf5"):
         write_robomimic(tmp_path / name, of_two_tasks())
