@@ -63,7 +63,7 @@ def test_observations_are_not_chosen_of_what_is_played_back(tmp_path: Path, caps
     assert (
         main(["demos", "convert", str(tmp_path / "a.hdf5"), "--output", str(tmp_path / "b.hdf5"), "--image-keys", "cam"]) == 2
     )
-    assert "where they are copied" in capsys.readouterr().err
+    assert "Only copied observations" in capsys.readouterr().err
 
 
 def test_files_of_a_folder_that_would_hide_one_another_are_refused(tmp_path: Path) -> None:

@@ -356,7 +356,7 @@ class Convert:
             check_writable(self.output)
             copied = is_zarr(self.file) or is_lerobot(self.file)
             make = self._draw if self.image_size is not None else self._copy if copied else self._play
-            require(copied or (self.observation_keys is None and self.image_keys is None), "Observations are chosen where they are copied.",
+            require(copied or (self.observation_keys is None and self.image_keys is None), "Only copied observations are chosen.",
                     file=self.file, key="observation_keys" if self.image_keys is None else "image_keys",
                     expected="zarr, a LeRobot dataset, or --to lerobot", remedy="leave the option out")  # fmt: skip
             steps, episodes, said = make()
