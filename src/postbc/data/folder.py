@@ -33,7 +33,7 @@ def _prefix(path: Path) -> str:
 
 def place_of(source: str | Path, name: str) -> tuple[Path, str]:
     """The file that a demonstration is in, and its name there: of a folder, or of a file itself."""
-    for path in files_of(source):
+    for path in sorted(files_of(source), key=lambda path: -len(_prefix(path))):  # a_demo_1.hdf5 before a.hdf5
         if name.startswith(f"{_prefix(path)}_demo_"):
             return path, name.removeprefix(f"{_prefix(path)}_")
     return Path(source), name
@@ -42,6 +42,8 @@ def place_of(source: str | Path, name: str) -> tuple[Path, str]:
 def list_folder(folder: str | Path, list_one: Callable[[Path], Listing]) -> Listing:
     """As of one file: a demonstration's name begins with its file's, and each file is a filter."""
     names: list[str] = []
+    files: dict[str, str] = {}
+    members_of: dict[str, tuple[str, ...]] = {}
     filters: dict[str, tuple[str, ...]] = {}
     task_of: dict[str, str] = {}
     for path in files_of(folder):
@@ -49,8 +51,14 @@ def list_folder(folder: str | Path, list_one: Callable[[Path], Listing]) -> List
         own = tuple(f"{prefix}_{name}" for name in listing.names)
         names += own
         task_of |= {f"{prefix}_{name}": task for name, task in listing.task_of.items()}
+        require(prefix not in files, "Two files of a folder give their demonstrations the same names.", file=path, key=prefix,
+                found=files.get(prefix), remedy="rename one of them")  # fmt: skip
+        files[prefix], members_of[prefix] = path.name, own
         for key, members in listing.filters.items():
             filters[key] = (*filters.get(key, ()), *(f"{prefix}_{name}" for name in members))
+    for prefix, own in members_of.items():
+        require(set(filters.get(prefix, own)) == set(own), "A filter has the name of a file, and other demonstrations.",
+                file=Path(folder) / files[prefix], key=f"mask/{prefix}", remedy="rename the file")  # fmt: skip
         filters[prefix] = own
     return Listing(tuple(names), filters, task_of)
 

@@ -36,7 +36,7 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     except OSError as error:
         raise InputError("The demonstration file cannot be reached.", file=path, found=error.strerror or str(error)) from None
     require(not stat.S_ISDIR(mode), "The demonstrations are a directory, not a file.", file=path, expected=expected,
-            remedy="name the file inside it")  # fmt: skip
+            remedy="name a file, a folder that holds .hdf5 files, or a LeRobotDataset (with meta/info.json)")  # fmt: skip
     require(
         stat.S_ISREG(mode), "The demonstrations are not a file.", file=path, found="a pipe, socket or device", expected=expected
     )

@@ -23,7 +23,7 @@ from postbc.data.lazy import LazyArray
 from postbc.data.lerobot_files import INFO, NUMBERING, LeRobotFolder
 from postbc.data.robomimic import KEYS, Listing
 from postbc.errors import InputError, require
-from postbc.schemas import Seed, read_json, schema
+from postbc.schemas import Seed, later, read_json, schema
 
 STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment_state", "action"
 REWARD, SUCCESS, DONE, SIMULATOR = "next.reward", "next.success", "next.done", "simulator_state"
@@ -51,6 +51,8 @@ class EpisodeFacts:
     name: str
     operator: str | None = None
     episode_seed: Seed | None = None
+    simulator_width: Annotated[int, Field(ge=1, lt=2**20)] | None = later(None)
+    """Numbers of its simulator's state, of which the feature has as many as the widest episode."""
 
 
 @schema
@@ -62,6 +64,8 @@ class Ours:
     state: tuple[StatePart, ...]
     filters: dict[str, tuple[str, ...]]
     episodes: tuple[EpisodeFacts, ...]
+    tasks: tuple[str, ...] = later(())
+    """Names in the order of the one-hot."""
 
 
 class _Source:
@@ -219,7 +223,10 @@ def read_lerobot(
                 shape=(len(folder), *shape),
                 channels_last=shape[2] in (1, 3) or shape[0] not in (1, 3),
             )
-        more = {part: columns[name] if part == "states" else columns[name][:, 0] for part, name in optional.items()}
+        more = {
+            part: columns[name][:, : facts.simulator_width] if part == "states" else columns[name][:, 0]
+            for part, name in optional.items()
+        }
         try:
             made.append(
                 Episode(observed, columns[ACTION], **more, name=facts.name, operator=facts.operator, episode_seed=facts.episode_seed,
@@ -236,5 +243,6 @@ def read_lerobot(
     filters = {key: tuple(name for name in members if name in kept) for key, members in source.filters.items()}
     filters = {key: members for key, members in filters.items() if members or not source.filters[key]}
     return Dataset(
-        tuple(made), tuple(p.key for p in state), tuple(p.width for p in state), dict(environment), filters, str(path)
-    )
+        tuple(made), tuple(p.key for p in state), tuple(p.width for p in state), dict(environment), filters, str(path),
+        tasks=source.ours.tasks if source.ours else (),
+    )  # fmt: skip

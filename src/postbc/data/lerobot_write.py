@@ -60,6 +60,8 @@ class LeRobotWriter:
         kwargs = dataset.environment.get("env_kwargs")
         known = kwargs.get("control_freq") if isinstance(kwargs, Mapping) else None
         rate = fps if fps is not None else known
+        require(fps is None or known is None or fps == known, "The data say another rate.", key="fps", file=dataset.source, found=fps,
+                expected=f"{known} steps a second", remedy="leave out --fps")  # fmt: skip
         require(isinstance(rate, (int, float)) and rate == int(rate) > 0, "It is not known how many steps are a second.", key="fps",
                 found=repr(rate), expected="a whole number", remedy="say it: --fps 20")  # fmt: skip
         self.fps = int(rate)  # type: ignore[arg-type]
@@ -73,7 +75,6 @@ class LeRobotWriter:
 
     # -- what is written ---------------------------------------------------------------------------------------------------------
     def _features(self) -> dict[str, dict[str, Any]]:
-        first = self.dataset[0]
         found: dict[str, dict[str, Any]] = {}
         for feature in dict.fromkeys(part.feature for part in self.state):
             names = [f"{p.key}_{i}" for p in self.state if p.feature == feature for i in range(p.width)]
@@ -91,8 +92,9 @@ class LeRobotWriter:
                     found=f"{sum(has)} of {len(has)}", remedy="add it, or remove it everywhere")  # fmt: skip
             if has[0]:
                 widths = {getattr(e, part).shape[1:] or (1,) for e in self.dataset}
-                require(len(widths) == 1, "Episodes differ in width.", file=self.dataset.source, key=part, found=sorted(widths))
-                found[name] = {"dtype": dtype, "shape": [*(getattr(first, part).shape[1:] or (1,))], "names": None}
+                require(len(widths) == 1 or name == SIMULATOR, "Episodes differ in width.", file=self.dataset.source, key=part,
+                        found=sorted(widths))  # fmt: skip
+                found[name] = {"dtype": dtype, "shape": [*max(widths)], "names": None}
         for name in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
             found[name] = {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
         return found
@@ -119,7 +121,8 @@ class LeRobotWriter:
         found[ACTION] = episode.actions
         for name, values in ((REWARD, episode.rewards), (DONE, episode.dones), (SIMULATOR, episode.states)):
             if name in self.features and values is not None:
-                found[name] = values.reshape(n, -1)
+                flat = values.reshape(n, -1)  # simulators of several tasks differ in width
+                found[name] = np.pad(flat, ((0, 0), (0, self.features[name]["shape"][0] - flat.shape[1])))
         step, task = np.arange(n), self.tasks.index(episode.task or "")
         numbering: dict[str, np.ndarray] = {
             "timestamp": (step / self.fps).astype(np.float32), "frame_index": step, "episode_index": np.full(n, number),
@@ -211,10 +214,15 @@ class LeRobotWriter:
         ]}  # fmt: skip
         with atomic_path(self.parts / "meta/tasks.parquet") as partial:
             pq.write_table(tasks.replace_schema_metadata({"pandas": json.dumps(index)}), partial)
-        facts = [{"name": e.name, "operator": e.operator, "episode_seed": e.episode_seed} for e in self.dataset]
+        facts = [
+            {"name": e.name, "operator": e.operator, "episode_seed": e.episode_seed,
+             "simulator_width": None if e.states is None else e.states.shape[1]}
+            for e in self.dataset
+        ]  # fmt: skip
         write_json(self.parts / OURS, {
             "kind": "lerobot", "environment": plain(dict(self.dataset.environment)), "state": [plain(part) for part in self.state],
             "filters": {key: list(names) for key, names in self.dataset.filters.items()}, "episodes": facts,
+            "tasks": list(self.dataset.tasks),
         })  # fmt: skip
         write_json(self.parts / INFO, {
             "codebase_version": VERSION, "fps": self.fps, "features": self.features, "total_episodes": len(self.dataset),

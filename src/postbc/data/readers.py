@@ -13,6 +13,7 @@ from postbc.data.lerobot_files import LeRobotFolder, is_lerobot
 from postbc.data.libero import CAMERAS, describe_libero, is_libero, list_libero, read_libero
 from postbc.data.robomimic import PARTS, Listing, describe_robomimic, list_robomimic, read_robomimic, robomimic_cameras
 from postbc.data.zarr import describe_zarr, is_zarr, list_zarr, read_zarr, zarr_cameras
+from postbc.errors import require
 
 
 def list_dataset(path: str | Path) -> Listing:
@@ -61,6 +62,8 @@ def read_dataset(
 
     The arguments are theirs. InputError names file and key for whatever cannot be used.
     """
+    for what, keys in (("observation_keys", observation_keys or ()), ("image_keys", image_keys)):
+        require(len(set(keys)) == len(keys), "An observation is named twice.", file=path, key=what, found=list(keys))
     if is_lerobot(path) or is_zarr(Path(path)):
         read = read_lerobot if is_lerobot(path) else read_zarr
         return read(

@@ -98,7 +98,7 @@ class Collect:
 
 @schema
 class Inspect:
-    """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it. Nothing is ever overwritten."""
+    """Print counts, lengths, ranges and operators of a demonstration file, and draw a picture of it. Overwrites only if told."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, a LeRobotDataset v3, or diffusion_policy's zarr)."""
@@ -348,12 +348,17 @@ class Convert:
         )
         require(self.to == "lerobot" or (self.fps is None and not self.video), "This is an option of LeRobot datasets.",
                 key="video" if self.video else "fps", remedy="add --to lerobot, or leave it out")  # fmt: skip
+        require(self.to == "robomimic" or self.image_size is None, "Frames are drawn into robomimic's HDF5.", key="image_size",
+                remedy="draw them first, and convert what comes out --to lerobot")  # fmt: skip
         if self.to == "lerobot":
             steps, episodes, said = self._to_lerobot()
         else:
             check_writable(self.output)
             copied = is_zarr(self.file) or is_lerobot(self.file)
             make = self._draw if self.image_size is not None else self._copy if copied else self._play
+            require(copied or (self.observation_keys is None and self.image_keys is None), "Only copied observations are chosen.",
+                    file=self.file, key="observation_keys" if self.image_keys is None else "image_keys",
+                    expected="zarr, a LeRobot dataset, or --to lerobot", remedy="leave the option out")  # fmt: skip
             steps, episodes, said = make()
         say(f"Written: {self.output}, {episodes} episodes, {steps} steps{said}. Next: postbc demos inspect {self.output}")
 
