@@ -195,10 +195,17 @@ def test_the_command_and_auto_take_the_same_alpha_and_record_why(tmp_path, capsy
         assert (output / "seed_3/calibration.png").stat().st_size > 10_000
         words = capsys.readouterr().out
         assert f"seed 3: α = {found.posterior_weight:.2f} ({found.source}" in words
-        assert ("warning: α" in words) == (found.source == "fallback")
+        assert ("of seed 3 is a fallback" in words) == (found.source == "fallback")
         config = Pretrain(TrainingSetConfig(file), tmp_path / f"{kind}-policy", network, tmp_path / kind,
                           pretraining=PretrainingConfig(posterior_weight="auto", steps=10, batch_size=8))  # fmt: skip
         pretrain_policy(config, 3)
+        words = capsys.readouterr().out
+        said = (
+            "of seed 3 is a fallback"
+            if found.source == "fallback"
+            else f"seed 3: α = {found.posterior_weight:.2f} ({found.source}"
+        )
+        assert said in words
         about = load_policy(tmp_path / f"{kind}-policy/seed_3").about
         assert about.posterior_weight == found.posterior_weight
         assert about.posterior_weight_source == f"{found.source}: {found.reason}"

@@ -218,6 +218,9 @@ def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monk
             },
             "regresses from features",
         ),
+        ({"posterior_kind": "closed-form"}, "too few trajectories"),
+        ({"ensemble": {"bootstrap": "pair"}, "pretraining": {"posterior_weight": "auto"}}, "leave whole trajectories out"),
+        ({"per_method": {"postbc": {"pretraining.coherent": 3}}}, "not so many directions"),
     ],
 )  # fmt: skip
 def test_inputs_are_checked_before_anything_is_written(tmp_path: Path, values: dict[str, Any], words: str) -> None:

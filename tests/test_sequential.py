@@ -130,6 +130,9 @@ def test_what_decides_stops_it_and_a_stopped_run_goes_on(policies, monkeypatch):
         pass
     assert (verdict.decision, verdict.pairs) == ("not worse", expected.pairs)
     assert calls == [1_250_000_000 + 2 * (i // 2) for i in range(len(calls))]
+    played = len(calls)
+    assert play_pairs(dataclasses.replace(wanted, resume=True), 0) == verdict
+    assert len(calls) == played  # a finished run is shown, not played again
 
 
 def test_what_does_not_belong_together_is_refused(policies):

@@ -26,6 +26,7 @@ from postbc.evaluation import Evaluation, check_shapes
 from postbc.experiments.recipe import FINETUNING, Finetuner, Recipe
 from postbc.jobs import JobError, run_jobs
 from postbc.policies.base import POLICY_FILE, policy_class
+from postbc.posterior.closed_form import check_closed_form
 from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
 from postbc.progress import say
@@ -151,6 +152,7 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     )  # fmt: skip
     if "postbc" in recipe.methods:
         posterior_of(recipe, output, recipe.seeds[0])
+        _check_posterior(recipe)
     if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
         data = load_training_set(data_of(recipe, output), recipe.seeds[0])
         _check_facts(data.facts, environment, recipe)
@@ -250,6 +252,25 @@ def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
     places = recipe.finetune_in or (None,)
     last = [finetune_job(f, m, s, place) for f in finetuners for place in places for m in recipe.methods for s in recipe.seeds]
     return [first, posteriors, second, last] if shares else [posteriors, first + second, last]
+
+
+def _check_posterior(recipe: Recipe[Any]) -> None:
+    """InputError where the posterior that will be fitted cannot give what PostBC's pretraining asks of it."""
+    own, count, kind = recipe.of_method("postbc").pretraining, recipe.data.num_trajectories, recipe.posterior_kind
+    members: int | None = recipe.ensemble.ensemble_size
+    if kind == "closed-form":
+        members = (
+            None if count is None else min(count, recipe.closed_form.blocks)
+        )  # all of a file: its length is not known here
+        if count is not None:
+            check_closed_form(count, recipe.ensemble.layers, recipe.closed_form)
+    require(
+        own.posterior_weight != "auto" or kind == "closed-form" or recipe.ensemble.bootstrap == "trajectory",
+        "Only members that leave whole trajectories out can be held against them.", key="ensemble.bootstrap",
+        found=f"{recipe.ensemble.bootstrap}, and pretraining.posterior_weight auto", expected="trajectory",
+    )  # fmt: skip
+    require(members is None or own.coherent < members, "The posterior has not so many directions.", key="pretraining.coherent",
+            found=own.coherent, expected=f"less than {members}")  # fmt: skip
 
 
 def _shares_encoder(recipe: Recipe[Any]) -> bool:

@@ -65,14 +65,14 @@ def calibrate_posterior(config: PosteriorCalibrate, seed: int) -> Calibration:
         write_json(run.directory / CALIBRATION_FILE, plain(calibration))
         plot_calibration(calibration, run.directory / "calibration.png", f"Calibration, seed {seed}")
         run.finish()
-    warn(calibration)
+    warn(calibration, seed)
     return calibration
 
 
-def warn(calibration: Calibration) -> None:
+def warn(calibration: Calibration, seed: int) -> None:
     """Say it where α could not be told from the demonstrations."""
     if calibration.source == "fallback":
-        say(f"warning: α = {calibration.posterior_weight:g} is a fallback, {calibration.reason}")
+        say(f"warning: α = {calibration.posterior_weight:g} of seed {seed} is a fallback, {calibration.reason}")
 
 
 def summary(output: Path, seed: int) -> str:

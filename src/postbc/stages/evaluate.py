@@ -157,8 +157,9 @@ class Covered:
         self._agent, self._names = agent, tuple(names)
         cameras = [name for name in agent.shapes if is_image(name) or name == COORDINATES]
         unknown = [name for name in names if name not in cameras]
-        require(not unknown, "The agent reads no such camera.", key="cover", found=", ".join(unknown),
-                expected=f"some of {', '.join(cameras)}" if cameras else "an agent that reads images")  # fmt: skip
+        require(not unknown, "The agent reads no such camera.", key="cover",
+                found=", ".join(unknown), expected=f"some of {', '.join(cameras)}" if cameras
+                else "an agent that reads images (posterior: a coherent one)")  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._agent, name)

@@ -63,7 +63,7 @@ class NoRegression:
     jobs: Count = 1
     """Seeds at a time, each a process of its own."""
     resume: bool = False
-    """Go on with the runs in the output directory."""
+    """Go on with the runs in the output directory; a finished one is only shown."""
 
     def __post_init__(self) -> None:
         evaluation_seeds(self.max_episodes, self.episode_seed)
@@ -105,6 +105,9 @@ def play_pairs(config: NoRegression, seed: int) -> Verdict:
     inputs = {f"{name}-{kind}": digest for name, path in paths.items() for kind, digest in digests(path).items()}
     moved = ("compute", "policy", "reference")
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
+        if (run.directory / VERDICT).exists():  # written last: nothing is missing
+            run.finish()
+            return read_json(run.directory / VERDICT, Verdict)
         found = run.load()
         outcomes = np.zeros((0, 2), bool) if found is None else np.asarray(found[1]["outcomes"], bool)
         test = PairedTest(config.margin, config.level)

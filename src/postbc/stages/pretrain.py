@@ -131,7 +131,9 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
         if not (run.directory / POLICY_FILE).exists():
             if calibration is not None:
-                warn(calibration)
+                warn(calibration, seed)
+                if calibration.source != "fallback":
+                    say(f"seed {seed}: α = {calibration.posterior_weight:.2f} ({calibration.source}: {calibration.reason})")
                 write_json(run.directory / CALIBRATION_FILE, plain(calibration))
             policy = build(describe(config, pretraining, data, seed, run, calibration, variant))
             if data.vectors is not None:
