@@ -76,11 +76,16 @@ class TaskRate:
     """95 %, Wilson."""
 
     @staticmethod
+    def of(task: str, successes: int, episodes: int) -> TaskRate:
+        """So many of so many."""
+        return TaskRate(task, episodes, successes / episodes, wilson_interval(successes, episodes))
+
+    @staticmethod
     def pooled(rates: Sequence[TaskRate]) -> TaskRate:
         """All episodes of one task together."""
         episodes = sum(rate.episodes for rate in rates)
         successes = round(sum(rate.success * rate.episodes for rate in rates))
-        return TaskRate(rates[0].task, episodes, successes / episodes, wilson_interval(successes, episodes))
+        return TaskRate.of(rates[0].task, successes, episodes)
 
 
 @schema
@@ -155,11 +160,7 @@ class Evaluation:
         for episode in self.episodes:
             if episode.task is not None:
                 of.setdefault(episode.task, []).append(episode.success)
-        rates = (
-            TaskRate(task, len(row), sum(row) / len(row), wilson_interval(sum(row), len(row)))
-            for task, row in sorted(of.items())
-        )
-        return tuple(rates) if len(of) > 1 else ()
+        return tuple(TaskRate.of(task, sum(row), len(row)) for task, row in sorted(of.items())) if len(of) > 1 else ()
 
     def summary(self) -> dict[str, Any]:
         """The figures of :class:`Summary`."""

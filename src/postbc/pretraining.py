@@ -132,6 +132,11 @@ class Target:
         return target.clamp(-1, 1) if self.config.clip_targets else target
 
 
+def with_coordinates(observation: Mapping[str, Tensor], g: Tensor, observation_steps: int) -> dict[str, Tensor]:
+    """Named observations (B, ...) and a coherent policy's coordinates (B, R), the same at each of several time steps."""
+    return {**observation, COORDINATES: g if observation_steps == 1 else g[:, None].expand(-1, observation_steps, -1)}
+
+
 class Pretraining:
     """Trains a policy step by step; `state`/`load_state` make it resumable bit for bit.
 
@@ -215,8 +220,7 @@ class Pretraining:
         g = self.target.coordinates(len(rows)) if config.coherent else None
         target = self.target(self.chunks[rows], rows, g)
         if g is not None:
-            steps = self.policy.observation_steps
-            observation[COORDINATES] = g if steps == 1 else g[:, None].expand(-1, steps, -1)
+            observation = with_coordinates(observation, g, self.policy.observation_steps)
         weight: tuple[Tensor, ...] = ()
         if self.inside is not None:  # padding is left as it is, and out of the loss
             inside = self.inside[rows].to(self.device)

@@ -88,6 +88,10 @@ class Bar:
         text = "  ".join(f"{k} {v:.3g}" for k, v in values.items())
         self._show(Status(self._description, self._done, self._total, rate, text))
 
+    def reach(self, done: float) -> None:
+        """Go on to `done` of the total."""
+        self.advance(done - self._done)
+
 
 class _Doing(ProgressColumn):
     """Whatever the task says, without a meaning for brackets in it."""

@@ -22,11 +22,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters
 from postbc.data.hdf5 import attribute, check_dataset, get, json_attribute, open_hdf5, read
 from postbc.data.lazy import LazyArray
 from postbc.data.libero_tasks import KITCHEN, SUITES, find_tasks, vocabulary
-from postbc.data.robomimic import PARTS, Listing, find_masks, find_names, read_actions
+from postbc.data.robomimic import PARTS, Listing, find_masks, find_names, find_wanted, read_actions
 from postbc.errors import InputError, require
 
 HAND = LOW_DIM_KEYS[:3]
@@ -178,13 +178,7 @@ def read_libero(
         data = get(file, "data", h5py.Group, path)
         found, masks = find_names(data, path), find_masks(file, path)
         check_filters(masks, found, str(path))
-        wanted = list(found) if filter_key is None else choose(found, masks, filter_key, str(path))
-        if names is not None:
-            asked = set(names)
-            unknown = sorted(asked - set(found))
-            require(not unknown, "There is no such demonstration.", file=path, key="names", found=unknown[:5])
-            wanted = [name for name in wanted if name in asked]
-        require(wanted, "There are no episodes.", file=path, found=0, expected="at least 1")
+        wanted = find_wanted(found, masks, filter_key, names, path)
         task, known = task_of(data, path)
         theirs = json_attribute(data, "env_args", path) or {}
         facts = {"env_name": environment_name([task], known), "env_version": MADE_WITH, "type": 1}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from postbc.data.episodes import Dataset
 from postbc.data.folder import files_of, list_folder, read_folder
@@ -16,33 +17,44 @@ from postbc.data.zarr import describe_zarr, is_zarr, list_zarr, read_zarr, zarr_
 from postbc.errors import require
 
 
+class _Format(NamedTuple):
+    list: Callable[[str | Path], Listing]
+    cameras: Callable[[str | Path], tuple[str, ...]]
+    describe: Callable[[str | Path], str]
+    read: Callable[..., Dataset]
+
+
+def _format(path: str | Path) -> _Format:
+    """How a path is read, by looking at it; what is nothing else is robomimic's, whose reader says what is wrong."""
+    if is_lerobot(path):
+        return _Format(list_lerobot, lambda path: LeRobotFolder(path).cameras, describe_lerobot, read_lerobot)
+    if is_zarr(Path(path)):
+        return _Format(list_zarr, zarr_cameras, describe_zarr, read_zarr)
+    if files_of(path):
+        return _FOLDER
+    if is_libero(path):
+        return _Format(list_libero, lambda _: tuple(CAMERAS), describe_libero, read_libero)
+    return _Format(list_robomimic, robomimic_cameras, describe_robomimic, read_robomimic)
+
+
+def _describe_folder(path: str | Path) -> str:
+    files = files_of(path)
+    return f"a folder of {len(files)} files, the first of which, {files[0].name}, is: {describe(files[0])}"
+
+
 def list_dataset(path: str | Path) -> Listing:
     """Names of the episodes and filters, without reading an array."""
-    if is_lerobot(path) or is_zarr(Path(path)):
-        return list_lerobot(path) if is_lerobot(path) else list_zarr(path)
-    if files_of(path):
-        return list_folder(path, list_dataset)
-    return list_libero(path) if is_libero(path) else list_robomimic(path)
+    return _format(path).list(path)
 
 
 def list_cameras(path: str | Path) -> tuple[str, ...]:
     """Image keys of a file, or of the first of a folder."""
-    if is_lerobot(path):
-        return LeRobotFolder(path).cameras
-    if is_zarr(Path(path)):
-        return zarr_cameras(path)
-    if files := files_of(path):
-        return list_cameras(files[0])
-    return tuple(CAMERAS) if is_libero(path) else robomimic_cameras(path)
+    return _format(path).cameras(path)
 
 
 def describe(path: str | Path) -> str:
     """What kind of file it is, and what in it is there to be used for what: some sentences."""
-    if is_lerobot(path) or is_zarr(Path(path)):
-        return describe_lerobot(path) if is_lerobot(path) else describe_zarr(path)
-    if files := files_of(path):
-        return f"a folder of {len(files)} files, the first of which, {files[0].name}, is: {describe(files[0])}"
-    return describe_libero(path) if is_libero(path) else describe_robomimic(path)
+    return _format(path).describe(path)
 
 
 def read_dataset(
@@ -64,19 +76,14 @@ def read_dataset(
     """
     for what, keys in (("observation_keys", observation_keys or ()), ("image_keys", image_keys)):
         require(len(set(keys)) == len(keys), "An observation is named twice.", file=path, key=what, found=list(keys))
-    if is_lerobot(path) or is_zarr(Path(path)):
-        read = read_lerobot if is_lerobot(path) else read_zarr
-        return read(
-            path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, parts=parts,
-            environment=environment,
-        )  # fmt: skip
-    if files_of(path):
-        return read_folder(
-            path, read_dataset, list_dataset, filter_key=filter_key, names=names, observation_keys=observation_keys,
-            image_keys=image_keys, clip_actions=clip_actions, check_actions=check_actions, parts=parts, environment=environment,
-        )  # fmt: skip
-    read = read_libero if is_libero(path) else read_robomimic
+    read, of_hdf5 = _format(path).read, {"clip_actions": clip_actions, "check_actions": check_actions}
     return read(
-        path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, clip_actions=clip_actions,
-        check_actions=check_actions, parts=parts, environment=environment,
+        path, filter_key=filter_key, names=names, observation_keys=observation_keys, image_keys=image_keys, parts=parts,
+        environment=environment, **({} if read in (read_lerobot, read_zarr) else of_hdf5),
     )  # fmt: skip
+
+
+_FOLDER = _Format(
+    partial(list_folder, list_one=list_dataset), lambda path: list_cameras(files_of(path)[0]), _describe_folder,
+    partial(read_folder, read_one=read_dataset, list_one=list_dataset),
+)  # fmt: skip

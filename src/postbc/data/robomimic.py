@@ -89,6 +89,20 @@ def find_masks(file: h5py.File, path: Path) -> dict[str, tuple[str, ...]]:
     return masks
 
 
+def find_wanted(
+    found: Sequence[str], masks: Mapping[str, tuple[str, ...]], filter_key: str | None, names: Iterable[str] | None, path: Path
+) -> list[str]:
+    """Those of a file's demonstrations that are in a filter and have one of the names, in the file's order. InputError for none."""
+    wanted = list(found) if filter_key is None else choose(found, masks, filter_key, str(path))
+    if names is not None:
+        asked = set(names)
+        unknown = sorted(asked - set(found))
+        require(not unknown, "There is no such demonstration.", file=path, key="names", found=unknown[:5])
+        wanted = [name for name in wanted if name in asked]
+    require(wanted, "There are no episodes.", file=path, found=0, expected="at least 1")
+    return wanted
+
+
 def list_robomimic(path: str | Path) -> Listing:
     """Names and filters of a file. InputError if it cannot be used."""
     path = Path(path)
@@ -328,13 +342,7 @@ def read_robomimic(
         found, masks = find_names(data, path), find_masks(file, path)
         if filter_key is None:
             check_filters(masks, found, str(path))
-        wanted = list(found) if filter_key is None else choose(found, masks, filter_key, str(path))
-        if names is not None:
-            asked = set(names)
-            unknown = sorted(asked - set(found))
-            require(not unknown, "There is no such demonstration.", file=path, key="names", found=unknown[:5])
-            wanted = [name for name in wanted if name in asked]
-        require(wanted, "There are no episodes.", file=path, found=0, expected="at least 1")
+        wanted = find_wanted(found, masks, filter_key, names, path)
         first = get(data, wanted[0], h5py.Group, path)
         require(not is_recording(data) or "obs" in first, "This is a raw robosuite recording: states and actions, no observations.",
                 file=path, key=f"data/{wanted[0]}/obs", found=f"attributes {sorted(map(str, data.attrs))}", remedy=CONVERT)  # fmt: skip

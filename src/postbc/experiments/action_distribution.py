@@ -24,6 +24,7 @@ from postbc.experiments.material import Stage
 from postbc.experiments.summary import PRETRAINING, label
 from postbc.policies.base import Policy, load_policy
 from postbc.posterior.factor import Factor
+from postbc.pretraining import with_coordinates
 from postbc.schemas import parse
 from postbc.seeding import make_generator
 from postbc.stages.posterior import posterior_at
@@ -146,7 +147,7 @@ def _observation(
     observation, size = windows.observation(rows), policy.shapes.get(COORDINATES, (0,))[0]
     if size:
         g = torch.zeros(len(rows), size) if generator is None else torch.randn(len(rows), size, generator=generator)
-        observation[COORDINATES] = g if windows.observation_steps == 1 else g[:, None].expand(-1, windows.observation_steps, -1)
+        observation = with_coordinates(observation, g, windows.observation_steps)
     return observation
 
 

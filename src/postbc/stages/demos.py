@@ -224,14 +224,7 @@ class Replay:
         dataset = read_dataset(
             self.file, filter_key=self.filter_key, names=names, clip_actions=self.clip_actions, parts=("states",)
         )
-        done = 0
         with progress("Replaying", len(dataset)) as bar:
-
-            def advance(ended: int) -> None:
-                nonlocal done
-                bar.advance(ended - done)
-                done = ended
-
             replay: Any
             options: dict[str, Any] = {"num_envs": self.num_envs, "allow_version_mismatch": self.allow_version_mismatch}
             if str(dataset.environment.get("env_name")).startswith("libero/"):
@@ -241,7 +234,7 @@ class Replay:
                 from postbc.environments.robosuite.playback import replay
 
                 options["native"] = self.native
-            result = replay(dataset, progress=advance, **options)
+            result = replay(dataset, progress=bar.reach, **options)
         for warning in result.warnings:
             say(f"Warning: {warning}")
         successes, n = int(result.successes.sum()), len(result.successes)
@@ -403,15 +396,8 @@ class Convert:
         dataset = self._read()
         chosen = f"{digest(self.file)} {self.observation_keys} {self.image_keys} {self.episodes}"
         writer = LeRobotWriter(self.output, dataset, chosen, fps=self.fps, video=self.video)
-        done = 0
         with progress("Writing", len(dataset)) as bar:
-
-            def advance(count: int) -> None:
-                nonlocal done
-                bar.advance(count - done)
-                done = count
-
-            writer.write(advance)
+            writer.write(bar.reach)
         return dataset.num_steps, len(dataset), _said(dataset)
 
     def _play(self) -> tuple[int, int, str]:
@@ -428,15 +414,8 @@ class Convert:
         try:
             for warning in observer.warnings:
                 say(f"Warning: {warning}")
-            done = 0
             with progress("Playing back", len(recording.names)) as bar:
-
-                def advance(count: int) -> None:
-                    nonlocal done
-                    bar.advance(count - done)
-                    done = count
-
-                convert_recording(recording, observer, self.output, advance)
+                convert_recording(recording, observer, self.output, bar.reach)
         finally:
             observer.close()
         dataset = read_robomimic(self.output, check_actions=False, parts=("rewards",))
