@@ -14,7 +14,7 @@ from rich.table import Table
 from postbc import jobs as jobs_module
 from postbc import progress as progress_module
 from postbc.errors import InputError, NotFiniteError
-from postbc.jobs import Interrupted, JobError, interruptible, run_jobs, run_seeds
+from postbc.jobs import Interrupted, Job, JobError, interruptible, run_jobs, run_seeds
 from postbc.progress import Status, clock, console, progress, say
 
 
@@ -214,7 +214,7 @@ def noisy(path):
 
 
 def test_a_job_may_have_processes_of_its_own(tmp_path):
-    run_jobs({"a": (noisy, (tmp_path / "a",)), "b": (noisy, (tmp_path / "b",))}, 2, tmp_path / "logs")
+    run_jobs({"a": Job(noisy, (tmp_path / "a",)), "b": Job(noisy, (tmp_path / "b",))}, 2, tmp_path / "logs")
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "from a job's own process"
 
 
@@ -225,7 +225,7 @@ def environment(path):
 def test_jobs_see_todays_environment_and_find_what_they_need_imported(tmp_path, monkeypatch):
     for value in ("one", "two"):
         monkeypatch.setenv("POSTBC_TEST", value)
-        run_jobs({name: (environment, (tmp_path / name,)) for name in "ab"}, 2, tmp_path / "logs")
+        run_jobs({name: Job(environment, (tmp_path / name,)) for name in "ab"}, 2, tmp_path / "logs")
         imported = sys.platform.startswith("linux")  # elsewhere processes begin empty
         assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == f"{value} {imported}"
 

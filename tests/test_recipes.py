@@ -20,7 +20,7 @@ import made
 from kills import in_a_process, kill_and_resume
 from postbc.cli.run import parse_recipe as parse
 from postbc.errors import InputError
-from postbc.experiments import sweep
+from postbc.experiments import steps as recipe_steps
 from postbc.experiments.recipe import Recipe, load_recipe, names, parse_recipe
 from postbc.experiments.running import table
 from postbc.experiments.sweep import run_recipe
@@ -56,7 +56,7 @@ def files(folder: Path) -> dict[str, bytes]:
     """Contents of all files, by name; what must differ between two runs left out."""
     return {
         str(p.relative_to(folder)): b""
-        if p.name in ("report.html", "versions.json") or "tensorboard" in p.parts
+        if p.name in ("report.html", "progress.html", "versions.json") or "tensorboard" in p.parts
         else p.read_bytes()
         for p in sorted(folder.rglob("*"))
         if p.is_file()
@@ -177,14 +177,14 @@ def test_postbc_from_images_takes_the_encoder_of_bc_or_trains_its_own(tmp_path: 
 
 
 def test_a_job_that_fails_stops_no_other_and_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, real = tiny(tmp_path, methods=["bc", "sigma-bc"], seeds=[0], finetuners=["best-of-n"]), sweep.pretrain_policy
+    recipe, real = tiny(tmp_path, methods=["bc", "sigma-bc"], seeds=[0], finetuners=["best-of-n"]), recipe_steps.pretrain_policy
 
     def fails(config: Any, seed: int) -> Any:
         if config.pretraining.method == "bc":
             raise RuntimeError("bug")
         return real(config, seed)
 
-    monkeypatch.setattr(sweep, "pretrain_policy", fails)
+    monkeypatch.setattr(recipe_steps, "pretrain_policy", fails)
     with pytest.raises(JobError, match="bc-seed_0"):
         run_recipe(recipe, tmp_path / "x")
     assert (tmp_path / "x/best-of-n/sigma-bc/seed_0/results.json").exists()
@@ -510,5 +510,5 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 if __name__ == "__main__":
-    ignored = ["*results.json:wall_clock_s", "x/report/*", "*/versions.json"]
+    ignored = ["*results.json:wall_clock_s", "x/report/*", "x/progress.html", "*/versions.json"]
     kill_and_resume(functools.partial(killed_experiment, Path(sys.argv[1])), Path(sys.argv[1]), "experiment", ignored)

@@ -36,10 +36,20 @@ class Status(NamedTuple):
 _listener: Callable[[Status], None] | None = None
 
 
-def listen(listener: Callable[[Status], None] | None) -> None:
-    """From now on this process's progress goes to `listener`, once a second, and not to the terminal (for a job's process)."""
+@contextmanager
+def listening(listener: Callable[[Status], None] | None) -> Iterator[None]:
+    """Inside, this process's progress goes to `listener`, once a second, and not to the terminal (for jobs). None: as it went."""
     global _listener
-    _listener = listener
+    before, _listener = _listener, listener or _listener
+    try:
+        yield
+    finally:
+        _listener = before
+
+
+def listener() -> Callable[[Status], None] | None:
+    """Who hears this process's progress, if it is a job's."""
+    return _listener
 
 
 def clock(seconds: float) -> str:

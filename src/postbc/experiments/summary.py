@@ -34,6 +34,17 @@ PRETRAINING = {"bc": "BC", "sigma-bc": "σ-BC", "postbc": "PostBC", "value-dice"
 FINETUNERS = {"dsrl-sac": "DSRL-SAC", "dsrl-na": "DSRL-NA", "dppo": "DPPO", "residual": "Residual RL", "best-of-n": "Best-of-N"}
 
 
+SWEEP_FILE = "sweep.json"
+
+
+@schema
+class Sweep:
+    """sweep.json: which recipes' runs lie where."""
+
+    runs: dict[Text, tuple[Text, ...]]
+    """Directory of one method's finetunings, without its seeds -> recipes."""
+
+
 @schema
 class Entry:
     """One finished run of one seed: an entry of summary.json, a row of results.csv."""

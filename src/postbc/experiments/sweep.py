@@ -1,66 +1,33 @@
-"""A recipe, run: demonstrations → per seed and method posterior, pretraining, evaluation, finetuning → report.
+"""Recipes, run to their report: one by itself (`postbc run`), or several as one graph of runs (`postbc sweep`).
 
-    OUTPUT/config.yaml, demonstrations.hdf5 (scripted), posterior/seed_s, pretraining/METHOD/seed_s, evaluation/METHOD/seed_s,
-    FINETUNER/METHOD/seed_s (FINETUNER/METHOD/ENVIRONMENT/seed_s of `finetune_in`), evaluation/METHOD-FINETUNER/seed_s (videos), logs/,
-    report/
-
-Every stage keeps its own record, so a recipe that was stopped goes on, and methods, finetuners and seeds can be added to a directory.
+Every stage keeps its own record, so that what was stopped goes on, and methods, finetuners, seeds and, in a sweep, recipes can be added
+to a directory.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from postbc.data.belonging import Facts, check_belongs
-from postbc.data.libero_tasks import IMAGE, KITCHEN, find_tasks
-from postbc.data.scripted.hands import GEOMETRIES
-from postbc.data.training_set import TrainingSetConfig, load_training_set
-from postbc.environments.registry import Environment, find_environment
+from postbc.board import Board
+from postbc.engines.base import Engine
 from postbc.errors import InputError, require
-from postbc.evaluation import Evaluation, check_shapes
-from postbc.experiments.recipe import FINETUNING, Finetuner, Recipe
-from postbc.jobs import JobError, run_jobs
-from postbc.policies.base import POLICY_FILE, policy_class
-from postbc.posterior.closed_form import check_closed_form
-from postbc.posterior.saved import POSTERIOR_FILE
-from postbc.pretraining import Method
-from postbc.progress import say
-from postbc.runs import Run, digest
-from postbc.stages.demos import Collect, Convert
-from postbc.stages.evaluate import EPISODES, SUMMARY, Evaluate, evaluate_stage
-from postbc.stages.finetuning import load_base
-from postbc.stages.posterior import PosteriorFit, fit_posterior
-from postbc.stages.pretrain import Pretrain, pretrain_policy
-from postbc.training.best_of_n import finetune_best_of_n
-from postbc.training.dppo import finetune_dppo
-from postbc.training.dsrl import finetune_dsrl
-from postbc.training.residual import finetune_residual
-from postbc.training.results import RESULTS_FILE
+from postbc.experiments.checks import check
+from postbc.experiments.graph import Graph
+from postbc.experiments.layout import Layout
+from postbc.experiments.recipe import FINETUNING, Recipe
+from postbc.experiments.summary import SWEEP_FILE, Sweep
+from postbc.files import os_errors, write_json
+from postbc.jobs import local, raise_failures, run_graph
+from postbc.runs import Lock, Run, digest
+from postbc.schemas import read_json
 
-DEMONSTRATIONS, STATES = "demonstrations.hdf5", "demonstrations_states.hdf5"
-#: What of LIBERO's names says that cameras are observed.
-PIXELS = re.compile(r"-pixels(\d+)?$")
 #: Fields that do not belong to the experiment, and those that may change between two runs into one directory: their stages
 #: check them against their own records.
 VOLATILE = ("output", "jobs", "videos", "about", "source", "size")
 REVISABLE = ("methods", "finetuners", "finetune_in", "seeds", *FINETUNING, "per_method", "compute")
-
-
-class Job(NamedTuple):
-    """A stage of one seed and method."""
-
-    name: str
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-    needs: tuple[Path, ...]
-    """Files of former stages without which it cannot begin."""
-    makes: Path
-    """Its last file but for pictures."""
+PAGE = "progress.html"
 
 
 def run_recipe(recipe: Recipe[Any], output: Path, resume: bool = True) -> Path:
@@ -72,285 +39,71 @@ def run_recipe(recipe: Recipe[Any], output: Path, resume: bool = True) -> Path:
         InputError: an input cannot be used, or `output` holds another experiment (nothing was written then); or a job raised it.
         JobError: a job was killed, or failed by a bug.
     """
-    from postbc.experiments.report import build
-
-    check(recipe, output)
-    failed: list[Exception] = []
+    layout = Layout(output)
+    check(recipe, layout)
     inputs = {} if recipe.demonstrations is None else {"demonstrations": digest(recipe.demonstrations)}
     with Run(output, recipe, resume=resume, inputs=inputs, volatile=VOLATILE, revisable=REVISABLE) as run:
-        collect(recipe, output)
-        for phase in phases(recipe, output):
-            failed += _run(phase, recipe.jobs, output)
-        report, title = output / "report", f"{recipe.environment.removeprefix('postbc/')}: {', '.join(recipe.methods)}"
-        found = [output / part for part in ("posterior", "pretraining", "evaluation", *recipe.finetuners)]
-        if any((output / f).is_dir() for f in ("evaluation", *recipe.finetuners)):
-            build([folder for folder in found if folder.is_dir()], report, title)
-        if failed:
-            kind = InputError if any(isinstance(error, InputError) for error in failed) else JobError
-            raise failed[0] if len(failed) == 1 else kind("\n".join(map(str, failed)))
+        graph = Graph(layout)
+        graph.add(recipe)
+        title = f"{recipe.environment.removeprefix('postbc/')}: {', '.join(recipe.methods)}"
+        report = _run(graph, local(recipe.jobs, output / "logs"), title, recipe.finetuners)
         run.finish()
     return report
 
 
-def _run(jobs: Iterable[Job], at_once: int, output: Path) -> list[Exception]:
-    ready: list[Job] = []
-    for job in jobs:
-        missing = [path for path in job.needs if not path.exists()]
-        if missing:
-            say(f"{job.name} is left out: there is no {missing[0].relative_to(output)}", stderr=True)
-        else:
-            ready.append(job)
-    failed: list[Exception] = []
-    # those that are done check their records, here: a process of its own would take longer to start
-    for some, number in (([j for j in ready if j.makes.exists()], 1), ([j for j in ready if not j.makes.exists()], at_once)):
-        try:
-            if some:
-                run_jobs({job.name: (job.function, job.arguments) for job in some}, number, output / "logs")
-        except (InputError, JobError) as error:
-            failed.append(error)
-    return failed
+def run_sweep(recipes: Mapping[str, Recipe[Any]], output: Path, engine: Callable[[Board], Engine] | None = None) -> Path:
+    """Run recipes, by title, as one graph into one directory: what two have in common is made once. The report's directory.
 
-
-# -- before anything is written ------------------------------------------------------------------------------------------------
-def check(recipe: Recipe[Any], output: Path) -> None:
-    """Whatever can be known before the first stage.
+    Args:
+        engine: makes what runs the jobs (:func:`postbc.jobs.local`, :class:`postbc.engines.ray.RayEngine`); one at a time by default.
 
     Raises:
-        InputError: the environment cannot run here, demonstrations that are missing, cannot be used or are of another task, a policy
-            or budget that a finetuner cannot use.
+        InputError: as :func:`run_recipe`, of any recipe; or another sweep works in `output`.
+        JobError: as :func:`run_recipe`.
     """
-    environment = find_environment(recipe.environment)
-    environment.check()
-    for place in map(find_environment, recipe.finetune_in):
-        check_belongs(environment.belonging(), place.belonging(), file=f"finetune_in: {place.name}",
-                      remedy="name environments that share the robot and observations of --environment")  # fmt: skip
-    for method in recipe.methods:
-        own = recipe.of_method(method)
-        for finetuner, training in (("residual", own.residual_training), ("dppo", own.dppo_training)):
-            if finetuner in recipe.finetuners:
-                training.require_learning(recipe.data.chunk)
-        require(
-            "dppo" not in recipe.finetuners or hasattr(policy_class(own.policy.kind), "chain"),
-            "DPPO needs a policy that is sampled by a chain.", key="policy.kind", found=f"{own.policy.kind} ({method})",
-            expected="diffusion or flow", remedy="leave DPPO or this method out",
-        )  # fmt: skip
-        if "dsrl" not in recipe.finetuners:
-            continue
-        require(
-            getattr(own.policy, "sampler", None) != "ddpm", "DSRL needs a policy that is deterministic given its noise.",
-            key="policy.sampler", found="ddpm", expected="ddim",
-        )  # fmt: skip
-        own.training.require_learning(recipe.data.chunk)
-    require(
-        not _shares_encoder(recipe) or "postbc" not in recipe.methods or "bc" in recipe.methods,
-        "PostBC from images takes the encoder of the BC policy of the same seed.", key="methods", found=", ".join(recipe.methods),
-        remedy="pretrain by bc too, or give --ensemble.encoder own",
-    )  # fmt: skip
-    require(
-        recipe.ensemble.encoder == "features" or recipe.data.image_keys or "postbc" not in recipe.methods,
-        "There are no images for encoders.", key="ensemble.encoder", found="own, and no data.image_keys", expected="features",
-    )  # fmt: skip
-    if "postbc" in recipe.methods:
-        posterior_of(recipe, output, recipe.seeds[0])
-        _check_posterior(recipe)
-    if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
-        data = load_training_set(data_of(recipe, output), recipe.seeds[0])
-        _check_facts(data.facts, environment, recipe)
-        env = environment.make(1, chunk=1, horizon=1, terminate_on="never")
+    require(recipes, "There is nothing to sweep over.", key="recipes", found="none", expected="names or .yaml files")
+    layout, former = Layout(output, tagged=True), _former(output)
+    graph = Graph(layout)
+    for title, recipe in recipes.items():
         try:
-            check_shapes(data.dataset.shapes, data.dataset.action_dim, env, recipe.demonstrations)
-        finally:
-            env.close()
-        return
-    require(
-        _has_operators(environment.name), f"There are no scripted operators for {environment.name}.", key="demonstrations",
-        found="none given", remedy="give --demonstrations FILE (`postbc demos download` fetches robomimic's and LIBERO's)",
-    )  # fmt: skip
-    require(
-        (recipe.data.num_trajectories or 1) <= recipe.collect_num, "There are fewer demonstrations than a seed is trained on.",
-        key="collect_num", found=recipe.collect_num, expected=f"at least {recipe.data.num_trajectories}",
-    )  # fmt: skip
-    collection(recipe, output)
+            check(recipe, layout)
+        except InputError as error:
+            raise InputError(f"{title}: {error}") from error
+        graph.add(recipe, title)
+    with os_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+    lock = Lock(output)
+    try:
+        runs = {where.relative_to(output).as_posix(): titles for where, titles in graph.recipes.items()}
+        merged = {where: [*dict.fromkeys([*former.get(where, ()), *runs.get(where, ())])] for where in {**former, **runs}}
+        write_json(output / SWEEP_FILE, {"runs": merged})
+        finetuners = tuple(dict.fromkeys(f for recipe in recipes.values() for f in recipe.finetuners))
+        return _run(graph, engine or local(1, output / "logs"), ", ".join(recipes), finetuners, whole=True)
+    finally:
+        lock.release()
 
 
-def _check_facts(found: Facts, environment: Environment, recipe: Recipe[Any]) -> None:
-    check_belongs(
-        found, environment.belonging(), file=str(recipe.demonstrations), allow_version_mismatch=recipe.data.allow_version_mismatch,
-        remedy="give demonstrations of this environment, or --environment",
-    )  # fmt: skip
+def _former(output: Path) -> dict[str, tuple[str, ...]]:
+    """What sweeps before this one wrote. InputError for a directory that is something else's."""
+    if (output / SWEEP_FILE).exists():
+        return dict(read_json(output / SWEEP_FILE, Sweep).runs)
+    with os_errors(output, "read"):
+        there = sorted(p.name for p in output.iterdir() if not p.name.startswith(".")) if output.is_dir() else []
+    require(not there, "This directory is not empty and holds no sweep.", file=output, found=", ".join(there[:5]),
+            remedy="choose another --output")  # fmt: skip
+    return {}
 
 
-def _has_operators(name: str) -> bool:
-    """Whether scripted operators know all tasks of an environment."""
-    if name.startswith("libero/"):
-        tasks = find_tasks(PIXELS.sub("", name.removeprefix("libero/")))
-        return all(task.name in KITCHEN for task in tasks)
-    return name.removeprefix("postbc/") in GEOMETRIES
+def _run(graph: Graph, engine: Callable[[Board], Engine], title: str, finetuners: tuple[str, ...], whole: bool = False) -> Path:
+    """Run the graph, report what is there, raise what failed."""
+    from postbc.experiments.report import build
 
-
-# -- the stages ----------------------------------------------------------------------------------------------------------------
-def data_of(recipe: Recipe[Any], output: Path) -> TrainingSetConfig:
-    """The training sets of the recipe."""
-    values = {f.name: getattr(recipe.data, f.name) for f in dataclasses.fields(recipe.data)}  # type: ignore[arg-type]
-    return TrainingSetConfig(**{**values, "demonstrations": recipe.demonstrations or output / DEMONSTRATIONS})
-
-
-def collection(recipe: Recipe[Any], output: Path) -> Collect:
-    """The recording of scripted operators. InputError for operators that do not exist."""
-    from postbc.data.scripted.operators import find_operators
-
-    find_operators(recipe.collect_operators)
-    task, drawn = PIXELS.sub("", recipe.environment.removeprefix("postbc/")), PIXELS.search(recipe.environment)
-    return Collect(
-        output / (STATES if drawn else DEMONSTRATIONS), task, num=recipe.collect_num, operators=recipe.collect_operators,
-        seed=recipe.collect_seed,
-    )  # fmt: skip
-
-
-def collect(recipe: Recipe[Any], output: Path) -> None:
-    """Record demonstrations, where none are given or there; those for cameras are recorded as states, and drawn."""
-    if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
-        return
-    recording, drawn = collection(recipe, output), PIXELS.search(recipe.environment)
-    if not recording.output.exists():
-        recording.run()
-    if drawn:
-        Convert(recording.output, output / DEMONSTRATIONS, image_size=int(drawn[1] or IMAGE), jobs=recipe.jobs).run()
-
-
-def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
-    """Jobs by phase: none needs what one of the same phase makes. A posterior that shares BC's encoder waits for it."""
-    shares = _shares_encoder(recipe)
-
-    def posterior_job(seed: int) -> Job:
-        needs = (_seed(output, "pretraining/bc", seed) / POLICY_FILE,) if shares else ()
-        return Job(
-            f"posterior-seed_{seed}", fit, (recipe, output, seed), needs, _seed(output, "posterior", seed) / POSTERIOR_FILE
-        )
-
-    def pretrain_job(method: Method, seed: int) -> Job:
-        needs = (_seed(output, "posterior", seed) / POSTERIOR_FILE,) if method == "postbc" else ()
-        makes = _seed(output, f"evaluation/{method}", seed) / SUMMARY
-        return Job(f"{method}-seed_{seed}", pretrain, (recipe, output, method, seed), needs, makes)
-
-    def finetune_job(finetuner: Finetuner, method: Method, seed: int, place: str | None) -> Job:
-        needs = (
-            _seed(output, f"pretraining/{method}", seed) / POLICY_FILE,
-            _seed(output, f"evaluation/{method}", seed) / SUMMARY,
-        )
-        where = _where(finetuner, method, place)
-        makes = _seed(output, where, seed) / RESULTS_FILE
-        return Job(
-            f"{where.replace('/', '-')}-seed_{seed}", finetune, (recipe, output, finetuner, method, seed, place), needs, makes
-        )
-
-    postbc = [m for m in recipe.methods if m == "postbc"]
-    posteriors = [posterior_job(s) for _ in postbc for s in recipe.seeds]
-    first = [pretrain_job(m, s) for m in recipe.methods if m != "postbc" for s in recipe.seeds]
-    second = [pretrain_job(m, s) for m in postbc for s in recipe.seeds]
-    finetuners = sorted(recipe.finetuners, key=["dppo", "dsrl", "residual", "best-of-n"].index)  # the longest first
-    places = recipe.finetune_in or (None,)
-    last = [finetune_job(f, m, s, place) for f in finetuners for place in places for m in recipe.methods for s in recipe.seeds]
-    return [first, posteriors, second, last] if shares else [posteriors, first + second, last]
-
-
-def _check_posterior(recipe: Recipe[Any]) -> None:
-    """InputError where the posterior that will be fitted cannot give what PostBC's pretraining asks of it."""
-    own, count, kind = recipe.of_method("postbc").pretraining, recipe.data.num_trajectories, recipe.posterior_kind
-    members: int | None = recipe.ensemble.ensemble_size
-    if kind == "closed-form":
-        members = (
-            None if count is None else min(count, recipe.closed_form.blocks)
-        )  # all of a file: its length is not known here
-        if count is not None:
-            check_closed_form(count, recipe.ensemble.layers, recipe.closed_form)
-    require(
-        own.posterior_weight != "auto" or kind == "closed-form" or recipe.ensemble.bootstrap == "trajectory",
-        "Only members that leave whole trajectories out can be held against them.", key="ensemble.bootstrap",
-        found=f"{recipe.ensemble.bootstrap}, and pretraining.posterior_weight auto", expected="trajectory",
-    )  # fmt: skip
-    require(members is None or own.coherent < members, "The posterior has not so many directions.", key="pretraining.coherent",
-            found=own.coherent, expected=f"less than {members}")  # fmt: skip
-
-
-def _shares_encoder(recipe: Recipe[Any]) -> bool:
-    """Whether the posterior looks at images through the encoder of the BC policy."""
-    return bool(recipe.data.image_keys) and recipe.ensemble.encoder == "features"
-
-
-def _seed(output: Path, stage: str, seed: int) -> Path:
-    return output / stage / f"seed_{seed}"
-
-
-def _where(finetuner: Finetuner, method: Method, place: str | None) -> str:
-    """Directory of a finetuning, in an environment of its own where `place` names one."""
-    return f"{finetuner}/{method}" + ("" if place is None else f"/{place.replace('/', '_')}")
-
-
-def posterior_of(recipe: Recipe[Any], output: Path, seed: int) -> PosteriorFit:
-    """The fit of one seed's posterior. InputError for a combination that has no meaning."""
-    encoder = output / "pretraining/bc" if _shares_encoder(recipe) else None
-    compute = replace(recipe.compute, precision=recipe.ensemble_precision)
-    return PosteriorFit(
-        data_of(recipe, output), output / "posterior", encoder, (seed,), recipe.posterior_kind, recipe.ensemble, recipe.closed_form,
-        recipe.ensemble_epochs, compute, resume=True,
-    )  # fmt: skip
-
-
-def fit(recipe: Recipe[Any], output: Path, seed: int) -> None:
-    """One seed's posterior."""
-    fit_posterior(posterior_of(recipe, output, seed), seed)
-
-
-def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> None:
-    """Pretrain one seed by one method, and evaluate what comes out."""
-    own, where = recipe.of_method(method), output / "pretraining" / method
-    posterior = output / "posterior" if method == "postbc" else None
-    config = Pretrain(
-        data_of(own, output), where, own.policy, posterior, (seed,), own.pretraining, own.value_dice,
-        None if method == "value-dice" else own.pretraining_epochs, own.compute, resume=True,
-    )  # fmt: skip
-    pretrain_policy(config, seed)
-    evaluate_stage(_evaluation(own, where, output / "evaluation" / method, seed), seed)
-
-
-def finetune(
-    recipe: Recipe[Any], output: Path, finetuner: Finetuner, method: Method, seed: int, place: str | None = None
-) -> None:
-    """Finetune the policy of one seed and method: from the evaluation that it already has, or in a `place` of `finetune_in`."""
-    own, policies, where = recipe.of_method(method), output / "pretraining" / method, output / _where(finetuner, method, place)
-    own = own if place is None else replace(own, environment=place, finetune_in=())
-    policy = load_base(_seed(output, f"pretraining/{method}", seed), deterministic=finetuner == "dsrl")
-    run = where / f"seed_{seed}"
-    before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES) if place is None else None
-    common: dict[str, Any] = {
-        "seed": seed, "compute": own.compute, "resume": True, "before": before, "source": policies / f"seed_{seed}",
-        "allow_version_mismatch": own.data.allow_version_mismatch,
-    }  # fmt: skip
-    evaluated: dict[str, Any] = {"eval_episodes": own.episodes, "horizon": own.horizon}
-    online = {**evaluated, "eval_envs": own.num_envs}
-    if finetuner == "dsrl":
-        finetune_dsrl(policy, own.environment, run, own.dsrl, replace(own.training, **online), **common)
-    elif finetuner == "dppo":
-        finetune_dppo(policy, own.environment, run, own.dppo, replace(own.dppo_training, **online), **common)
-    elif finetuner == "residual":
-        demonstrations = data_of(own, output).demonstrations if own.residual_demonstrations else None
-        training = replace(own.residual_training, **online)
-        finetune_residual(policy, own.environment, run, own.residual, training, demonstrations, **common)
-    else:
-        config = replace(own.best_of_n, **evaluated, num_envs=own.num_envs)
-        finetune_best_of_n(policy, own.environment, run, config, own.iql, own.transitions, **common)
-    if recipe.videos:
-        shown = output / "evaluation" / f"{method}-{finetuner}" / where.relative_to(output / finetuner / method)
-        films = replace(_evaluation(own, where, shown, seed), videos=recipe.videos, episodes=10)
-        try:
-            evaluate_stage(films, seed)
-        except InputError as error:  # no OpenGL here: the numbers stand without pictures
-            say(f"no videos of {finetuner} from {method}, seed {seed}: {error}", stderr=True)
-
-
-def _evaluation(recipe: Recipe[Any], policy: Path, output: Path, seed: int) -> Evaluate:
-    return Evaluate(
-        policy, output, recipe.environment, (seed,), recipe.episodes, recipe.horizon, num_envs=recipe.num_envs, videos=0,
-        allow_version_mismatch=recipe.data.allow_version_mismatch, compute=recipe.compute, resume=True,
-    )  # fmt: skip
+    output, jobs = graph.layout.output, graph.jobs
+    report = output / "report"
+    board = Board([*jobs], title, output / PAGE, told=True, link="report/report.html")
+    failed = run_graph(jobs, engine, output / "logs", board)
+    parts = [output / part for part in ("posterior", "pretraining", "evaluation", *finetuners)]
+    if any((output / f).is_dir() for f in ("evaluation", *finetuners)):
+        build([output] if whole else [part for part in parts if part.is_dir()], report, title)
+    raise_failures(failed)
+    return report

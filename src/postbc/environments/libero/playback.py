@@ -25,7 +25,7 @@ from postbc.environments.robosuite.operational_space import Floats
 from postbc.environments.robosuite.playback import Playback, belongs, play
 from postbc.errors import require
 from postbc.files import digest
-from postbc.jobs import run_jobs
+from postbc.jobs import Job, run_jobs
 from postbc.progress import progress as progress_bar
 
 
@@ -117,7 +117,7 @@ def draw(source: Path, output: Path, size: int, jobs: int = 1) -> Path:
     files = {episode.name: parts / f"{identity}.{k}.hdf5" for k, episode in enumerate(dataset)}
     missing = sorted((e for e in dataset if not files[e.name].exists()), key=lambda e: (e.task or "", e.name))
     shares = [[e.name for e in missing[k * len(missing) // jobs : (k + 1) * len(missing) // jobs]] for k in range(jobs)]
-    work = {f"draw_{k}": (draw_episodes, (source, names, files, size)) for k, names in enumerate(shares) if names}
+    work = {f"draw_{k}": Job(draw_episodes, (source, names, files, size)) for k, names in enumerate(shares) if names}
     if work:
         run_jobs(work, jobs, output.with_name(f".{output.name}.logs"))
     drawn = [read_dataset(files[name], image_keys=list(CAMERAS)) for name in dataset.names]
