@@ -41,6 +41,10 @@ class NotFiniteError(InputError):
     """A number that decides a result is NaN or infinite; the run has ended, and its last checkpoint is good."""
 
 
+class InUseError(InputError):
+    """Another process works in a directory."""
+
+
 def require(
     condition: object,
     what: str,

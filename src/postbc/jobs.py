@@ -202,7 +202,7 @@ def _run(jobs: Mapping[str, Job], engine: Any, board: Board | None, retries: int
                 board.tick()
     finally:
         engine.close()
-    return failed
+    return {name: failed[name] for name in jobs if name in failed}
 
 
 def _line(error: Exception) -> str:

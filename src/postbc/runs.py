@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from postbc.errors import InputError, NotFiniteError, require
+from postbc.errors import InputError, InUseError, NotFiniteError, require
 from postbc.files import (
     Tree,
     blame,
@@ -106,7 +106,7 @@ class Lock:
                 except BlockingIOError:
                     holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip()
                     os.close(handle)
-                    raise InputError(
+                    raise InUseError(
                         "This directory is in use by another process.", file=directory, found=f"process {holder or 'unknown'}",
                         remedy="wait until it ends, or choose another --output",
                     ) from None  # fmt: skip

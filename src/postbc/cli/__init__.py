@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lerobot import": ("lerobot_import", "a LeRobot diffusion checkpoint as a policy of ours, to be evaluated and finetuned"),
     "report": ("report", "one self-contained page: table, curves, pictures, commands"),
     "run": ("run", "a whole experiment by name, from demonstrations to report"),
+    "sweep": ("sweep", "recipes × methods × seeds as one graph of runs, on this machine or a Ray cluster"),
     "recipes": ("recipes", "the experiments that `run` knows"),
     "theory": ("theory", "section 2 of the paper, executed: tables and plots"),
     "doctor": ("doctor", "check this machine, and data against the simulator"),

@@ -1,18 +1,23 @@
-"""Options of `postbc run NAME`, and the list of `postbc recipes`."""
+"""Options of `postbc run NAME` and `postbc sweep NAME...`, and the list of `postbc recipes`."""
 
 from __future__ import annotations
 
-from dataclasses import field
+import os
+from dataclasses import field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
+from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
-from postbc.experiments.recipe import Recipe, load_recipe, names
+from postbc.errors import InputError, require
+from postbc.experiments.recipe import Finetuner, Recipe, load_recipe, names
+from postbc.pretraining import Method
 from postbc.progress import say
-from postbc.schemas import schema
+from postbc.schemas import Seed, schema
 
 P = TypeVar("P")
 
@@ -36,6 +41,84 @@ class RunRecipe(Generic[P]):
 
         report = run_recipe(self.recipe, self.output, self.resume)
         say(f"report: {report / 'report.html'}")
+
+
+@schema
+class RunSweep:
+    """Several recipes as one graph of runs, over processes of this machine or a Ray cluster, to one report that compares them.
+
+    Runs that recipes have in common (a pretraining, a posterior, scripted demonstrations) are made once. Run it again and it goes on
+    where it was stopped; other recipes, methods, finetuners and seeds may be asked of the same directory later. progress.html in the
+    output directory shows the states of all runs.
+    """
+
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Names (`postbc recipes`) or .yaml files."""
+    output: Path = Path("runs/sweep")
+    """Directory of the runs and of the report."""
+    seeds: tuple[Seed, ...] | None = None
+    """Default: each recipe's own."""
+    methods: tuple[Method, ...] | None = None
+    """Ways to pretrain; default: each recipe's own."""
+    finetuners: tuple[Finetuner, ...] | None = None
+    """Ways to finetune; default: each recipe's own."""
+    demonstrations: Path | None = None
+    """A file for all recipes instead of their own (a recipe's field `demonstrations` says it for one)."""
+    jobs: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Runs at a time (with --address: the cluster decides); default: the cores of this machine."""
+    engine: Literal["local", "ray"] = "local"
+    """local: processes of this machine; ray: a Ray cluster (extra [ray])."""
+    address: str | None = None
+    """Of a running Ray cluster (auto: this machine's); default: Ray is started on this machine for the sweep."""
+    cpus_per_job: Annotated[float, Field(gt=0, le=1024)] = 1.0
+    """CPUs that a run takes (Ray)."""
+    gpus_per_job: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """GPUs that a run takes (Ray); a fraction shares one: at 0.25, four runs."""
+
+    def __post_init__(self) -> None:
+        titles = [Path(name).stem for name in self.recipes]
+        require(titles, "There is nothing to sweep over.", key="recipes", found="none", expected=f"names: {', '.join(names())}")
+        require(len({*titles}) == len(titles), "Each recipe may be given once.", key="recipes", found=", ".join(titles))
+        given = {
+            "address": self.address is not None, "cpus-per-job": self.cpus_per_job != 1.0, "gpus-per-job": self.gpus_per_job != 0.0
+        }  # fmt: skip
+        for name in (name for name, said in given.items() if said and self.engine != "ray"):
+            raise InputError("This is for Ray.", key=name, found="--engine local", remedy="give --engine ray")
+        require(self.address is None or self.jobs is None, "A cluster decides how many run at a time.", key="jobs", found=self.jobs,
+                remedy="leave --jobs out, or --address")  # fmt: skip
+        require(self.gpus_per_job <= 1 or self.gpus_per_job % 1 == 0, "Several GPUs are whole ones.", key="gpus_per_job",
+                found=self.gpus_per_job, expected="a fraction below 1, or a whole number")  # fmt: skip
+
+    def chosen(self) -> dict[str, Recipe[Any]]:
+        """The recipes with the sweep's own values."""
+        own = {
+            "seeds": self.seeds,
+            "methods": self.methods,
+            "finetuners": self.finetuners,
+            "demonstrations": self.demonstrations,
+        }
+        said = {name: value for name, value in own.items() if value is not None}
+        return {Path(name).stem: replace(load_recipe(name), **said) for name in self.recipes}
+
+    def run(self) -> None:
+        """Run what has not been run yet, then report."""
+        from postbc.experiments.sweep import run_sweep
+        from postbc.jobs import local
+
+        logs, jobs = self.output / "logs", self.jobs or cores()
+        if self.engine == "ray":
+            from postbc.engines.ray import RayEngine
+
+            make = partial(RayEngine, logs, self.address, self.cpus_per_job, self.gpus_per_job, self.jobs)
+            report = run_sweep(self.chosen(), self.output, lambda _: make())
+        else:
+            report = run_sweep(self.chosen(), self.output, local(jobs, logs))
+        say(f"report: {report / 'report.html'}")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def table() -> Table:
