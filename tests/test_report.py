@@ -28,12 +28,13 @@ from postbc.data.episodes import Dataset
 from postbc.data.normalization import Normalization
 from postbc.data.windows import Windows
 from postbc.errors import InputError
-from postbc.experiments import plots
+from postbc.experiments import aggregates, formats, plots
 from postbc.experiments.action_distribution import action_distribution, switches, uncertainty
 from postbc.experiments.material import Found, look, shared_and_differing, within
 from postbc.experiments.report import Content, Picture, build
 from postbc.experiments.reporting import Report
 from postbc.experiments.summary import FIELDS, collect, compare_groups, group, verdict
+from postbc.experiments.tables import Cell, Table
 from postbc.posterior.factor import Factor
 from postbc.schemas import plain
 from postbc.training.results import Result
@@ -139,12 +140,93 @@ def test_best_of_n_is_one_setting_though_its_rollouts_take_different_steps(tmp_p
         ([0.2, 0.21, 0.19], 0.06, "not distinguishable"),
         ([0.3, -0.2, 0.1], 0.6, "not distinguishable"),
         ([0.01, -0.01, 0.0], 1.0, "equal within ±0.05"),
-        ([0.5], 1.0, "one seed: no statement possible"),
+        ([0.5], 1.0, "too few seeds to tell"),
+        ([0.2, 0.21], 0.01, "too few seeds to tell"),
     ],
 )
 def test_verdicts(differences: list[float], p: float, expected: str) -> None:
     d = np.array(differences)
     assert verdict(statistics.compare(d, np.zeros_like(d)), p) == expected
+
+
+def test_two_seeds_are_too_few_to_tell_and_no_interval_is_shown(tmp_path: Path) -> None:
+    for method in ("bc", "postbc"):
+        write(tmp_path / "runs" / method, *(result(method, s, success_before=0.4 + 0.2 * s) for s in range(2)))
+    page = build_at(tmp_path / "runs", tmp_path / "report").read_text()
+    text = re.sub(r"<style.*?</style>|<svg.*?</svg>", "", page, flags=re.S)
+    assert "BC 0.61, PostBC (α=0.5) 0.82: <b>too few seeds to tell</b> (+0.21, 2 seeds)" in text
+    assert "Whether PostBC starts lower than the baselines: too few seeds to tell." in text
+    assert not re.search(r"seeds \[|\[[−+]", text)  # intervals over seeds, and of differences
+    assert "log-rank" not in text
+    csv_text = (tmp_path / "report/tables/lift-5-demonstrations-dsrl-sac-improvement.csv").read_text()
+    assert "–,too few seeds to tell" in csv_text
+
+
+def test_interquartile_means_and_probabilities_of_improvement_are_those_of_statistics(tmp_path: Path) -> None:
+    experiment(tmp_path / "lift")
+    experiment(tmp_path / "can", task="Can", posterior_weight=None)
+    content = build([tmp_path / "lift", tmp_path / "can"], tmp_path / "report")
+    x, y = (np.array(RATES[m])[:, None] for m in ("postbc", "bc"))
+    table = aggregates.improvement([g for g in content.groups if g.setting.task == "Lift"])
+    assert table is not None
+    rows = {row[0].value: row for row in table.rows}
+    p, low, high = statistics.probability_of_improvement(x, y)
+    assert rows["PostBC (α=0.5)"][3] == (f"{p:.2f}", (f"[{low:.2f}, {high:.2f}]",)) == ("1.00", ("[1.00, 1.00]",))
+    value, low, high = statistics.stratified_bootstrap(x)
+    assert rows["PostBC (α=0.5)"][2] == (f"{value:.3f}", (f"[{low:.2f}, {high:.2f}]",))
+    (together,) = aggregates.together(content.groups)  # α is not the same in both, and the only one in each
+    assert [row[0].value for row in together.rows] == ["BC", "σ-BC", "PostBC"]
+    value, low, high = statistics.stratified_bootstrap(np.hstack([x, x]))
+    assert together.rows[2][2] == (f"{value:.3f}", (f"[{low:.2f}, {high:.2f}]",))
+    assert "All settings together" in (tmp_path / "report/report.html").read_text()
+    assert (tmp_path / "report/tables/together-0.tex").exists()
+    assert aggregates.together([g for g in content.groups if g.setting.task == "Lift"]) == []
+
+
+def test_recipes_are_told_apart_where_their_methods_have_the_same_name(tmp_path: Path) -> None:
+    """Two recipes differ in the ensemble's size: one BC of both, a PostBC of each. The same of runs of one recipe each."""
+    root = tmp_path / "sweep"
+    write(root / "dsrl/bc-1", *(result("bc", s) for s in range(3)))
+    write(root / "dsrl/postbc-2", *(result("postbc", s) for s in range(3)))
+    write(root / "dsrl/postbc-3", *(result("postbc", s, success_after=0.7) for s in range(3)))
+    runs = {"dsrl/bc-1": ["k-10", "k-100"], "dsrl/postbc-2": ["k-10"], "dsrl/postbc-3": ["k-100"]}
+    (root / "sweep.json").write_text(json.dumps({"runs": runs}))
+    groups, notes = group(collect([root])[0])
+    assert notes == []
+    assert [g.label for g in groups] == ["BC", "k-10: PostBC (α=0.5)", "k-100: PostBC (α=0.5)"]
+    assert [p.ours.recipe for p in compare_groups(groups, "success_after")] == ["k-10", "k-100"]
+    # the report's own summary.json says it too
+    build([root], tmp_path / "report")
+    assert [g.label for g in group(collect([tmp_path / "report"])[0])[0]] == [g.label for g in groups]
+    (root / "sweep.json").write_text("{}")  # damaged: the runs are there, and a note says why they are not told apart
+    assert "sweep.json is left out" in str(build([root], tmp_path / "other").notes)
+
+    def alone(name: str, size: int, *seeds: int) -> Path:
+        where = tmp_path / "alone" / name
+        write(where / "dsrl/bc", *(result("bc", s) for s in seeds))
+        (where / "config.yaml").write_text(
+            yaml.safe_dump({"methods": ["bc"], "seeds": [*seeds], "ensemble": {"ensemble_size": size}})
+        )
+        return where
+
+    directories = [alone("a", 10, 0, 1, 2), alone("b", 100, 0, 1, 2), alone("more-of-a", 10, 3, 4)]
+    groups, _ = group(collect(directories)[0])
+    assert [(g.label, g.seeds) for g in groups] == [("a: BC", [0, 1, 2, 3, 4]), ("b: BC", [0, 1, 2])]
+
+
+def test_tables_as_markdown_latex_and_csv() -> None:
+    rows = [[Cell("a|b_%", ("x & y",)), Cell("−0.5")], [Cell("α ± <i>"), Cell("–", ("too few",))]]
+    table = Table(["method", "gain $"], rows, "50 % <b>caption</b>")
+    md = formats.markdown(table)
+    assert md.splitlines()[:3] == ["| method | gain $ |", "| :-- | --: |", r"| a\|b\_% (x & y) | −0.5 |"]
+    assert "<b>" not in md.replace(r"\<b\>", "")
+    tex = formats.latex(table)
+    assert r"a|b\_\% {\scriptsize x \& y} & $-$0.5 \\" in tex
+    assert r"$\alpha$ $\pm$ \textless{}i\textgreater{} & -- {\scriptsize too few} \\" in tex
+    assert tex.startswith(r"% 50 \%")
+    assert list(csv.reader(formats.as_csv(table).splitlines())) == [
+        ["method", "method: details", "gain $", "gain $: details"], ["a|b_%", "x & y", "-0.5", ""], ["α ± <i>", "", "–", "too few"],
+    ]  # fmt: skip
 
 
 def test_success_by_task(tmp_path: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,6 +187,52 @@ def test_iqm_and_stratified_bootstrap() -> None:
     oracle = [s.iqm(np.stack([rng.choice(scores[:, t], 30) for t in range(2)], 1)) for _ in range(4000)]
     assert value == s.iqm(scores)
     assert (low, high) == pytest.approx(tuple(np.quantile(oracle, [0.025, 0.975])), abs=0.03)
+
+
+REFERENCE = json.loads((Path(__file__).parent / "rliable_reference.json").read_text())
+
+
+@pytest.mark.parametrize("case", REFERENCE, ids=lambda c: f"{np.shape(c['x'])}")
+def test_aggregates_are_rliables(case: dict[str, Any]) -> None:
+    """Against values that rliable computed (rliable_reference.py says how); intervals to the bootstrap's own noise."""
+    x, y = np.array(case["x"]), np.array(case["y"])
+    value, *interval = s.stratified_bootstrap(x, resamples=50_000)
+    assert value == pytest.approx(case["iqm"], abs=1e-12)
+    assert interval == pytest.approx(case["iqm_interval"], abs=0.006)
+    value, *interval = s.probability_of_improvement(x, y, resamples=50_000)
+    assert value == pytest.approx(case["improvement"], abs=1e-12)
+    assert interval == pytest.approx(case["improvement_interval"], abs=0.012)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.lists(st.integers(0, 5), min_size=1, max_size=6))
+@settings(deadline=None)
+def test_probability_of_improvement(a: list[int], b: list[int]) -> None:
+    x, y = np.array(a, float)[:, None], np.array(b, float)[:, None]
+    p, low, high = s.probability_of_improvement(x, y, resamples=200)
+    wins = sum((u > v) + 0.5 * (u == v) for u in a for v in b) / (len(a) * len(b))
+    assert p == pytest.approx(wins)
+    assert 0 <= low <= high <= 1
+    back = s.probability_of_improvement(y, x, resamples=200)[0]
+    assert p + back == pytest.approx(1)
+    assert s.probability_of_improvement(np.hstack([x, x]), np.hstack([y, y]), resamples=20)[0] == pytest.approx(p)
+
+
+def test_the_interval_of_the_probability_of_improvement_is_the_one_enumerated() -> None:
+    """Every resample of three runs against two, each as probable as any other."""
+    x, y = np.array([[0.2], [0.5], [0.9]]), np.array([[0.4], [0.5]])
+    values = [
+        np.mean([(u > v) + 0.5 * (u == v) for u in x[list(i), 0] for v in y[list(j), 0]])
+        for i in itertools.product(range(3), repeat=3)
+        for j in itertools.product(range(2), repeat=2)
+    ]
+    _, low, high = s.probability_of_improvement(x, y, confidence=0.9, resamples=40_000)
+    assert (low, high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])), abs=0.02)
+
+
+@pytest.mark.parametrize(("x", "y"), [((3,), (3,)), ((3, 2), (3, 1)), ((0, 1), (3, 1))])
+def test_probability_of_improvement_refuses_other_shapes(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="same tasks"):
+        s.probability_of_improvement(np.zeros(x), np.zeros(y))
 
 
 def test_mean_interval() -> None:

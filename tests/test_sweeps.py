@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -271,3 +272,36 @@ def test_a_ray_cluster_one_of_whose_workers_is_killed_gives_the_same_bits(
     assert killed
     assert "was lost" in capfd.readouterr().err
     assert_same_files(tmp_path / "killed/x", tmp_path / "undisturbed/x", IGNORED)
+
+
+# -- the docs ------------------------------------------------------------------------------------------------------------------
+def test_the_sweep_of_the_docs_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its recipes and its command as they stand, over a tiny base, one seed and one process."""
+    page = (Path(__file__).parent.parent / "docs/sweeps.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    made.write_demonstrations(tmp_path / "data.hdf5", environment=REACH, widths={"state": 4}, action_dim=2)
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "demonstrations": "data.hdf5", "data": {**TINY["data"]}}))
+    for name, text in re.findall(r"```yaml\n# (\S+)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text.replace("base: lift-laptop", "base: tiny.yaml").replace("10}", "4}"))
+    line = next(line for line in page.splitlines() if line.startswith("postbc sweep alpha-half.yaml"))
+    args = shlex.split(line.replace("--seeds 0 1 2", "--seeds 0").replace("--jobs 2", "--jobs 1"))[1:]
+    assert cli.main(args) == 0
+    assert "report: runs/ablation/report/report.html" in capsys.readouterr().out
+    entries = json.loads((tmp_path / "runs/ablation/report/summary.json").read_text())
+    assert [e["pretraining"] for e in entries] == ["bc", "postbc", "postbc"]
+    assert [e["recipes"] for e in entries] == [["alpha-half", "ten-members"], ["alpha-half"], ["ten-members"]]
+    page = (tmp_path / "runs/ablation/report/report.html").read_text()
+    assert "too few seeds to tell" in page
+    assert 'href="report/report.html"' in (tmp_path / "runs/ablation/progress.html").read_text()
+
+
+# -- Ray's errors --------------------------------------------------------------------------------------------------------------
+def test_without_ray_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from postbc.engines.ray import RayEngine
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"(?s)Ray is not installed.*pip install 'postbc\[ray\]'"):
+        RayEngine(tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()

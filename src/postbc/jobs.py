@@ -117,7 +117,8 @@ class _Lazy:
     """An engine that is made when its first job comes."""
 
     def __init__(self, make: Callable[[Board], Engine], board: Board) -> None:
-        self._make, self._board, self._engine = make, board, None
+        self._make, self._board = make, board
+        self._engine: Engine | None = None
 
     def __getattr__(self, name: str) -> Any:
         if self._engine is None:

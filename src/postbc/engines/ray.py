@@ -7,6 +7,7 @@ says of its progress goes to an actor beside the driver. Nothing is kept in Ray:
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import pickle
@@ -48,7 +49,7 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a job that takes no GPU sees none
         try:
-            import ray
+            ray: Any = importlib.import_module("ray")
         except ImportError as error:
             raise InputError(
                 "Ray is not installed.", key="engine", found=str(error), expected="the package ray",
@@ -188,9 +189,9 @@ def _work(
                     if time.monotonic() > until:
                         raise
                     time.sleep(1.0)
-        error: InputError | str | None = None
-    except InputError as refused:
-        error = refused
+        refused = None
+    except InputError as error:
+        refused = error
     except Exception as bug:
         traceback.print_exc()
         return f"failed: {first_line(bug)}", ""
@@ -198,4 +199,4 @@ def _work(
         stream.flush()
     said = Path(log).read_bytes()[begin:].decode("utf-8", "replace")
     remove(Path(log))
-    return error, said
+    return refused, said

@@ -125,6 +125,7 @@ def _digest(path: Path, *_: int) -> str:
 
 def _decides(stage: str, recipe: Recipe[Any], method: Method | None) -> Any:
     """Everything on which the runs of a stage depend, the seed left out."""
+    names: tuple[str, ...]
     if stage == "posterior":
         names = ("posterior_kind", "ensemble", "closed_form", "ensemble_epochs", "ensemble_precision", "compute")
         encoder = _decides("pretraining", recipe, "bc") if shares_encoder(recipe) else None

@@ -158,7 +158,7 @@ def look(directories: Iterable[str | Path]) -> Material:
     """
     files: dict[Path, Found] = {}
     notes: list[str] = []
-    wanted = {*MARKS, "config.yaml", "versions.json", "summary.json", "report.html"}
+    wanted = {*MARKS, "config.yaml", "versions.json", "summary.json", "sweep.json", "report.html"}
     for given in map(Path, directories):
         try:
             require(given.is_dir(), "There is no such run directory.", file=given, remedy="give directories that postbc wrote")

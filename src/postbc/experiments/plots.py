@@ -97,7 +97,7 @@ def learning_curves(groups: Sequence[Group]) -> Figure:
             mean, low, high = statistics.bootstrap_band(values)
             style = {"color": light(hue), "lw": 2, "ls": LINES[hue], "marker": MARKERS[hue], "ms": 4.5, "label": g.label}
             ax.plot(grid / scale, mean, markevery=max(1, len(grid) // 12), **style)
-            if len(g.runs) > 1:
+            if len(g.runs) >= statistics.FEWEST_SEEDS:
                 ax.fill_between(grid / scale, low, high, color=light(hue), alpha=0.16, lw=0)
         ax.set(xlabel=unit, ylabel="success rate", ylim=(-0.02, 1.02), xlim=(0, None))
         columns = max(1, 44 // (7 + max(map(len, chosen))))
@@ -119,7 +119,7 @@ def before_after(groups: Sequence[Group]) -> Figure:
                 y = -row + shift
                 ax.plot(values, np.full(len(values), y), ls="", marker="|", ms=7, color=colour, alpha=0.6)
                 mean, low, high = statistics.mean_interval(values)
-                if np.isfinite(low):
+                if len(values) >= statistics.FEWEST_SEEDS:
                     ax.plot(np.clip([low, high], 0, 1), [y, y], color=colour, lw=1.6)
                 ax.plot([mean], [y], ls="", marker=marker, ms=7, color=colour, mfc=face, mew=1.4)
         ax.set(xlim=(-0.02, 1.02), ylim=(-len(groups) + 0.4, 0.6), xlabel="success rate: hollow pretrained, filled finetuned")
@@ -177,8 +177,17 @@ def svg(figure: Figure, salt: str) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The light variant on white, for papers and slides."""
+    """The light variant on white, for slides."""
+    return _saved(figure, format="png", dpi=200)
+
+
+def pdf(figure: Figure) -> bytes:
+    """The same for papers: vectors, the text as text."""
+    return _saved(figure, format="pdf", metadata={"CreationDate": None})
+
+
+def _saved(figure: Figure, **how: Any) -> bytes:
     data = io.BytesIO()
-    with rc_context(_RC):
-        figure.savefig(data, format="png", dpi=200, facecolor="white")
+    with rc_context({**_RC, "pdf.fonttype": 42}):
+        figure.savefig(data, facecolor="white", **how)
     return data.getvalue()

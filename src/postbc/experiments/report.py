@@ -1,4 +1,5 @@
-"""The report: one self-contained HTML file, figures as PNG, summary.json and results.csv, from whatever run directories hold.
+"""The report: one self-contained HTML file, figures (PNG, PDF), tables (Markdown, LaTeX, CSV), summary.json and results.csv, from
+whatever run directories hold.
 
 Everything is read and drawn in memory first: a report is written whole or not at all. `page.html.j2` holds every piece of HTML.
 """
@@ -13,21 +14,22 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from postbc.errors import require
+from postbc.experiments import aggregates, formats, plots, summary, tables
 from postbc.experiments import material as found_in
-from postbc.experiments import plots, summary, tables
 from postbc.experiments.material import Found, Material, Stage, within
-from postbc.experiments.summary import Entry, Group, Pair, Setting
+from postbc.experiments.summary import TOO_FEW, Entry, Group, Pair, Setting
 from postbc.experiments.tables import MEASURES, Cell, Table, signed
 from postbc.files import os_errors, write_bytes
 from postbc.progress import progress
 
+T = TypeVar("T", Table, Table | None)
 DRAWN = 16
 """Most groups in one figure."""
 
@@ -56,6 +58,12 @@ class Content:
     files: dict[str, bytes] = field(default_factory=dict)
     """Name -> content, beside the page."""
 
+    def set(self, name: str, table: T) -> T:
+        """The table for the page, and as Markdown, LaTeX and CSV files."""
+        if table is not None:
+            self.files |= formats.files(name, table)
+        return table
+
     @property
     def settings(self) -> list[Setting]:
         return list(dict.fromkeys(g.setting for g in self.groups))
@@ -64,8 +72,8 @@ class Content:
         return [g for g in self.groups if g.setting == setting]
 
     def draw(self, name: str, figure: Figure, caption: str) -> Picture:
-        """The figure for the page, and as a PNG file."""
-        self.files[f"plots/{name}.png"] = plots.png(figure)
+        """The figure for the page, and as PNG and PDF files."""
+        self.files |= {f"plots/{name}.png": plots.png(figure), f"plots/{name}.pdf": plots.pdf(figure)}
         return Picture(caption, svg=Markup(plots.svg(figure, name)))  # matplotlib escapes its text
 
 
@@ -111,7 +119,7 @@ def _check_ours(output: Path, names: Iterable[str]) -> None:
 
 
 def build(directories: Sequence[Path], output: Path, title: str = "Posterior behavioral cloning") -> Content:
-    """Write report.html, plots/*.png, summary.json and results.csv into `output`; returns what it found.
+    """Write report.html, plots/*.png and *.pdf, tables/*, summary.json and results.csv into `output`; returns what it found.
 
     Raises:
         InputError: nothing to report, a damaged results.json, or `output` is a run's directory.
@@ -127,11 +135,16 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
             context["settings"].append(setting(content, of, number))
             bar.advance()
         context |= {"answer": answer(content), "comparisons": tables.comparisons(content.pairs)}
-        context["efficiency"] = tables.efficiency(content.groups)
+        for table in context["comparisons"]:
+            content.set(f"comparison-{_slug(table.caption)}", table)
+        context["together"] = [
+            content.set(f"together-{k}", table) for k, table in enumerate(aggregates.together(content.groups))
+        ]
+        context["efficiency"] = content.set("efficiency", tables.efficiency(content.groups))
         context["actions"] = actions(content)
         bar.advance()
         context |= {"posterior": posterior(content), "saliency": saliency(content), "videos": videos(content)}
-        context["runs"] = tables.runs(content.groups)
+        context["runs"] = content.set("runs", tables.runs(content.groups))
         context |= {
             "evaluations": tables.evaluations(content.material), "commands": tables.commands(content.stages, content.entries),
             "configurations": tables.configurations(content.stages, content.entries), "versions": tables.versions(content.stages),
@@ -162,10 +175,13 @@ def _template() -> jinja2.Template:
 def answer(content: Content) -> dict[str, Any]:
     """What the comparisons say, in sentences: settings, each with (before the verdict, verdict, after it); and the start."""
     final, start = content.pairs["success_after"], content.pairs["success_before"]
+    few = [p for p in start if p.verdict == TOO_FEW]
     worse = [p for p in start if p.verdict == "PostBC lower"]
     equal = [p for p in start if p.verdict.startswith(("equal", "PostBC higher"))]
     if worse:
         before = f"PostBC starts lower than the baseline in {len(worse)} of {len(start)} comparisons."
+    elif few and len(few) == len(start):
+        before = f"Whether PostBC starts lower than the baselines: {TOO_FEW}."
     elif len(equal) == len(start):
         before = "PostBC's pretrained success is nowhere lower than the baselines'."
     else:
@@ -175,7 +191,7 @@ def answer(content: Content) -> dict[str, Any]:
         )
     said: dict[Setting, list[tuple[str, str, str]]] = {}
     for p in final:
-        p_value = f", p = {p.p_holm:.2g}" if p.result.seeds > 1 else ""
+        p_value = f", p = {p.p_holm:.2g}" if p.verdict != TOO_FEW else ""
         seeds = f"{p.result.seeds} seed{'s' if p.result.seeds > 1 else ''}"
         rates = f"{p.ours.label} {p.mean(p.ours):.2f}, {p.baseline.label} {p.mean(p.baseline):.2f}: "
         said.setdefault(p.setting, []).append((rates, p.verdict, f" ({' '.join(signed(p))}{p_value}, {seeds})"))
@@ -185,18 +201,28 @@ def answer(content: Content) -> dict[str, Any]:
 def setting(content: Content, of: Setting, number: int) -> dict[str, Any]:
     """Table and figures of one setting."""
     groups = content.of(of)
-    slug = "-".join(filter(None, "".join(c if c.isascii() and c.isalnum() else " " for c in of.title.lower()).split()))[:80]
+    slug = _slug(of.title)
     if any(name.startswith(f"plots/{slug}-") for name in content.files):  # the same title with another budget or data
         slug = f"{slug}-{number}"
     drawn = groups[:DRAWN]
     if len(groups) > DRAWN:
         content.notes.append(f"{of.title}: {DRAWN} of {len(groups)} methods are drawn, all are in the table")
-    text = "Success before and after finetuning: marks are means, ticks the seeds, bars 95 % intervals over seeds."
+    text = (
+        "Success before and after finetuning: marks are means, ticks the seeds, bars 95 % intervals over seeds (three or more)."
+    )
     pictures = [content.draw(f"{slug}-before-after", plots.before_after(drawn), text)]
     if any(len(curve) > 2 for g in groups for curve in g.curves):
         text = "Learning curves from the pretrained score on: mean, thin lines for the seeds, 95 % bootstrap band over seeds."
         pictures.append(content.draw(f"{slug}-curves", plots.learning_curves(drawn), text))
-    return {"title": of.title, "table": tables.before_after(groups), "tasks": tables.by_task(groups), "pictures": pictures}
+    return {
+        "title": of.title, "pictures": pictures, "table": content.set(f"{slug}-success", tables.before_after(groups)),
+        "improvement": content.set(f"{slug}-improvement", aggregates.improvement(groups)),
+        "tasks": content.set(f"{slug}-tasks", tables.by_task(groups)),
+    }  # fmt: skip
+
+
+def _slug(title: str) -> str:
+    return "-".join(filter(None, "".join(c if c.isascii() and c.isalnum() else " " for c in title.lower()).split()))[:80]
 
 
 # -- pictures ------------------------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from postbc.schemas import schema
 
 @schema
 class Report:
-    """Collect finished runs into one self-contained HTML file, with plots (PNG), summary.json and results.csv beside it."""
+    """Collect finished runs into one self-contained HTML file, with plots (PNG, PDF), tables (Markdown, LaTeX, CSV), summary.json and
+    results.csv beside it."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run directories, or directories above them; everything below is collected. A former report's directory works as well."""

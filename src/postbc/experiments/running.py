@@ -97,7 +97,7 @@ class RunSweep:
             "finetuners": self.finetuners,
             "demonstrations": self.demonstrations,
         }
-        said = {name: value for name, value in own.items() if value is not None}
+        said: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         return {Path(name).stem: replace(load_recipe(name), **said) for name in self.recipes}
 
     def run(self) -> None:

@@ -12,7 +12,8 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -90,6 +91,8 @@ class Entry:
     tasks_after: tuple[TaskRate, ...] = later(())
     run: Text | None = None
     """Directory of the run, relative to those that were given."""
+    recipes: tuple[Text, ...] = later(())
+    """Experiments that the run belongs to: recipes of a sweep, or the directory of one recipe's."""
 
     def __post_init__(self) -> None:
         steps = [step for step, _ in self.curve]
@@ -106,10 +109,10 @@ FIELDS = (
 )  # fmt: skip
 OPTIONAL = (
     "policy", "stopped", "gradient_steps", "best_env_steps", "success_best", "rollout_episodes", "rollout_success",
-    "chunk_success_before", "chunk_success_after", "run", "variant", "tasks_before", "tasks_after",
+    "chunk_success_before", "chunk_success_after", "run", "variant", "tasks_before", "tasks_after", "recipes",
 )  # fmt: skip
 #: Not numbers of a row of results.csv.
-LISTS = ("curve", "tasks_before", "tasks_after")
+LISTS = ("curve", "tasks_before", "tasks_after", "recipes")
 
 
 class Setting(NamedTuple):
@@ -142,11 +145,13 @@ class Group:
     parameter: float | None
     runs: tuple[Entry, ...]
     """One a seed, in the order of the seeds."""
+    recipe: str = ""
+    """Where methods of the same name differ in something else: the experiments that they are of."""
 
     @property
     def label(self) -> str:
-        """BC, σ-BC (σ=0.1), PostBC (α=1)."""
-        return label(self.pretraining, self.parameter, self.runs[0].variant)
+        """BC, σ-BC (σ=0.1), PostBC (α=1), and the recipe where that tells it from another."""
+        return ": ".join(filter(None, (self.recipe, label(self.pretraining, self.parameter, self.runs[0].variant))))
 
     @property
     def seeds(self) -> list[int]:
@@ -209,7 +214,7 @@ class Pair:
     field: str
     result: statistics.Comparison
     p_holm: float
-    """Holm-adjusted within all pairs of the report on this measure."""
+    """Holm-adjusted within all pairs of the report on this measure that are tested; 1 of those with too few seeds."""
 
     def mean(self, group: Group) -> float:
         """A group's mean over the seeds that are compared."""
@@ -222,10 +227,13 @@ class Pair:
         return verdict(self.result, self.p_holm)
 
 
+TOO_FEW = "too few seeds to tell"
+
+
 def verdict(result: statistics.Comparison, p_holm: float, margin: float = 0.05) -> str:
-    """PostBC higher | PostBC lower | equal within ±margin | not distinguishable | one seed: no statement."""
-    if result.seeds < 2:
-        return "one seed: no statement possible"
+    """PostBC higher | PostBC lower | equal within ±margin | not distinguishable | too few seeds to tell."""
+    if result.seeds < statistics.FEWEST_SEEDS:
+        return TOO_FEW
     if p_holm < 0.05 and not (result.low < 0 < result.high):
         return "PostBC higher" if result.difference > 0 else "PostBC lower"
     if -margin < result.low and result.high < margin:
@@ -254,7 +262,39 @@ def collect(directories: Iterable[str | Path], material: Material | None = None)
         former = [f for f in files.named("summary.json") if f.path.parent == root]
         if not results and former and former[0].path not in entries:
             entries[former[0].path] = _of_summary(former[0], notes)
-    return sorted((e for several in entries.values() for e in several), key=_order), notes
+    files = look(directories) if material is None else material
+    of = experiments(files)
+    named = [replace(e, recipes=of(path)) if of(path) else e for path, several in entries.items() for e in several]
+    return sorted(named, key=_order), notes
+
+
+def experiments(material: Material) -> Callable[[Path], tuple[str, ...]]:
+    """Tells the recipes that a results.json belongs to: by the sweep's record, or by the directory of its recipe's own run.
+
+    Two directories of one recipe (other seeds, methods or finetuners of it) are one experiment.
+    """
+    sweeps: dict[Path, tuple[str, ...]] = {}
+    for found in material.named(SWEEP_FILE):
+        if (sweep := material.json(found, Sweep)) is not None:
+            sweeps |= {found.path.parent / where: recipes for where, recipes in sweep.runs.items()}
+    alone: dict[Path, tuple[str, ...]] = {}
+    known: list[tuple[dict[str, Any], str]] = []
+    for stage in (s for s in material.stages() if s.kind == "run" and "methods" in s.values):
+        values = {
+            k: v for k, v in stage.values.items() if k not in ("methods", "finetuners", "finetune_in", "seeds", "compute")
+        }
+        name = next((name for before, name in known if before == values), None)
+        if name is None:
+            known.append((values, name := stage.path.name))
+        alone[stage.path] = (name,)
+
+    def of(path: Path) -> tuple[str, ...]:
+        where = path.parent.parent
+        if where in sweeps:
+            return sweeps[where]
+        return next((alone[above] for above in path.parents if above in alone), ())
+
+    return of
 
 
 def _of_result(found: Found, notes: list[str]) -> list[Entry]:
@@ -305,10 +345,12 @@ def group(entries: Sequence[Entry]) -> tuple[list[Group], list[str]]:
         parameter = {"postbc": e.posterior_weight, "sigma-bc": e.sigma}.get(e.pretraining or "")
         if "auto" in (e.variant or ""):  # each seed has its own
             parameter = None
-        found.setdefault((setting, e.pretraining, parameter, e.variant), {}).setdefault(e.seed, []).append(e)
+        found.setdefault((setting, e.pretraining, parameter, e.variant, e.recipes), {}).setdefault(e.seed, []).append(e)
     groups, notes = [], []
-    for (setting, pretraining, parameter, _), seeds in found.items():
-        made = Group(setting, pretraining, parameter, tuple(_average(seeds[seed]) for seed in sorted(seeds)))
+    several = Counter(key[:4] for key in found)
+    for (setting, pretraining, parameter, variant, recipes), seeds in found.items():
+        recipe = ", ".join(recipes) if several[setting, pretraining, parameter, variant] > 1 else ""
+        made = Group(setting, pretraining, parameter, tuple(_average(seeds[seed]) for seed in sorted(seeds)), recipe)
         groups.append(made)
         repeated = [seed for seed, runs in seeds.items() if len(runs) > 1]
         if repeated:
@@ -336,13 +378,16 @@ def _average(runs: list[Entry]) -> Entry:
 def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
     """Every PostBC group against every group of its setting that was pretrained otherwise, on the seeds that both have; Holm over all.
 
-    The same pretrained policies under another finetuner, with the same success before, are one comparison, not two.
+    Where recipes have methods of the same name, those of one recipe are compared. The same pretrained policies under another
+    finetuner, with the same success before, are one comparison, not two.
     """
     seen = set()
     found: list[tuple[Group, Group, statistics.Comparison]] = []
     for ours in groups:
         for other in groups:
             if ours.pretraining != "postbc" or other.pretraining in (None, "postbc") or ours.setting != other.setting:
+                continue
+            if ours.recipe and other.recipe and not set.intersection(*(set(g.runs[0].recipes) for g in (ours, other))):
                 continue
             shared = sorted(set(ours.seeds) & set(other.seeds))
             if shared:
@@ -352,8 +397,9 @@ def compare_groups(groups: Sequence[Group], field: str) -> list[Pair]:
                     continue
                 seen.add(identity)
                 found.append((ours, other, statistics.compare(np.array(a), np.array(b))))
-    adjusted = statistics.holm([result.p for _, _, result in found])
-    return [Pair(a.setting, a, b, field, result, float(p)) for (a, b, result), p in zip(found, adjusted)]
+    tested = [k for k, (_, _, result) in enumerate(found) if result.seeds >= statistics.FEWEST_SEEDS]
+    adjusted = dict(zip(tested, statistics.holm([found[k][2].p for k in tested])))
+    return [Pair(a.setting, a, b, field, result, float(adjusted.get(k, 1.0))) for k, (a, b, result) in enumerate(found)]
 
 
 def summary_files(entries: Sequence[Entry]) -> dict[str, str]:

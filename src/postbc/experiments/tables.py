@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from postbc import statistics
 from postbc.evaluation import TaskRate
 from postbc.experiments.material import Evaluated, Material, Stage, shared_and_differing
-from postbc.experiments.summary import FINETUNERS, PRETRAINING, Entry, Group, Pair
+from postbc.experiments.summary import FINETUNERS, PRETRAINING, TOO_FEW, Entry, Group, Pair
 
 MEASURES = {
     "success_after": "after finetuning", "area": "mean success over the budget", "success_before": "before finetuning"
@@ -46,7 +46,7 @@ def text(value: Any) -> Cell:
 def signed(pair: Pair) -> tuple[str, ...]:
     """("+0.07", "[−0.02, +0.16]")."""
     r = pair.result
-    interval = (f"[{r.low:+.2f}, {r.high:+.2f}]",) if math.isfinite(r.low) else ()
+    interval = (f"[{r.low:+.2f}, {r.high:+.2f}]",) if r.seeds >= statistics.FEWEST_SEEDS else ()
     return tuple(part.replace("-", "−") for part in (f"{r.difference:+.2f}", *interval))
 
 
@@ -55,7 +55,8 @@ def _rate(g: Group, field_name: str) -> Cell:
     values = g.values(field_name)
     mean, low, high = statistics.mean_interval(values)
     wilson = g.pooled_interval(field_name)
-    seeds = f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]" if len(values) > 1 else "one seed"
+    enough = len(values) >= statistics.FEWEST_SEEDS
+    seeds = f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]" if enough else TOO_FEW
     return Cell(f"{mean:.3f}", (f"episodes [{wilson[0]:.2f}, {wilson[1]:.2f}]", seeds))
 
 
@@ -117,13 +118,19 @@ def efficiency(groups: Sequence[Group]) -> Table | None:
         middle = sorted(math.inf if s is None else s for s in steps)[(len(steps) - 1) // 2]
         ranks = []
         for other in groups:
-            if g.pretraining == "postbc" and other.setting == g.setting and other.pretraining not in (None, "postbc"):
+            few = min(len(g.runs), len(other.runs)) < statistics.FEWEST_SEEDS
+            if (
+                g.pretraining == "postbc"
+                and other.setting == g.setting
+                and other.pretraining not in (None, "postbc")
+                and not few
+            ):
                 theirs = [statistics.steps_to_threshold(curve, THRESHOLD) for curve in other.curves]
                 ends = tuple([curve[-1][0] for curve in of.curves] for of in (g, other))
                 p = statistics.log_rank(steps, theirs, ends)  # type: ignore[arg-type]
                 ranks.append(f"log-rank against {other.label}: p = {p:.2g}")
         mean, low, high = statistics.mean_interval(g.values("area"))
-        area = (f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]",) if len(g.runs) > 1 else ()
+        area = (f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]" if len(g.runs) >= statistics.FEWEST_SEEDS else TOO_FEW,)
         gradient = [run.gradient_steps for run in g.runs if run.gradient_steps is not None]
         minutes = [run.wall_clock_s / 60 for run in g.runs if run.wall_clock_s]
         rows.append(
@@ -143,6 +150,15 @@ def efficiency(groups: Sequence[Group]) -> Table | None:
     return Table(header, rows, caption) if rows else None
 
 
+def _p_values(p: Pair) -> tuple[Cell, Cell]:
+    if p.result.seeds < statistics.FEWEST_SEEDS:
+        return Cell("–"), Cell("–")
+    return (
+        Cell(f"{p.p_holm:.2g}", (f"unadjusted {p.result.p:.2g}",)),
+        Cell(f"{p.result.p_sign_flip:.2g}", (f"least possible {p.result.p_sign_flip_minimum:.2g}",)),
+    )
+
+
 def comparisons(pairs_of: Mapping[str, Sequence[Pair]]) -> list[Table]:
     """Every difference with its interval, p-values and verdict."""
     tables = []
@@ -152,9 +168,7 @@ def comparisons(pairs_of: Mapping[str, Sequence[Pair]]) -> list[Table]:
             pairs = [p for p in pairs if any(len(curve) > 2 for g in (p.ours, p.baseline) for curve in g.curves)]
         rows = [
             [
-                Cell(f"{p.ours.label} − {p.baseline.label}", (p.setting.title,)), Cell(signed(p)[0], signed(p)[1:]),
-                Cell(f"{p.p_holm:.2g}" if p.result.seeds > 1 else "–", (f"unadjusted {p.result.p:.2g}",)),
-                Cell(f"{p.result.p_sign_flip:.2g}", (f"least possible {p.result.p_sign_flip_minimum:.2g}",)),
+                Cell(f"{p.ours.label} − {p.baseline.label}", (p.setting.title,)), Cell(signed(p)[0], signed(p)[1:]), *_p_values(p),
                 Cell(str(p.result.seeds), (f"ahead in {p.result.wins}, behind in {p.result.losses}",)), Cell(p.verdict),
             ]
             for p in pairs
