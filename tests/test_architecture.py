@@ -10,7 +10,8 @@ import postbc
 
 ROOT = Path(postbc.__file__).parent
 ORDER = [
-    "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "engines", "board", "jobs", "nn", "data", "policies",
+    "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "engines", "board", "jobs", "nn", "data",
+    "policies",
     "posterior", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "saliency", "videos",
     "training", "stages", "experiments", "theory", "doctor", "lerobot", "cli",
 ]  # fmt: skip

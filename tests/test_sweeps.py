@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,9 @@ def test_each_recipe_is_checked_before_anything_is_written(tmp_path: Path) -> No
     both = {**recipes(tmp_path), "bad": tiny(tmp_path, data={**TINY["data"], "num_trajectories": 99})}
     with pytest.raises(InputError, match=r"(?s)bad: .*99"):
         run_sweep(both, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(InputError, match=r"(?s)half: .*none\.hdf5"):
+        run_sweep({"half": replace(recipes(tmp_path)["half"], demonstrations=tmp_path / "none.hdf5")}, tmp_path / "x")
     assert not (tmp_path / "x").exists()
     (tmp_path / "y").mkdir()
     (tmp_path / "y/mine").touch()

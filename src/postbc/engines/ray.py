@@ -11,8 +11,10 @@ import importlib
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -57,6 +59,7 @@ class RayEngine:
             ) from None  # fmt: skip
         self.ray = ray
         started = {} if address else {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -66,6 +69,9 @@ class RayEngine:
                 remedy="start one by `ray start --head`, or leave --address out" if address else "use --engine local",
             ) from None  # fmt: skip
         try:
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in handlers.items():  # Ray has put its own in their place
+                    signal.signal(number, handler)
             self._check_resources()
             make_logs(logs)
             beside: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1}

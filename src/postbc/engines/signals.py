@@ -33,6 +33,7 @@ def interruptible() -> Iterator[None]:
         yield
         return
     before: dict[int, Any] = {}
+    came: list[int] = []
     owner = os.getpid()
 
     def interrupt(number: int, _: object) -> None:
@@ -42,6 +43,7 @@ def interruptible() -> Iterator[None]:
             return
         for known in before:
             signal.signal(known, signal.SIG_DFL)
+        came.append(number)
         raise Interrupted(number)
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -52,6 +54,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except KeyboardInterrupt as error:
+        if came and not isinstance(error, Interrupted):  # a library (Ray) that was waiting has made its own of it
+            raise Interrupted(came[0]) from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -32,7 +32,7 @@ def markdown(table: Table) -> str:
 
     sides = [":--" if column == 0 or column in table.text else "--:" for column in range(len(table.header))]
     rows = ([" ".join((cell.value, *(f"({line})" for line in cell.small))) for cell in row] for row in table.rows)
-    return "\n".join([line(table.header), f"| {' | '.join(sides)} |", *map(line, rows), "", table.caption, ""])
+    return "\n".join([line(table.header), f"| {' | '.join(sides)} |", *map(line, rows), "", _escaped(table.caption), ""])
 
 
 def _escaped(text: str) -> str:

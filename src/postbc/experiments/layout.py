@@ -111,8 +111,8 @@ def _tag(values: Any) -> str:
 def _recorded(recipe: Recipe[Any]) -> Any:
     """What decides the demonstrations."""
     if recipe.demonstrations is not None:
-        status = recipe.demonstrations.stat()
-        return _digest(recipe.demonstrations, status.st_mtime_ns, status.st_size)
+        status = recipe.demonstrations.stat() if recipe.demonstrations.exists() else None
+        return _digest(recipe.demonstrations, *(() if status is None else (status.st_mtime_ns, status.st_size)))
     drawn = PIXELS.search(recipe.environment)
     size = int(drawn[1] or IMAGE) if drawn else None
     return [PIXELS.sub("", recipe.environment), size, recipe.collect_num, list(recipe.collect_operators), recipe.collect_seed]
