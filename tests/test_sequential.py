@@ -96,7 +96,10 @@ def test_the_command_ends_open_where_nobody_succeeds(policies, capsys):
     more = [*words, "--max-episodes", "7", "--resume"]
     assert cli.main(more) == 0
     assert "not known yet, after 7 pairs" in capsys.readouterr().out
-    assert (policies / "o/seed_0/pairs.csv").read_text().splitlines() == [*rows, *(f"{1_250_000_005 + i},0,0" for i in range(2))]
+    assert (policies / "o/seed_0/pairs.csv").read_text().splitlines() == [
+        *rows,
+        *(f"{1_250_000_005 + i},0,0" for i in range(2)),
+    ]
 
 
 def test_what_decides_stops_it_and_a_stopped_run_goes_on(policies, monkeypatch):
