@@ -56,7 +56,8 @@ def files(folder: Path) -> dict[str, bytes]:
     """Contents of all files, by name; what must differ between two runs left out."""
     return {
         str(p.relative_to(folder)): b""
-        if p.name in ("report.html", "progress.html", "versions.json") or "tensorboard" in p.parts
+        if p.name in ("report.html", "progress.html", "versions.json")
+        or {"tensorboard", "tables"} & {*p.parts}  # tables say how long runs took
         else p.read_bytes()
         for p in sorted(folder.rglob("*"))
         if p.is_file()
