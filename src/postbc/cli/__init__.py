@@ -26,6 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune dppo": ("finetune", "PPO through the policy's last denoising steps"),
     "finetune residual": ("finetune", "a small correction of the policy's chunks, learnt off-policy: the fewest steps"),
     "finetune best-of-n": ("finetune", "IQL on the policy's rollouts, then the best of N samples"),
+    "robot rollout": ("robot_rollout", "play on a robot in real time; a person resets and labels"),
+    "robot compare": ("robot_compare", "two agents or more on a robot, blind, until it is known which is better"),
     "lerobot train": ("lerobot_train", "lerobot-train on PostBC's targets: LeRobot's policy, dataset and checkpoint"),
     "lerobot import": ("lerobot_import", "a LeRobot diffusion checkpoint as a policy of ours, to be evaluated and finetuned"),
     "robot label": ("robot_label", "label the episodes of a session: a page with films, or the terminal"),

@@ -64,15 +64,26 @@ ENDLESS = 10**9
 
 
 def robosuite_environment(
-    task: str, env_kwargs: Mapping[str, Any] | None = None, num_threads: int | None = None
+    task: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    num_threads: int | None = None,
+    *,
+    images: bool = False,
+    image_size: int | None = None,
 ) -> Environment:
-    """A robosuite task: Lift, Can or Square, with `env_kwargs` over ours and `num_threads` simulator threads."""
+    """A robosuite task: Lift, Can or Square, with `env_kwargs` over ours and `num_threads` simulator threads.
+
+    With `images` two cameras are observed instead of the object (robomimic's, 84 pixels a side unless `image_size` says otherwise),
+    and the name ends in "-pixels".
+    """
     from postbc.environments import robosuite
 
     found = robosuite.find_task(task)
+    given: dict[str, Any] = {"env_kwargs": env_kwargs, "num_threads": num_threads}
+    sized: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
 
     def make(num_envs: int, **options: Any) -> ChunkEnv:
-        return robosuite.make(found, num_envs, env_kwargs=env_kwargs, num_threads=num_threads, **options)
+        return robosuite.make(found, num_envs, images=images, **given, **sized, **options)
 
     def facts() -> Mapping[str, Any]:
         robosuite.check()
@@ -80,12 +91,17 @@ def robosuite_environment(
 
         return environment_facts(found, env_kwargs or {})
 
-    def scene() -> ChunkEnv:
-        return make(1, chunk=1, horizon=ENDLESS, terminate_on="never")
+    def scene() -> ChunkEnv:  # the same episodes, without cameras of its own
+        return robosuite.make(found, 1, chunk=1, horizon=ENDLESS, terminate_on="never", **given)
 
+    def check() -> None:
+        robosuite.check(images)
+
+    cameras = f"-pixels{image_size or ''}" if images else ""
     return Environment(
-        f"postbc/{found.name}", make, found.horizon, 4, CONTROL_FREQ, facts, robosuite.check, scene, robosuite.STATE_KEYS
-    )
+        f"postbc/{found.name}{cameras}", make, found.horizon, 4, CONTROL_FREQ, facts, check, scene,
+        robosuite.STATE_KEYS[:3] if images else robosuite.STATE_KEYS,
+    )  # fmt: skip
 
 
 def libero_environment(
@@ -235,6 +251,7 @@ def _pusht(**options: Any) -> Environment:
 #: Name -> what makes it. A package of your own adds its environments here when it is imported.
 ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     **{f"postbc/{name}": (lambda name=name: robosuite_environment(name)) for name in TASKS},  # type: ignore[misc]
+    **{f"postbc/{name}-pixels": (lambda name=name: robosuite_environment(name, images=True)) for name in TASKS},  # type: ignore[misc]
     "postbc/PushT": lambda: _pusht(),
     "postbc/PushT-human": lambda: _pusht(covered=0.75),
     "postbc/PushT-state": lambda: _pusht(observation="state"),
@@ -249,7 +266,7 @@ def find_environment(name: str) -> Environment:
 
     Args:
         name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it;
-            "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen, with "-pixels" (or
+            "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen; with "-pixels" (or
             "-pixels64") after it for cameras; or "gymnasium:" and an id.
 
     Raises:
@@ -260,6 +277,9 @@ def find_environment(name: str) -> Environment:
     for key in (name, f"postbc/{name}", *(f"postbc/{task.name}" for task in TASKS.values() if task.robosuite_name == name)):
         if key in ENVIRONMENTS:
             return ENVIRONMENTS[key]()
+    sized = re.fullmatch(r"(?:postbc/)?(\w+)-pixels(\d{1,4})", name)
+    if sized and sized[1] in TASKS:
+        return robosuite_environment(sized[1], images=True, image_size=int(sized[2]))
     if name.startswith("libero/"):
         task, cameras, size = re.fullmatch(r"libero/(.*?)(?:(-pixels)(\d{1,4})?)?", name, re.DOTALL).groups()  # type: ignore[union-attr]
         return libero_environment(task, images=cameras is not None, image_size=None if size is None else int(size))

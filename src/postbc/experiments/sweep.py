@@ -185,7 +185,7 @@ def _has_operators(name: str) -> bool:
     if name.startswith("libero/"):
         tasks = find_tasks(PIXELS.sub("", name.removeprefix("libero/")))
         return all(task.name in KITCHEN for task in tasks)
-    return name.removeprefix("postbc/") in GEOMETRIES
+    return PIXELS.sub("", name.removeprefix("postbc/")) in GEOMETRIES
 
 
 # -- the stages ----------------------------------------------------------------------------------------------------------------
@@ -201,9 +201,12 @@ def collection(recipe: Recipe[Any], output: Path) -> Collect:
 
     find_operators(recipe.collect_operators)
     task, drawn = PIXELS.sub("", recipe.environment.removeprefix("postbc/")), PIXELS.search(recipe.environment)
+    seen: dict[str, Any] = {}
+    if drawn and not task.startswith("libero/"):  # cheap to draw: while they are recorded
+        seen = {"images": True, "image_size": int(drawn[1]) if drawn[1] else None}
     return Collect(
-        output / (STATES if drawn else DEMONSTRATIONS), task, num=recipe.collect_num, operators=recipe.collect_operators,
-        seed=recipe.collect_seed,
+        output / (STATES if drawn and not seen else DEMONSTRATIONS), task, num=recipe.collect_num,
+        operators=recipe.collect_operators, seed=recipe.collect_seed, **seen,
     )  # fmt: skip
 
 
@@ -214,7 +217,7 @@ def collect(recipe: Recipe[Any], output: Path) -> None:
     recording, drawn = collection(recipe, output), PIXELS.search(recipe.environment)
     if not recording.output.exists():
         recording.run()
-    if drawn:
+    if drawn and not recording.images:
         Convert(recording.output, output / DEMONSTRATIONS, image_size=int(drawn[1] or IMAGE), jobs=recipe.jobs).run()
 
 

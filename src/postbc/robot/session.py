@@ -112,7 +112,8 @@ class Session:
                 self._stop = self._stop or press
             else:
                 other = self._pressed
-                require(other is None, "Another press came first.", key=str(button), found=other and f"{other.button} {other.by}".strip(),
+                came = other and f"{other.button} {other.by}".strip()
+                require(other is None, "Another press came first.", key=str(button), found=came,
                         remedy="look again; a label can be taken back")  # fmt: skip
                 self._pressed = press
             self._changed.notify_all()
@@ -158,8 +159,8 @@ class Session:
         with self._changed:
             while True:
                 if self._stop is not None and "stop" in buttons:
-                    press, self._stop = self._stop, None
-                    return press
+                    stop, self._stop = self._stop, None
+                    return stop
                 press, self._pressed = self._pressed, None
                 if press is not None and press.button in buttons:
                     return press
