@@ -26,9 +26,9 @@ from made import write_demonstrations
 from postbc import cli
 from postbc.errors import InputError
 from postbc.robot.asking import ask
+from postbc.robot.catalogue import Catalogue
 from postbc.robot.labels import Labels
 from postbc.robot.page import application, serve
-from postbc.robot.recordings import Recordings
 from postbc.robot.session import Session
 
 CAMERAS = {"agentview_image": (36, 48, 3), "wrist_image": (24, 24, 3)}
@@ -197,9 +197,9 @@ def test_what_has_no_film_says_why(tmp_path):
 def test_a_grey_and_a_four_channel_camera_are_shown(tmp_path):
     pytest.importorskip("imageio_ffmpeg")
     recorded(tmp_path, 1, {"depth_image": (16, 16, 1), "front_image": (15, 17, 4)})
-    recordings = Recordings(tmp_path)
-    assert recordings.film(0).stat().st_size > 500
-    recordings.close()
+    catalogue = Catalogue(tmp_path)
+    assert catalogue.film(0).stat().st_size > 500
+    catalogue.close()
 
 
 def test_the_folder_must_be_one_session(tmp_path):
@@ -347,7 +347,8 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, bufsize=1)
     assert process.stdout is not None
     line = process.stdout.readline()
-    port = int(line.split(":")[2].split("/")[0])
+    assert "http://127.0.0.1:" in line
+    port = int(line.rpartition(":")[2].strip().strip("/"))
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     connection.request("GET", "/state")
     assert len(json.loads(connection.getresponse().read())["episodes"]) == 1

@@ -151,13 +151,37 @@ def test_space_stops_whatever_has_the_focus(session, live, visit):
     page.keyboard.press("Space")
     assert session.wait_for("stop", timeout=10)
     assert session.wait_for("start", timeout=0) is None
+    page.keyboard.press("Tab")  # looking around is no stop, any letter is
+    page.keyboard.press("x")
+    assert session.wait_for("stop", timeout=10)
     session.enter("paused")
     expect(page.locator("#stop")).to_contain_text("End session")
+    time.sleep(1)  # a stop right after a start is always one
     page.keyboard.press("Space")  # ending takes the button
     page.keyboard.press("Escape")
     assert session.wait_for("stop", timeout=0.5) is None
     page.locator("#stop").click()
     assert session.wait_for("stop", timeout=10)
+
+
+def test_a_stop_right_after_the_start_is_not_lost(session, live, visit):
+    page = visit(live)
+    session.enter("reset", episode=0)
+    expect(page.locator("#start")).to_be_enabled()
+    page.route("**/state", lambda route: None)  # the page hears nothing new
+    page.keyboard.press("Enter")
+    assert session.wait_for("start", timeout=10)
+    session.enter("running")
+    page.keyboard.press("Space")
+    assert session.wait_for("stop", timeout=10)
+
+
+def test_the_end_of_a_session_is_no_alarm(session, visit):
+    session.enter("label", "How?", episode=0)
+    with serve(session, port=0) as server:
+        page = visit(server)
+        session.enter("finished", "Done.")
+    expect(page.locator("#lost")).to_have_text("The session is over, and its page is closed.")
 
 
 def test_a_stop_that_is_not_heeded_says_so(session, live, visit):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from postbc.progress import say
+from postbc.robot.catalogue import Catalogue, session_folder
 from postbc.robot.labels import Label, Labels
-from postbc.robot.recordings import Recordings, session_folder
 
 KEYS: dict[str, Label] = {"s": "success", "f": "failure", "d": "discard"}
 QUESTION = "[s]uccess, [f]ailure, [d]iscard, [u]ndo, Enter: leave it, [q]uit? "
@@ -25,8 +25,8 @@ def ask(folder: str | Path, by: str, answer: Callable[[str], str] = input) -> No
         InputError: the folder is no session, or its labels cannot be read or written.
     """
     folder = session_folder(folder)
-    labels, recordings = Labels(folder), Recordings(folder)
-    episodes = recordings.all()
+    labels, catalogue = Labels(folder), Catalogue(folder)
+    episodes = catalogue.all()
     left = [n for n in episodes if n not in labels.current()]
     say(
         f"{folder}: {len(left)} of {len(episodes)} episodes have no label" + (f": {', '.join(map(str, left))}" if left else ".")
@@ -57,5 +57,5 @@ def ask(folder: str | Path, by: str, answer: Callable[[str], str] = input) -> No
             place += 1
         else:
             say(f"{typed!r} is none of these.")
-    count = len([n for n in recordings.all() if n not in labels.current()])
+    count = len([n for n in catalogue.all() if n not in labels.current()])
     say("Every episode has a label." if count == 0 else f"{count} episodes have no label yet.")

@@ -19,6 +19,7 @@ export async function ask(path, body, timeout = LOST_AFTER) {
 }
 
 // Ask for the state for ever: got(state) for every answer; whenLost(why) once answers stay out, and again when they change their reason.
+// Returns what asks at once.
 export function follow(path, every, got, whenLost) {
   const check = () => {
     if (lost || performance.now() - answered < LOST_AFTER) return;
@@ -27,7 +28,11 @@ export function follow(path, every, got, whenLost) {
     document.body.classList.add("lost");
     whenLost(refused);
   };
+  let timer = 0, asking = false;
   async function once() {
+    if (asking) return;
+    asking = true;
+    clearTimeout(timer);
     try {
       const state = await ask(path());
       answered = performance.now();
@@ -40,11 +45,13 @@ export function follow(path, every, got, whenLost) {
       if (error.answered && refused !== error.message) { refused = error.message; lost = false; }
       check();
     }
-    setTimeout(once, every);
+    asking = false;
+    timer = setTimeout(once, every);
   }
   answered = performance.now() - LOST_AFTER / 2;
   setInterval(check, 200);
   once();
+  return once;
 }
 
 export function alarm(text) {

@@ -7,18 +7,21 @@ const STARTS = { paused: "Go on" };
 const EMERGENCY = "Use the robot's own emergency stop.";
 const STILL_AFTER = 2000; // ms without a step
 const HEEDED_WITHIN = 1000; // ms from the press of stop
-let state = null, moved = 0, stopping = 0, missed = 0; // when: the last step, an unheeded press of stop, a stop that did not arrive
+let state = null, moved = 0, started = -Infinity, stopping = 0, missed = 0; // when: last step, start, unheeded stop, stop that did not arrive
 
 async function press(button) {
   if (button !== "stop" && $(button).disabled) return;
   const episode = state === null ? null : state.episode;
   missed = 0;
+  if (button === "start") started = performance.now();
   if (button === "stop" && state !== null && state.phase === "running") {
     stopping = performance.now();
+    $("phase").focus(); // one more Space must not press what this button is next
     show();
   }
   try {
     await ask("/press", { button, by: who(), episode: button === "start" || button === "stop" ? null : episode });
+    again();
   } catch (error) {
     if (button === "stop" && !error.answered) {
       stopping = 0;
@@ -98,8 +101,14 @@ function whenLost(refused) {
 const KEYS = { s: "success", f: "failure", d: "discard", u: "undo", Enter: "start" };
 keys((key, { typing, native }) => {
   if (state === null) return false;
-  if (key === "Escape" || (key === " " && !typing && (state.phase === "running" || !native))) {
-    if (!["running", "reset"].includes(state.phase)) return false; // ending a session takes the button
+  const panic = key === "Escape" || (key === " " && !typing); // what is shown may be a moment old: it may be moving already
+  if (state.phase === "running" || (panic && performance.now() - started < 1000)) {
+    // any key stops, as in the terminal; Tab and the like go on
+    if (!panic && (typing || (key.length > 1 && key !== "Enter"))) return false;
+    press("stop");
+    return true;
+  }
+  if (panic && state.phase === "reset" && (key === "Escape" || !native)) {
     press("stop");
     return true;
   }
@@ -109,5 +118,5 @@ keys((key, { typing, native }) => {
 });
 for (const id of ["success", "failure", "discard", "start", "undo", "stop"]) $(id).onclick = () => press(id);
 askWho();
-follow(() => "/state", 200, got, whenLost);
+const again = follow(() => "/state", 200, got, whenLost);
 setInterval(() => { if (state !== null) show(); }, 200);

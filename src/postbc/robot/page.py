@@ -19,26 +19,34 @@ from collections import Counter, deque
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import jinja2
-import uvicorn
-from PIL import Image
 from pydantic import Field
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
 
 from postbc.errors import InputError, require
-from postbc.robot.guard import Guard, is_loopback
+
+try:
+    import jinja2
+    import uvicorn
+    from PIL import Image
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+
+    from postbc.robot.guard import Guard, is_loopback
+except ImportError as missing:
+    raise InputError("The labelling page needs Starlette, uvicorn and Pillow.", found=str(missing),
+                     remedy="pip install 'postbc[robot]', or label in the terminal") from missing  # fmt: skip
+
+from postbc.progress import say
+from postbc.robot.catalogue import Catalogue, session_folder
 from postbc.robot.labels import LABELS, Label, Labels
-from postbc.robot.recordings import Recordings, session_folder
 from postbc.robot.session import Button, Session
 from postbc.schemas import CountOrZero, parse, schema
 
-PORT = 8765
+PORT = 8017
 NOTICE_SECONDS = 15.0
 """How long everybody is shown that two people pressed at once."""
 _ASSETS = {"page.css": "text/css", "common.js": "text/javascript", "live.js": "text/javascript", "review.js": "text/javascript"}
@@ -73,6 +81,7 @@ class _Live:
     def __init__(self, session: Session) -> None:
         self.session, self.title = session, "Robot"
         self._pictures: dict[str, tuple[Any, bytes]] = {}
+        self._asked = 0.0
         self._notices: deque[tuple[float, int, str]] = deque(maxlen=5)
         self._number = itertools.count(1)
         self.routes = [
@@ -82,7 +91,8 @@ class _Live:
         ]
 
     async def state(self, request: Request) -> Response:
-        since = time.monotonic() - NOTICE_SECONDS
+        self._asked = time.monotonic()
+        since = self._asked - NOTICE_SECONDS
         notices = [{"number": number, "text": text} for when, number, text in self._notices if when > since]
         return JSONResponse({**self.session.state(), "notices": notices})
 
@@ -114,7 +124,9 @@ class _Live:
         return Response(picture, media_type="image/jpeg")
 
     def close(self) -> None:
-        pass
+        """Let open pages hear that the session is over, or they would say that the connection is lost."""
+        if self.session.phase == "finished" and time.monotonic() - self._asked < 1:
+            time.sleep(0.6)
 
 
 class _Review:
@@ -124,8 +136,8 @@ class _Review:
 
     def __init__(self, folder: str | Path) -> None:
         folder = session_folder(folder)
-        self.labels, self.recordings, self.title = Labels(folder), Recordings(folder), folder.resolve().name
-        self.labels.history(), self.recordings.all()  # what cannot be read is said now
+        self.labels, self.catalogue, self.title = Labels(folder), Catalogue(folder), folder.resolve().name
+        self.labels.history(), self.catalogue.all()  # what cannot be read is said now
         self.routes = [
             Route("/state", self.state),
             Route("/label", self.label, methods=["POST"]),
@@ -140,7 +152,7 @@ class _Review:
                 "episode": r.episode, "steps": r.steps, "seconds": r.steps / r.rate if r.rate else None, "cameras": len(r.cameras),
                 "error": r.error, "label": current.get(r.episode), "opinions": opinions.get(r.episode, {}),
             }
-            for r in self.recordings.all().values()
+            for r in self.catalogue.all().values()
         ]  # fmt: skip
         counts = Counter(e["label"] or "unlabelled" for e in episodes)
         content = {"episodes": episodes, "labels": {name: counts[name] for name in (*LABELS, "unlabelled")}}
@@ -153,7 +165,7 @@ class _Review:
         return JSONResponse({})
 
     def _label(self, asked: _Labelled) -> None:
-        require(asked.episode in self.recordings.all(), "There is no such episode.", key="episode", found=asked.episode)
+        require(asked.episode in self.catalogue.all(), "There is no such episode.", key="episode", found=asked.episode)
         self.labels.set(asked.episode, asked.label, asked.by)
 
     async def undo(self, request: Request) -> Response:
@@ -163,10 +175,10 @@ class _Review:
         return JSONResponse({"episode": episode})
 
     def film(self, request: Request) -> Response:
-        return FileResponse(self.recordings.film(request.path_params["episode"]), media_type="video/mp4")
+        return FileResponse(self.catalogue.film(request.path_params["episode"]), media_type="video/mp4")
 
     def close(self) -> None:
-        self.recordings.close()
+        self.catalogue.close()
 
 
 def application(of: Session | str | Path, token: str | None = None) -> Starlette:
@@ -221,9 +233,9 @@ class Server:
 
     def close(self) -> None:
         """Stop serving; the port is free then. Pages that are open say that the connection is lost."""
+        self._close()
         self._server.should_exit = True
         self._thread.join(5)
-        self._close()
 
     def __enter__(self) -> Server:
         return self
@@ -233,7 +245,7 @@ class Server:
 
 
 def serve(of: Session | str | Path, host: str = "127.0.0.1", port: int = PORT, token: str | None = None) -> Server:
-    """Serve the page of a running session, or of a session's folder, in a thread of this process.
+    """Serve the page of a running session, or of a session's folder, in a thread of this process, and print its link.
 
     Args:
         host: where to listen; another one than this machine's own needs a token.
@@ -255,7 +267,9 @@ def serve(of: Session | str | Path, host: str = "127.0.0.1", port: int = PORT, t
         app.state.close()
         raise InputError("The page cannot listen there.", key="host, port", found=f"{host}:{port}: {error.strerror or error}",
                          remedy="close what listens there, or choose another port (0: a free one)") from None  # fmt: skip
-    return Server(app, listening, host, token)
+    server = Server(app, listening, host, token)
+    say(f"The labelling page: {server.link}")
+    return server
 
 
 def _asset(name: str) -> str:

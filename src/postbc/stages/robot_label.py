@@ -10,7 +10,6 @@ from typing import Annotated
 import tyro
 from pydantic import Field
 
-from postbc.errors import InputError
 from postbc.progress import say
 from postbc.schemas import schema
 
@@ -23,7 +22,7 @@ class RobotLabel:
     """Of a session: the --output of `postbc robot rollout`. Its labels.jsonl is appended to, nothing else is written."""
     host: str = "127.0.0.1"
     """Where the page listens: this machine alone, or 0.0.0.0 for every machine of the network, which then needs the link's token."""
-    port: Annotated[int, Field(ge=0, lt=65536)] = 8765
+    port: Annotated[int, Field(ge=0, lt=65536)] = 8017
     """0 takes a free one."""
     token: str | None = None
     """What the link must have; by default made anew where one is needed."""
@@ -39,13 +38,10 @@ class RobotLabel:
 
             ask(self.folder, self.by or _user())
             return
-        try:
-            from postbc.robot.page import serve
-        except ImportError as error:
-            raise InputError("The page needs Starlette, uvicorn and Pillow.", found=str(error),
-                             remedy="pip install 'postbc[robot]', or label in the terminal: --terminal") from None  # fmt: skip
+        from postbc.robot.page import serve
+
         with serve(self.folder, self.host, self.port, self.token) as server:
-            say(f"Open {server.link} (Ctrl-C closes it)")
+            say("Ctrl-C closes it.")
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -17,15 +16,15 @@ from postbc.data.hdf5 import get, get_group, json_attribute, open_hdf5
 from postbc.data.robomimic import find_names, read_robomimic, robomimic_cameras
 from postbc.disk import os_errors
 from postbc.errors import InputError, require
+from postbc.robot.recorded import episode_file, recorded
 from postbc.videos import write_video
 
-_EPISODE = re.compile(r"episode_(\d{5,9})\.hdf5")
 #: Films of episodes whose rate is unknown run at this one (Hz).
 RATE = 20.0
 
 
 @dataclass(frozen=True)
-class Recording:
+class Entry:
     """One episode's file, as it was found."""
 
     episode: int
@@ -46,13 +45,7 @@ def session_folder(path: str | Path) -> Path:
     """
     path = Path(path)
     with os_errors(path, "read"):
-        require(
-            path.is_dir(),
-            "There is no such folder.",
-            file=path,
-            expected="a session of `postbc robot rollout`",
-            remedy="check the path",
-        )
+        require(path.is_dir(), "There is no such folder.", file=path, expected="a session's", remedy="check the path")
         if (path / "episodes").is_dir():
             return path
         below = sorted(p.parent for p in path.glob("*/episodes") if p.is_dir())
@@ -63,23 +56,23 @@ def session_folder(path: str | Path) -> Path:
     return below[0]
 
 
-class Recordings:
+class Catalogue:
     """The episodes of a session folder, new ones as they come; safe for several threads. Films are kept until :meth:`close`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._found: dict[str, Recording] = {}
+        self._found: dict[int, Entry] = {}
         self._looking, self._filming = threading.Lock(), threading.Lock()
         self._films = tempfile.TemporaryDirectory(prefix="postbc-films-", ignore_cleanup_errors=True)
 
-    def all(self) -> dict[int, Recording]:
+    def all(self) -> dict[int, Entry]:
         """Number -> what is there, in order. A file that cannot be used has an `error`."""
         with self._looking, os_errors(self.folder / "episodes", "read"):
-            names = sorted(p.name for p in (self.folder / "episodes").iterdir() if _EPISODE.fullmatch(p.name))
-            for name in names:
-                if name not in self._found:  # a file that is there is whole, and never written again
-                    self._found[name] = _look(self.folder / "episodes" / name)
-            return dict(sorted((self._found[name].episode, self._found[name]) for name in names))
+            numbers = recorded(self.folder)
+            for number in numbers:
+                if number not in self._found:  # a file that is there is whole, and never written again
+                    self._found[number] = _look(number, episode_file(self.folder, number))
+            return {number: self._found[number] for number in numbers}
 
     def film(self, episode: int) -> Path:
         """An MP4 of the episode in real time, its cameras side by side.
@@ -103,26 +96,21 @@ class Recordings:
         self._films.cleanup()
 
 
-def _look(file: Path) -> Recording:
-    match = _EPISODE.fullmatch(file.name)
-    assert match is not None
-    episode = int(match[1])
+def _look(episode: int, file: Path) -> Entry:
     try:
         with open_hdf5(file) as opened:
             data = get(opened, "data", h5py.Group, file)
             steps = get(get_group(data, find_names(data, file)[0], file), "actions", h5py.Dataset, file).shape
             environment = json_attribute(data, "env_args", file)
         rate = Facts.of_env_args(environment or {}, str(file)).control_freq
-        return Recording(episode, file, steps[0] if steps else 0, rate, robomimic_cameras(file))
+        return Entry(episode, file, steps[0] if steps else 0, rate, robomimic_cameras(file))
     except InputError as error:
-        return Recording(episode, file, error=str(error))
+        return Entry(episode, file, error=str(error))
 
 
-def _frames(recording: Recording) -> Iterator[np.ndarray]:
+def _frames(entry: Entry) -> Iterator[np.ndarray]:
     """(H, W, 3) uint8 a step: the cameras side by side, the lower ones black below."""
-    episode = read_robomimic(recording.file, observation_keys=(), image_keys=recording.cameras, parts=(), check_actions=False)[
-        0
-    ]
+    episode = read_robomimic(entry.file, observation_keys=(), image_keys=entry.cameras, parts=(), check_actions=False)[0]
     cameras = list(episode.observations.values())
     height = max(frames.shape[2] for frames in cameras)
     for start in range(0, len(episode), 32):
