@@ -93,6 +93,16 @@ class Labels:
         last = {d.episode: d.label for d in self.history()}
         return {episode: label for episode, label in sorted(last.items()) if label is not None}
 
+    def opinions(self) -> dict[int, dict[str, Label]]:
+        """Episode -> who -> their last label of it, of those given since it was last taken back. If they differ, people disagree."""
+        found: dict[int, dict[str, Label]] = {}
+        for decision in self.history():
+            if decision.label is None:
+                found.pop(decision.episode, None)
+            else:
+                found.setdefault(decision.episode, {})[decision.by] = decision.label
+        return found
+
     def history(self) -> list[Decision]:
         """All decisions, the oldest first; taken-back ones too."""
         if not self.file.exists():
