@@ -30,7 +30,9 @@ class Point(gymnasium.Env):  # type: ignore[type-arg]
 
     metadata = {"render_fps": 20}  # noqa: RUF012
 
-    def __init__(self, seconds: float = 0.0, silent_from: int | None = None, fails_at: int | None = None, success: bool = True) -> None:
+    def __init__(
+        self, seconds: float = 0.0, silent_from: int | None = None, fails_at: int | None = None, success: bool = True
+    ) -> None:
         self.observation_space = gymnasium.spaces.Dict(
             {
                 "at": gymnasium.spaces.Box(-9, 9, (2,), np.float32), "steps": gymnasium.spaces.Box(0, 99, (1,), np.float32),

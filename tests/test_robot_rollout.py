@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 import postbc.robot.rollout as rollout
-from kills import in_a_process, kill_at_every_operation, kill_and_resume
+from kills import in_a_process, kill_and_resume, kill_at_every_operation
 from made import save_policy
 from postbc import cli
 from postbc.agents.base import load_agent
@@ -44,7 +45,7 @@ torch.set_num_threads(1)
 class Counting:
     """Decides action k of its chunk at observation s as (s, k), after some seconds."""
 
-    action_dim, observation_steps, shapes, device = 2, 1, {"state": (3,)}, torch.device("cpu")  # noqa: RUF012
+    action_dim, observation_steps, shapes, device = 2, 1, {"state": (3,)}, torch.device("cpu")
 
     def __init__(self, chunk: int, seconds: float = 0.0) -> None:
         self.chunk, self.seconds = chunk, seconds
@@ -78,7 +79,12 @@ def test_synchronous_chunks_are_those_of_an_evaluation() -> None:
 def test_overlapping_chunks_skip_the_actions_whose_time_is_over() -> None:
     # the second chunk is computed from the observation of step 2 while action 2 plays: its own action for step 2 is skipped
     assert played(3, overlap=True, real=False) == [(0, 0), (0, 1), (0, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
-    assert played(1, overlap=True, real=False, steps=4) == [(0, 0), (0, 0), (1, 0), (2, 0)]  # nothing would be left: a step late
+    assert played(1, overlap=True, real=False, steps=4) == [
+        (0, 0),
+        (0, 0),
+        (1, 0),
+        (2, 0),
+    ]  # nothing would be left: a step late
 
 
 def test_a_slow_agent_is_asked_earlier() -> None:
@@ -109,7 +115,9 @@ def attended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "keyboard", no_keyboard)
 
 
-def loop_of(folder: Path, env: Point, episodes: int = 2, horizon: int = 6, rate: float = 50.0, **person: Any) -> tuple[Loop, Session]:
+def loop_of(
+    folder: Path, env: Point, episodes: int = 2, horizon: int = 6, rate: float = 50.0, **person: Any
+) -> tuple[Loop, Session]:
     robot = Robot("point", lambda: env, rate, horizon, simulated=True)
     folder.mkdir(exist_ok=True)
     session = Session(episodes, rate, horizon, ("top",))
@@ -297,7 +305,18 @@ def policy_of(folder: Path, seeds: tuple[int, ...] = (0,)) -> Path:
 
 def test_unattended_rollouts_are_learnt_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = policy_of(tmp_path / "p", (0, 1))
-    command = ["robot", "rollout", "--policy", str(policy), *REACH, "--fast", "--label", "simulator", "--output", str(tmp_path / "o")]
+    command = [
+        "robot",
+        "rollout",
+        "--policy",
+        str(policy),
+        *REACH,
+        "--fast",
+        "--label",
+        "simulator",
+        "--output",
+        str(tmp_path / "o"),
+    ]
     assert cli.main([*command, "--episodes", "8"]) == 0
     assert "missed" in capsys.readouterr().out
     folder = tmp_path / "o/seed_0"
@@ -408,11 +427,11 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_session_at_the_terminals_keyboard(tmp_path: Path) -> None:
-    """Real keys in a real terminal: start, any key stops, failure; then the last label is taken back."""
+    """Real keys in a real terminal: start, failure, the label taken back, success, pause, end."""
     policy = policy_of(tmp_path / "p")
     master, slave = pty.openpty()
-    command = ["-m", "postbc", "robot", "rollout", "--policy", str(policy), *REACH, "--output", str(tmp_path / "o"), "--episodes", "1",
-               "--horizon", "12", "--rate", "2"]  # fmt: skip
+    command = ["-m", "postbc", "robot", "rollout", "--policy", str(policy), *REACH, "--output", str(tmp_path / "o"), "--episodes", "2",
+               "--horizon", "4"]  # fmt: skip
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "COLUMNS": "200"}
     process = subprocess.Popen([sys.executable, *command], stdin=slave, stdout=slave, stderr=slave, env=env, close_fds=True)
     os.close(slave)
@@ -424,24 +443,28 @@ def test_a_session_at_the_terminals_keyboard(tmp_path: Path) -> None:
         while words not in text:
             assert time.monotonic() < end, text
             assert process.poll() is None or words in text, text
-            with contextlib.suppress(OSError):
-                text += os.read(master, 4096).decode()
+            if select.select([master], [], [], 0.2)[0]:
+                with contextlib.suppress(OSError):
+                    text += os.read(master, 4096).decode()
         text = text.split(words, 1)[1]
 
     try:
-        for words, key in (("reset the scene", "\n"), ("robot moves. Any", "k"), ("did it succeed", "f")):
+        said, asked, paused = "reset the scene", "did it succeed", "Paused"
+        for words, key in ((said, "\n"), (asked, "f"), (said, "u"), (asked, "s"), (said, "q"), (paused, "q")):
             wait(words)
             os.write(master, key.encode())
         wait("Rollouts")
         while process.poll() is None:
-            with contextlib.suppress(OSError):
-                os.read(master, 4096)
+            if select.select([master], [], [], 0.2)[0]:
+                with contextlib.suppress(OSError):
+                    os.read(master, 4096)
         assert process.returncode == 0
     finally:
         process.kill()
         process.wait()
         os.close(master)
-    assert Labels(tmp_path / "o/seed_0").current() == {0: "failure"}
+    assert [d.label for d in Labels(tmp_path / "o/seed_0").history()] == ["failure", None, "success"]
+    assert recorded(tmp_path / "o/seed_0") == [0]
 
 
 # -- kills
@@ -450,8 +473,9 @@ IGNORE = ("*/timing/*", "*/labels.jsonl:time", "*/session.json:timing")
 
 def rolled(directory: Path) -> None:
     """Six episodes as a run that begins, or goes on."""
+    policy = next(above / "p" for above in directory.parents if (above / "p").exists())
     config = RobotRollout(
-        next(p for p in directory.parents if (p / "p").exists()) / "p", REACH[1], directory, episodes=5, horizon=6, control=Control(fast=True),
+        policy, REACH[1], directory, episodes=5, horizon=6, control=Control(fast=True),
         person=Person(label="simulator", wrong_labels=0.2), resume=True,
     )  # fmt: skip
     roll_out(config, 0)
