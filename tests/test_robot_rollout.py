@@ -472,10 +472,10 @@ IGNORE = ("*/timing/*", "*/labels.jsonl:time", "*/session.json:timing")
 
 
 def rolled(directory: Path) -> None:
-    """Six episodes as a run that begins, or goes on."""
+    """Three episodes as a run that begins, or goes on."""
     policy = next(above / "p" for above in directory.parents if (above / "p").exists())
     config = RobotRollout(
-        policy, REACH[1], directory, episodes=5, horizon=6, control=Control(fast=True),
+        policy, REACH[1], directory, episodes=3, horizon=4, control=Control(fast=True),
         person=Person(label="simulator", wrong_labels=0.2), resume=True,
     )  # fmt: skip
     roll_out(config, 0)
@@ -504,4 +504,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "moments":
         kill_and_resume(rolled, Path(sys.argv[1]), "robot", IGNORE)
     else:
-        kill_at_every_operation(rolled, Path(sys.argv[1]) / "k", IGNORE, stride=7)
+        kill_at_every_operation(rolled, Path(sys.argv[1]) / "k", IGNORE, stride=9)
