@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright.sync_api")
@@ -18,8 +21,10 @@ pytest.importorskip("playwright.sync_api")
 from playwright import sync_api as playwright
 
 from made import write_demonstrations
+from postbc.environments.robot.registry import Robot
 from postbc.robot.labels import Labels
 from postbc.robot.page import Server, serve
+from postbc.robot.rollout import Control, Loop, Person, Play
 from postbc.robot.session import Session
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -242,6 +247,63 @@ def test_from_another_machine_by_the_link(session, browser):
         page.locator("#discard").click()
         assert session.wait_for("discard", timeout=10)
         page.context.close()
+
+
+class Arm(gymnasium.Env):
+    """A robot that goes where it is told, seen by a camera."""
+
+    metadata = {"render_fps": 20}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        box = gymnasium.spaces.Box
+        self.observation_space = gymnasium.spaces.Dict(
+            {"at": box(-9, 9, (2,), np.float32), "image.top": box(0, 255, (24, 32, 3), np.uint8)}
+        )
+        self.action_space = box(-1, 1, (2,), np.float32)
+        self.held: list[float] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return {"at": np.zeros(2, np.float32), "image.top": np.full((24, 32, 3), 99, np.uint8)}, {"command": np.zeros(2)}
+
+    def step(self, action: np.ndarray) -> Any:
+        return self.reset()[0], 0.0, False, False, {}
+
+    def hold(self) -> None:
+        self.held.append(time.monotonic())
+
+
+class Still:
+    chunk, action_dim, observation_steps, shapes, device = 2, 2, 1, {"state": (2,)}, torch.device("cpu")
+
+    def act(self, observation: Any, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(1, 2, 2)
+
+
+def test_an_episode_of_the_real_loop(tmp_path, visit, monkeypatch):
+    servers, arm, agent = [], Arm(), Still()
+    monkeypatch.setattr("postbc.robot.page.serve", lambda *of, **more: servers.append(serve(*of, **more)) or servers[-1])
+    robot = Robot("arm", lambda: arm, 20.0, 1000)
+    loop = Loop(tmp_path, robot, [agent], Control(), Person(label="page", port=0), episodes=1)
+    thread = threading.Thread(target=loop.run, args=(lambda number, labels: Play(0, 0, (0, 0)) if number == 0 else None,))
+    thread.start()
+    until(lambda: bool(servers))
+    page = visit(servers[0], "Ada")
+    expect(page.locator("#phase")).to_have_text("Reset the scene")
+    page.keyboard.press("Enter")
+    expect(page.locator("#phase")).to_have_text("The robot is moving")
+    expect(page.locator("#cameras img")).to_have_js_property("naturalWidth", 32)
+    expect(page.locator("#step")).to_contain_text("of 1000 · 20")
+    begin = time.monotonic()
+    page.keyboard.press("Space")
+    expect(page.locator("#phase")).to_have_text("How did it go?")
+    stopped = min(when for when in arm.held if when > begin) - begin
+    print(f"from the key in the browser to the robot that holds: {1000 * stopped:.0f} ms, at 50 ms a step")
+    assert stopped < 1.0  # on a busy machine; test_robot_page.py measures the request, the rest is the browser
+    page.keyboard.press("s")
+    thread.join(20)
+    loop.close()
+    expect(page.locator("#lost")).to_contain_text("The session is over")
+    assert [(d.episode, d.label, d.by) for d in Labels(tmp_path).history()] == [(0, "success", "Ada")]
 
 
 # -- over recorded episodes ----------------------------------------------------------------------------------------------------------
