@@ -31,6 +31,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 if CHROMIUM is None:
     pytest.skip("no Chromium here: apt-get install chromium", allow_module_level=True)
 expect = playwright.expect
+expect.set_options(timeout=20_000)  # a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def visit(browser) -> Iterator[Callable[..., Any]]:
         person = browser.new_context(**context)
         opened.append(person)
         page = person.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if "Content Security" in said.text else None)
         page.goto(server.link)
@@ -101,11 +102,11 @@ def review(folder) -> Iterator[Server]:
 
 
 def enabled(page: Any) -> set[str]:
-    return set(page.eval_on_selector_all(".controls button:enabled", "found => found.map(b => b.id)"))
+    return set(page.eval_on_selector_all(".controls > button:enabled", "found => found.map(b => b.id)"))
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 15
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -116,10 +117,10 @@ def test_an_episode_by_keyboard(session, live, visit):
     page = visit(live, "Ada")
     session.enter("reset", "Put the cube back.", episode=3)
     expect(page.locator("#message")).to_have_text("Put the cube back.")
-    assert enabled(page) == {"start", "undo", "stop"}
+    until(lambda: enabled(page) == {"start", "undo", "stop"})
     page.keyboard.press("s")  # means nothing now
     page.keyboard.press("Enter")
-    press = session.wait_for("start", "success", timeout=10)
+    press = session.wait_for("start", "success", timeout=20)
     assert (press.button, press.by) == ("start", "Ada")
 
     session.enter("running")
@@ -127,10 +128,10 @@ def test_an_episode_by_keyboard(session, live, visit):
     session.show({"front": frame, "wrist": frame}, 12)
     expect(page.locator("#step")).to_contain_text("step 12 of 50 · 20 Hz")
     expect(page.locator("#cameras img").first).to_have_js_property("naturalWidth", 48)
-    assert enabled(page) == {"stop"}
+    until(lambda: enabled(page) == {"stop"})
     page.get_by_label("You").focus()  # even while somebody types
     page.keyboard.press("Escape")
-    assert session.wait_for("stop", timeout=10).by == "Ada"
+    assert session.wait_for("stop", timeout=20).by == "Ada"
 
     session.enter("label", "Was it lifted?")
     expect(page.locator("#phase")).to_have_text("How did it go?")
@@ -138,11 +139,11 @@ def test_an_episode_by_keyboard(session, live, visit):
     page.get_by_label("You").fill("Ada")
     page.get_by_label("You").press("Enter")
     page.keyboard.press("f")
-    press = session.wait_for("success", "failure", timeout=10)
+    press = session.wait_for("success", "failure", timeout=20)
     assert (press.button, press.episode) == ("failure", 3)
     session.enter("finished", "All done.")
     expect(page.locator("#phase")).to_have_text("The session is over")
-    assert enabled(page) == set()
+    until(lambda: enabled(page) == set())
 
 
 def test_space_stops_whatever_has_the_focus(session, live, visit):
@@ -150,15 +151,15 @@ def test_space_stops_whatever_has_the_focus(session, live, visit):
     session.enter("reset", episode=0)
     expect(page.get_by_role("button", name="Scene is reset: start")).to_be_enabled()
     page.get_by_role("button", name="Scene is reset: start").click()
-    assert session.wait_for("start", timeout=10)
+    assert session.wait_for("start", timeout=20)
     session.enter("running")
     expect(page.locator("#phase")).to_have_text("The robot is moving")
     page.keyboard.press("Space")
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
     assert session.wait_for("start", timeout=0) is None
     page.keyboard.press("Tab")  # looking around is no stop, any letter is
     page.keyboard.press("x")
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
     session.enter("paused")
     expect(page.locator("#stop")).to_contain_text("End session")
     time.sleep(1)  # a stop right after a start is always one
@@ -166,7 +167,7 @@ def test_space_stops_whatever_has_the_focus(session, live, visit):
     page.keyboard.press("Escape")
     assert session.wait_for("stop", timeout=0.5) is None
     page.locator("#stop").click()
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
 
 
 def test_a_stop_right_after_the_start_is_not_lost(session, live, visit):
@@ -175,10 +176,10 @@ def test_a_stop_right_after_the_start_is_not_lost(session, live, visit):
     expect(page.locator("#start")).to_be_enabled()
     page.route("**/state", lambda route: None)  # the page hears nothing new
     page.keyboard.press("Enter")
-    assert session.wait_for("start", timeout=10)
+    assert session.wait_for("start", timeout=20)
     session.enter("running")
     page.keyboard.press("Space")
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
 
 
 def test_the_end_of_a_session_is_no_alarm(session, visit):
@@ -206,11 +207,11 @@ def test_a_lost_connection_leaves_no_button_alive_and_comes_back(session, visit)
     session.enter("running", episode=0)
     with serve(session, port=0) as server:
         page, port = visit(server), server.port
-        assert "stop" in enabled(page)
+        until(lambda: "stop" in enabled(page))
     begin = time.monotonic()
     expect(page.locator("#lost")).to_contain_text("no button works, STOP neither")
-    assert time.monotonic() - begin < 5
-    assert enabled(page) == set()
+    assert time.monotonic() - begin < 15  # 1.5 s, and what a busy machine needs
+    until(lambda: enabled(page) == set())
     expect(page.locator("#stop")).to_contain_text("Stop does not work")
     expect(page.locator("#phase")).to_have_text("Last known: The robot is moving")
     page.keyboard.press("Escape")  # tried all the same
@@ -245,7 +246,7 @@ def test_from_another_machine_by_the_link(session, browser):
         page.goto(f"http://127.0.0.1:{server.port}/?token={server.token}")
         assert server.token not in page.url
         page.locator("#discard").click()
-        assert session.wait_for("discard", timeout=10)
+        assert session.wait_for("discard", timeout=20)
         page.context.close()
 
 
@@ -387,7 +388,7 @@ def test_on_a_phone_nothing_is_cut_and_buttons_are_large(session, live, review, 
         page = visit(server, "Maximiliane", **phone)
         expect(page.locator("#success")).to_be_enabled()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
-        for button in page.locator(".controls button").all():
+        for button in page.locator(".controls > button").all():
             box = button.bounding_box()
             assert box["height"] >= 48
             assert box["y"] + box["height"] <= 640  # in reach without scrolling
@@ -419,7 +420,7 @@ def test_texts_have_contrast(session, live, review, visit):
     for server in (live, review):
         for scheme in ("light", "dark"):
             page = visit(server, color_scheme=scheme)
-            expect(page.locator(".controls button:enabled").first).to_be_enabled()
+            expect(page.locator(".controls > button:enabled").first).to_be_enabled()
             found = page.evaluate(script)
             assert len(found) > 8
             assert not [row for row in found if row[0] < (3 if row[1] > 18.6 else 4.5)]

@@ -62,6 +62,7 @@ class Catalogue:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._found: dict[int, Entry] = {}
+        self._closed = False
         self._looking, self._filming = threading.Lock(), threading.Lock()
         self._films = tempfile.TemporaryDirectory(prefix="postbc-films-", ignore_cleanup_errors=True)
 
@@ -87,13 +88,16 @@ class Catalogue:
         require(found.cameras, "This episode has no camera.", file=found.file)
         film = Path(self._films.name) / f"{episode}.mp4"
         with self._filming:
+            require(not self._closed, "The page is closed.")
             if not film.exists():
                 write_video(film, frames(found.file, found.cameras), max(1, round(found.rate or RATE)))
         return film
 
     def close(self) -> None:
-        """Remove the films."""
-        self._films.cleanup()
+        """Remove the films; one that is being made is waited for."""
+        self._closed = True
+        with self._filming:
+            self._films.cleanup()
 
 
 def _look(episode: int, file: Path) -> Entry:
