@@ -41,6 +41,7 @@ class Environment:
         scene: one environment with chunk 1 that never ends by itself and has `render_frame(i, height, width)`, for videos; None: it
             cannot be drawn.
         state_keys: the parts of "state" in order, as data files name them; None: unknown.
+        robot: its name for `postbc robot rollout`, where it is a real one: it cannot be made, and nobody plays in it unattended.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Environment:
     check: Callable[[], None] = field(default=lambda: None)
     scene: Callable[[], ChunkEnv] | None = None
     state_keys: tuple[str, ...] | None = None
+    robot: str | None = None
 
     def belonging(self, shapes: Mapping[str, Any] | None = None) -> Facts:
         """What is known of it, to compare a policy's or data's own facts with; `shapes`: what is observed, default everything."""
@@ -242,6 +244,19 @@ def gymnasium_environment(
     )
 
 
+def robot_environment(name: str, rate: float, horizon: int) -> Environment:
+    """A real robot, for recipes: policies are pretrained for it, and finetuned from what `postbc robot rollout` recorded on it."""
+
+    def make(num_envs: int, **options: Any) -> ChunkEnv:
+        raise InputError(
+            "A robot is not played in unattended.", key="environment", found=f"robot/{name}", expected="a simulated environment",
+            remedy=f"postbc robot rollout --robot {name}, then `postbc finetune best-of-n --rollouts … --best-of-n.eval-episodes 0`",
+        )  # fmt: skip
+
+    facts = {"type": 2, "env_kwargs": {"control_freq": rate}}
+    return Environment(f"robot/{name}", make, horizon, 1, round(rate), lambda: facts, robot=name)
+
+
 def _pusht(**options: Any) -> Environment:
     from postbc.environments.pusht import pusht_environment
 
@@ -256,6 +271,8 @@ ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     "postbc/PushT-human": lambda: _pusht(covered=0.75),
     "postbc/PushT-state": lambda: _pusht(observation="state"),
     "postbc/PushT-pixels": lambda: _pusht(observation="pixels"),
+    "robot/widowx": lambda: robot_environment("widowx", 10.0, 100),
+    "robot/lerobot": lambda: robot_environment("lerobot", 30.0, 600),
     **{f"libero/{name}": (lambda name=name: libero_environment(name)) for name in ("kitchen", *KITCHEN)},  # type: ignore[misc]
     **{f"libero/{name}-pixels": (lambda name=name: libero_environment(name, images=True)) for name in ("kitchen", *KITCHEN)},  # type: ignore[misc]
 }

@@ -102,7 +102,8 @@ def _listen(session: Session, handle: int, single: bool, by: str, over: threadin
         if not read:
             return
         if single:
-            keys = [read.decode("utf-8", "replace")[:1]]  # of what is typed ahead, or an arrow's sequence, the first
+            typed = read.decode("utf-8", "replace")
+            keys = ["\x1b"] if typed.startswith("\x1b") else list(typed)  # an arrow is a sequence
         else:
             *lines, pending = (pending + read).split(b"\n")
             keys = [line.strip().decode("utf-8", "replace")[:1] or "\n" for line in lines]

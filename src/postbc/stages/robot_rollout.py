@@ -143,18 +143,15 @@ def roll_out(config: RobotRollout, seed: int) -> SessionSummary:
 
 def table(output: Path, seeds: list[int]) -> Table:
     """One row a session."""
-    grid = Table(
-        title=Text(f"Rollouts: {output}"), caption="95 % Wilson intervals; ages and lateness in milliseconds: mean, largest"
-    )
-    for name in ("seed", "episodes", "success", "discarded", "unlabelled", "missed deadlines", "late", "observation age"):
+    grid = Table(title=Text(f"Rollouts: {output}"), caption="95 % Wilson intervals; late: milliseconds, mean and largest")
+    for name in ("seed", "episodes", "success", "discarded", "unlabelled", "missed deadlines", "late"):
         grid.add_column(name, justify="right")
     for seed in seeds:
         s = read_summary(output / f"seed_{seed}")
         rate = "–" if s.rate is None else "{:.2f}  [{:.2f}, {:.2f}]".format(s.rate, *s.interval)
-        timing = ["–", "–", "–"]
+        missed, late = "–", "–"
         if s.timing is not None:
-            t = s.timing
-            spreads = [f"{1000 * x.mean:.1f}, {1000 * x.max:.1f}" for x in (t.late, t.observation_age)]
-            timing = [f"{t.missed_deadlines} of {t.steps}", *spreads]
-        grid.add_row(str(seed), str(s.episodes), Text(rate), str(s.discard), str(s.unlabelled), *timing)
+            missed = f"{s.timing.missed_deadlines} of {s.timing.steps}"
+            late = f"{1000 * s.timing.late.mean:.1f}, {1000 * s.timing.late.max:.1f}"
+        grid.add_row(str(seed), str(s.episodes), Text(rate), str(s.discard), str(s.unlabelled), missed, late)
     return grid
