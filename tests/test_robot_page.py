@@ -349,11 +349,11 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path):
     line = process.stdout.readline()
     assert "http://127.0.0.1:" in line
     port = int(line.rpartition(":")[2].strip().strip("/"))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/state")
     assert len(json.loads(connection.getresponse().read())["episodes"]) == 1
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
 
 
 def test_the_command_says_what_it_cannot_use(tmp_path, capsys):

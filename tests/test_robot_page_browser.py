@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("playwright.sync_api")
@@ -18,14 +21,17 @@ pytest.importorskip("playwright.sync_api")
 from playwright import sync_api as playwright
 
 from made import write_demonstrations
+from postbc.environments.robot.registry import Robot
 from postbc.robot.labels import Labels
 from postbc.robot.page import Server, serve
+from postbc.robot.rollout import Control, Loop, Person, Play
 from postbc.robot.session import Session
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("no Chromium here: apt-get install chromium", allow_module_level=True)
 expect = playwright.expect
+expect.set_options(timeout=20_000)  # a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def visit(browser) -> Iterator[Callable[..., Any]]:
         person = browser.new_context(**context)
         opened.append(person)
         page = person.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(30_000)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda said: complaints.append(said.text) if "Content Security" in said.text else None)
         page.goto(server.link)
@@ -96,11 +102,11 @@ def review(folder) -> Iterator[Server]:
 
 
 def enabled(page: Any) -> set[str]:
-    return set(page.eval_on_selector_all(".controls button:enabled", "found => found.map(b => b.id)"))
+    return set(page.eval_on_selector_all(".controls > button:enabled", "found => found.map(b => b.id)"))
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 15
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -111,10 +117,10 @@ def test_an_episode_by_keyboard(session, live, visit):
     page = visit(live, "Ada")
     session.enter("reset", "Put the cube back.", episode=3)
     expect(page.locator("#message")).to_have_text("Put the cube back.")
-    assert enabled(page) == {"start", "undo", "stop"}
+    until(lambda: enabled(page) == {"start", "undo", "stop"})
     page.keyboard.press("s")  # means nothing now
     page.keyboard.press("Enter")
-    press = session.wait_for("start", "success", timeout=10)
+    press = session.wait_for("start", "success", timeout=20)
     assert (press.button, press.by) == ("start", "Ada")
 
     session.enter("running")
@@ -122,10 +128,10 @@ def test_an_episode_by_keyboard(session, live, visit):
     session.show({"front": frame, "wrist": frame}, 12)
     expect(page.locator("#step")).to_contain_text("step 12 of 50 · 20 Hz")
     expect(page.locator("#cameras img").first).to_have_js_property("naturalWidth", 48)
-    assert enabled(page) == {"stop"}
+    until(lambda: enabled(page) == {"stop"})
     page.get_by_label("You").focus()  # even while somebody types
     page.keyboard.press("Escape")
-    assert session.wait_for("stop", timeout=10).by == "Ada"
+    assert session.wait_for("stop", timeout=20).by == "Ada"
 
     session.enter("label", "Was it lifted?")
     expect(page.locator("#phase")).to_have_text("How did it go?")
@@ -133,11 +139,11 @@ def test_an_episode_by_keyboard(session, live, visit):
     page.get_by_label("You").fill("Ada")
     page.get_by_label("You").press("Enter")
     page.keyboard.press("f")
-    press = session.wait_for("success", "failure", timeout=10)
+    press = session.wait_for("success", "failure", timeout=20)
     assert (press.button, press.episode) == ("failure", 3)
     session.enter("finished", "All done.")
     expect(page.locator("#phase")).to_have_text("The session is over")
-    assert enabled(page) == set()
+    until(lambda: enabled(page) == set())
 
 
 def test_space_stops_whatever_has_the_focus(session, live, visit):
@@ -145,15 +151,15 @@ def test_space_stops_whatever_has_the_focus(session, live, visit):
     session.enter("reset", episode=0)
     expect(page.get_by_role("button", name="Scene is reset: start")).to_be_enabled()
     page.get_by_role("button", name="Scene is reset: start").click()
-    assert session.wait_for("start", timeout=10)
+    assert session.wait_for("start", timeout=20)
     session.enter("running")
     expect(page.locator("#phase")).to_have_text("The robot is moving")
     page.keyboard.press("Space")
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
     assert session.wait_for("start", timeout=0) is None
     page.keyboard.press("Tab")  # looking around is no stop, any letter is
     page.keyboard.press("x")
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
     session.enter("paused")
     expect(page.locator("#stop")).to_contain_text("End session")
     time.sleep(1)  # a stop right after a start is always one
@@ -161,7 +167,7 @@ def test_space_stops_whatever_has_the_focus(session, live, visit):
     page.keyboard.press("Escape")
     assert session.wait_for("stop", timeout=0.5) is None
     page.locator("#stop").click()
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
 
 
 def test_a_stop_right_after_the_start_is_not_lost(session, live, visit):
@@ -170,10 +176,10 @@ def test_a_stop_right_after_the_start_is_not_lost(session, live, visit):
     expect(page.locator("#start")).to_be_enabled()
     page.route("**/state", lambda route: None)  # the page hears nothing new
     page.keyboard.press("Enter")
-    assert session.wait_for("start", timeout=10)
+    assert session.wait_for("start", timeout=20)
     session.enter("running")
     page.keyboard.press("Space")
-    assert session.wait_for("stop", timeout=10)
+    assert session.wait_for("stop", timeout=20)
 
 
 def test_the_end_of_a_session_is_no_alarm(session, visit):
@@ -201,11 +207,11 @@ def test_a_lost_connection_leaves_no_button_alive_and_comes_back(session, visit)
     session.enter("running", episode=0)
     with serve(session, port=0) as server:
         page, port = visit(server), server.port
-        assert "stop" in enabled(page)
+        until(lambda: "stop" in enabled(page))
     begin = time.monotonic()
     expect(page.locator("#lost")).to_contain_text("no button works, STOP neither")
-    assert time.monotonic() - begin < 5
-    assert enabled(page) == set()
+    assert time.monotonic() - begin < 15  # 1.5 s, and what a busy machine needs
+    until(lambda: enabled(page) == set())
     expect(page.locator("#stop")).to_contain_text("Stop does not work")
     expect(page.locator("#phase")).to_have_text("Last known: The robot is moving")
     page.keyboard.press("Escape")  # tried all the same
@@ -240,8 +246,65 @@ def test_from_another_machine_by_the_link(session, browser):
         page.goto(f"http://127.0.0.1:{server.port}/?token={server.token}")
         assert server.token not in page.url
         page.locator("#discard").click()
-        assert session.wait_for("discard", timeout=10)
+        assert session.wait_for("discard", timeout=20)
         page.context.close()
+
+
+class Arm(gymnasium.Env):
+    """A robot that goes where it is told, seen by a camera."""
+
+    metadata = {"render_fps": 20}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        box = gymnasium.spaces.Box
+        self.observation_space = gymnasium.spaces.Dict(
+            {"at": box(-9, 9, (2,), np.float32), "image.top": box(0, 255, (24, 32, 3), np.uint8)}
+        )
+        self.action_space = box(-1, 1, (2,), np.float32)
+        self.held: list[float] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return {"at": np.zeros(2, np.float32), "image.top": np.full((24, 32, 3), 99, np.uint8)}, {"command": np.zeros(2)}
+
+    def step(self, action: np.ndarray) -> Any:
+        return self.reset()[0], 0.0, False, False, {}
+
+    def hold(self) -> None:
+        self.held.append(time.monotonic())
+
+
+class Still:
+    chunk, action_dim, observation_steps, shapes, device = 2, 2, 1, {"state": (2,)}, torch.device("cpu")
+
+    def act(self, observation: Any, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(1, 2, 2)
+
+
+def test_an_episode_of_the_real_loop(tmp_path, visit, monkeypatch):
+    servers, arm, agent = [], Arm(), Still()
+    monkeypatch.setattr("postbc.robot.page.serve", lambda *of, **more: servers.append(serve(*of, **more)) or servers[-1])
+    robot = Robot("arm", lambda: arm, 20.0, 1000)
+    loop = Loop(tmp_path, robot, [agent], Control(), Person(label="page", port=0), episodes=1)
+    thread = threading.Thread(target=loop.run, args=(lambda number, labels: Play(0, 0, (0, 0)) if number == 0 else None,))
+    thread.start()
+    until(lambda: bool(servers))
+    page = visit(servers[0], "Ada")
+    expect(page.locator("#phase")).to_have_text("Reset the scene")
+    page.keyboard.press("Enter")
+    expect(page.locator("#phase")).to_have_text("The robot is moving")
+    expect(page.locator("#cameras img")).to_have_js_property("naturalWidth", 32)
+    expect(page.locator("#step")).to_contain_text("of 1000 · 20")
+    begin = time.monotonic()
+    page.keyboard.press("Space")
+    expect(page.locator("#phase")).to_have_text("How did it go?")
+    stopped = min(when for when in arm.held if when > begin) - begin
+    print(f"from the key in the browser to the robot that holds: {1000 * stopped:.0f} ms, at 50 ms a step")
+    assert stopped < 1.0  # on a busy machine; test_robot_page.py measures the request, the rest is the browser
+    page.keyboard.press("s")
+    thread.join(20)
+    loop.close()
+    expect(page.locator("#lost")).to_contain_text("The session is over")
+    assert [(d.episode, d.label, d.by) for d in Labels(tmp_path).history()] == [(0, "success", "Ada")]
 
 
 # -- over recorded episodes ----------------------------------------------------------------------------------------------------------
@@ -325,7 +388,7 @@ def test_on_a_phone_nothing_is_cut_and_buttons_are_large(session, live, review, 
         page = visit(server, "Maximiliane", **phone)
         expect(page.locator("#success")).to_be_enabled()
         assert page.evaluate("document.documentElement.scrollWidth") == 360
-        for button in page.locator(".controls button").all():
+        for button in page.locator(".controls > button").all():
             box = button.bounding_box()
             assert box["height"] >= 48
             assert box["y"] + box["height"] <= 640  # in reach without scrolling
@@ -357,7 +420,7 @@ def test_texts_have_contrast(session, live, review, visit):
     for server in (live, review):
         for scheme in ("light", "dark"):
             page = visit(server, color_scheme=scheme)
-            expect(page.locator(".controls button:enabled").first).to_be_enabled()
+            expect(page.locator(".controls > button:enabled").first).to_be_enabled()
             found = page.evaluate(script)
             assert len(found) > 8
             assert not [row for row in found if row[0] < (3 if row[1] > 18.6 else 4.5)]

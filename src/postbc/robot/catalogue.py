@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Catalogue:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._found: dict[int, Entry] = {}
+        self._closed = False
         self._looking, self._filming = threading.Lock(), threading.Lock()
         self._films = tempfile.TemporaryDirectory(prefix="postbc-films-", ignore_cleanup_errors=True)
 
@@ -87,13 +88,16 @@ class Catalogue:
         require(found.cameras, "This episode has no camera.", file=found.file)
         film = Path(self._films.name) / f"{episode}.mp4"
         with self._filming:
+            require(not self._closed, "The page is closed.")
             if not film.exists():
-                write_video(film, _frames(found), max(1, round(found.rate or RATE)))
+                write_video(film, frames(found.file, found.cameras), max(1, round(found.rate or RATE)))
         return film
 
     def close(self) -> None:
-        """Remove the films."""
-        self._films.cleanup()
+        """Remove the films; one that is being made is waited for."""
+        self._closed = True
+        with self._filming:
+            self._films.cleanup()
 
 
 def _look(episode: int, file: Path) -> Entry:
@@ -108,13 +112,13 @@ def _look(episode: int, file: Path) -> Entry:
         return Entry(episode, file, error=str(error))
 
 
-def _frames(entry: Entry) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 a step: the cameras side by side, the lower ones black below."""
-    episode = read_robomimic(entry.file, observation_keys=(), image_keys=entry.cameras, parts=(), check_actions=False)[0]
-    cameras = list(episode.observations.values())
-    height = max(frames.shape[2] for frames in cameras)
+def frames(file: Path, cameras: Sequence[str]) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 a step of an episode's file: its `cameras` side by side, black below the lower ones."""
+    episode = read_robomimic(file, observation_keys=(), image_keys=cameras, parts=(), check_actions=False)[0]
+    images = list(episode.observations.values())
+    height = max(image.shape[2] for image in images)
     for start in range(0, len(episode), 32):
-        blocks = [np.moveaxis(np.asarray(frames[start : start + 32]), 1, -1) for frames in cameras]
+        blocks = [np.moveaxis(np.asarray(image[start : start + 32]), 1, -1) for image in images]
         blocks = [np.repeat(b, 3, axis=-1) if b.shape[-1] == 1 else b[..., :3] for b in blocks]
         blocks = [np.pad(b, ((0, 0), (0, height - b.shape[1]), (0, 0), (0, 0))) for b in blocks]
         yield from np.concatenate(blocks, axis=2)

@@ -65,7 +65,7 @@ function got(next) {
   $("error").hidden = !next.error;
   put($("episode"), next.episode === null ? `${next.episodes} episodes to play` : `episode ${next.episode} (${next.episode + 1} of ${next.episodes})`);
   const rate = next.rate ? ` · ${next.rate} Hz` : "";
-  put($("step"), next.phase === "running" ? `step ${next.step}${next.max_steps ? ` of ${next.max_steps}` : ""}${rate}` : clock(Math.floor(next.seconds), 0));
+  put($("step"), next.phase === "running" ? `step ${next.step}${next.max_steps ? ` of ${next.max_steps}` : ""}${rate}` : `for ${clock(Math.floor(next.seconds), 0)}`);
   $("progress").max = next.max_steps || 1;
   $("progress").value = next.phase === "running" ? next.step : 0;
   $("progress").hidden = !next.max_steps;

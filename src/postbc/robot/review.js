@@ -80,11 +80,21 @@ function select(number) {
   film.hidden = !e || !e.cameras;
   document.querySelector(".speed").hidden = film.hidden;
   if (film.hidden) { film.removeAttribute("src"); film.load(); return; }
+  film.removeAttribute("src");
+  film.load();
+  clearTimeout(opening);
+  opening = setTimeout(() => open(number), 150); // not for each that one only passes by
+}
+let opening = 0;
+
+function open(number) {
+  const film = $("film");
+  if (number !== selected) return;
   film.src = `/film/${number}.mp4`;
   film.playbackRate = film.defaultPlaybackRate = Number($("speed").value);
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) film.play().catch(() => {});
   const list = filtered(), following = list[list.findIndex((other) => other.episode === number) + 1];
-  if (following && following.cameras) film.onloadeddata = () => { fetch(`/film/${following.episode}.mp4`, { method: "HEAD" }).catch(() => {}); };
+  film.onloadeddata = following && following.cameras ? () => { fetch(`/film/${following.episode}.mp4`, { method: "HEAD" }).catch(() => {}); } : null;
 }
 
 $("film").onerror = async () => {
