@@ -467,6 +467,72 @@ def test_a_session_at_the_terminals_keyboard(tmp_path: Path) -> None:
     assert recorded(tmp_path / "o/seed_0") == [0]
 
 
+# -- the simulated robot
+@pytest.mark.simulator
+def test_the_story_on_the_simulated_robot(tmp_path: Path) -> None:
+    """Its state; a person's labels stand in for successes that a policy of random weights does not have."""
+    save_policy(tmp_path / "p/seed_0")
+    out = ["--output", str(tmp_path / "o"), "--allow-version-mismatch"]
+    play = [
+        "robot",
+        "rollout",
+        "--policy",
+        str(tmp_path / "p"),
+        "--robot",
+        "sim/Lift",
+        "--horizon",
+        "9",
+        "--fast",
+        "--episodes",
+        "2",
+    ]
+    assert cli.main([*play, "--label", "simulator", *out]) == 0
+    folder = tmp_path / "o/seed_0"
+    data = read_dataset(folder / "episodes")
+    assert data.state_keys == ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
+    assert (data.environment["env_name"], data.lengths.tolist()) == ("Lift", [9, 9])
+    Labels(folder).set(1, "success")
+    assert cli.main(["finetune", "best-of-n", "--policy", str(tmp_path / "p"), "--rollouts", str(tmp_path / "o"), "--output",
+                     str(tmp_path / "n"), "--allow-version-mismatch", "--best-of-n.eval-episodes", "0", "--iql.steps", "3",
+                     "--iql.hidden", "8", "--iql.batch-size", "4"]) == 0  # fmt: skip
+    assert cli.main([*play, "--policy", str(tmp_path / "n"), "--label", "simulator", "--episodes", "1", "--output", str(tmp_path / "m"),
+                     "--allow-version-mismatch"]) == 0  # fmt: skip
+
+
+@pytest.mark.simulator
+def test_the_simulated_robots_cameras_are_recorded_and_demonstrated(tmp_path: Path) -> None:
+    from postbc.environments.robosuite import check
+    from postbc.environments.robosuite.collect import collect
+
+    try:
+        check(images=True)
+    except InputError:
+        pytest.skip("no OpenGL")
+    shown = collect("Lift", 1, ("better",), 0, num_envs=1, images=True, image_size=16).dataset
+    robot, folder = rollout_robot("sim/Lift-pixels16"), tmp_path / "s"
+    folder.mkdir()
+
+    class Still(Counting):
+        action_dim, shapes = 7, {"state": (9,), "image.agentview": (3, 16, 16)}
+
+        def act(self, observation: Any, generator: torch.Generator) -> torch.Tensor:
+            return torch.zeros(1, self.chunk, 7)
+
+    agent: Any = Still(2)
+    loop = Loop(folder, robot, [agent], Control(fast=True), Person(label="simulator"), episodes=1, horizon=3)
+    assert loop.run(until(1))
+    loop.close()
+    recorded_too = read_dataset(folder / "episodes", image_keys=["image.agentview", "image.robot0_eye_in_hand"])
+    assert shown.shapes == recorded_too.shapes  # what is demonstrated is what is played on
+    assert np.asarray(recorded_too[0].observations["image.agentview"][:]).std() > 5
+
+
+def rollout_robot(name: str) -> Robot:
+    from postbc.environments.robot import find_robot
+
+    return find_robot(name)
+
+
 # -- kills
 IGNORE = ("*/timing/*", "*/labels.jsonl:time", "*/session.json:timing")
 
