@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "finetune best-of-n": ("finetune", "IQL on the policy's rollouts, then the best of N samples"),
     "lerobot train": ("lerobot_train", "lerobot-train on PostBC's targets: LeRobot's policy, dataset and checkpoint"),
     "lerobot import": ("lerobot_import", "a LeRobot diffusion checkpoint as a policy of ours, to be evaluated and finetuned"),
+    "lerobot export": ("lerobot_export", "a policy or finetuned agent as a folder that lerobot-eval and robots play"),
     "report": ("report", "one self-contained page: table, curves, pictures, commands"),
     "run": ("run", "a whole experiment by name, from demonstrations to report"),
     "recipes": ("recipes", "the experiments that `run` knows"),
