@@ -23,7 +23,7 @@ from postbc.policies.base import About, Observation, Shapes
 #: What LeRobot makes of "language" in an environment's observation.
 TASK_VECTOR = f"observation.{LANGUAGE}"
 #: Numbers of the parts that our environments' states have, less the one that differs from task to task.
-WIDTHS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "agent_pos": 2}
+WIDTHS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "agent_pos": 2, "robot_hand": 4}
 
 
 @dataclass(frozen=True)
