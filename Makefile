@@ -42,12 +42,12 @@ VENV_LEROBOT   ?= .venv-lerobot
 $(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(VENV_LEROBOT)/bin/python || $(PYTHON_LEROBOT) -m venv $(VENV_LEROBOT)
 	$(VENV_LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lerobot.txt \
-		--editable '.[lerobot,robosuite,pusht]' --editable plugins/lerobot_policy_postbc --editable plugins/lerobot_env_postbc \
-		pytest hypothesis
+		--editable '.[lerobot,robosuite,pusht,metaworld]' --editable plugins/lerobot_policy_postbc --editable plugins/lerobot_env_postbc \
+		'lerobot[smolvla]' pytest hypothesis
 	touch $@
 
 test-lerobot: $(VENV_LEROBOT)/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot*.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot*.py tests/test_metaworld.py
 
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev

@@ -52,7 +52,9 @@ def record(task: str, episodes: int, noise: float, seed: int, output: Path) -> P
                 kept.append(made)
                 bar.advance(1, tries=tries)
     states, actions, successes = zip(*kept)
-    data = Dataset.from_arrays(states, actions, rewards=successes, state_keys=STATE_KEYS, state_dims=STATE_DIMS, environment=facts(task))
+    data = Dataset.from_arrays(
+        states, actions, rewards=successes, state_keys=STATE_KEYS, state_dims=STATE_DIMS, environment=facts(task)
+    )
     say(f"{episodes} demonstrations of {tries} tries, {sum(map(len, actions)) / episodes:.0f} steps each")
     return LeRobotWriter(output, data, f"{task} {noise} {seed} {tries}").write()
 
