@@ -215,7 +215,9 @@ def test_the_stage_and_a_policy_from_it(tmp_path):
             fit_posterior(dataclasses.replace(config, output=tmp_path / "x", **wrong), 0)
     assert not (tmp_path / "x").exists()
     with pytest.raises(InputError, match="another configuration"):
-        fit_posterior(dataclasses.replace(config, kind="ensemble"), 0)
+        fit_posterior(dataclasses.replace(config, kind="ensemble", closed_form=ClosedFormConfig()), 0)
+    with pytest.raises(InputError, match="options of the closed form"):
+        PosteriorFit(config.data, tmp_path / "x", closed_form=ClosedFormConfig(layer=1))
 
 
 def killed_stage(directory: Path) -> None:

@@ -233,5 +233,5 @@ def test_vectors(tmp_path: Path) -> None:
             read_vectors(tmp_path / "changed", list("abc"), list("abc"))
     (tmp_path / "text").write_text("no vectors")
     for path in (tmp_path / "text", tmp_path / "nowhere"):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match=r"cannot be read(.|\n)*expected: one-hot, or"):
             read_vectors(path, ["a"], ["a"])

@@ -391,6 +391,11 @@ def test_a_method_may_differ_in_any_field() -> None:
     assert [r.pretraining.method for r in (ours, theirs, other)] == ["postbc", "bc", "sigma-bc"]
 
 
+def test_coordinates_are_postbcs_alone() -> None:
+    recipe = parse_recipe({"pretraining": {"coherent": 3}})
+    assert [recipe.of_method(m).pretraining.coherent for m in ("bc", "sigma-bc", "value-dice", "postbc")] == [0, 0, 0, 3]
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

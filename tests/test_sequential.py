@@ -90,12 +90,16 @@ def test_the_command_ends_open_where_nobody_succeeds(policies, capsys):
     assert (verdict.decision, verdict.pairs, verdict.success) == ("open", 5, 0.0)
     rows = (policies / "o/seed_0/pairs.csv").read_text().splitlines()
     assert rows[1:] == [f"{1_250_000_000 + i},0,0" for i in range(5)]
-    assert {p.name for p in (policies / "o/seed_0").iterdir()} == {
-        "config.yaml",
-        "versions.json",
-        "no_regression.json",
-        "pairs.csv",
-    }
+    assert cli.main([*words, "--resume"]) == 0  # nothing more was asked for
+    assert "not known yet, after 5 pairs" in capsys.readouterr().out
+
+    more = [*words, "--max-episodes", "7", "--resume"]
+    assert cli.main(more) == 0
+    assert "not known yet, after 7 pairs" in capsys.readouterr().out
+    assert (policies / "o/seed_0/pairs.csv").read_text().splitlines() == [
+        *rows,
+        *(f"{1_250_000_005 + i},0,0" for i in range(2)),
+    ]
 
 
 def test_what_decides_stops_it_and_a_stopped_run_goes_on(policies, monkeypatch):

@@ -48,7 +48,7 @@ def read_vectors(file: str | Path, tasks: Sequence[str], needed: Sequence[str]) 
         vectors = load_file(Path(file))
     except (OSError, SafetensorError) as error:
         raise InputError("The file of language vectors cannot be read.", file=file, key="language", found=str(error)[:200],
-                         expected="safetensors with a vector for each task, under its name") from error  # fmt: skip
+                         expected="one-hot, or a safetensors file with a vector for each task, under its name") from error  # fmt: skip
     missing = [task for task in needed if task not in vectors]
     require(not missing, "The file of language vectors lacks tasks.", file=file, key=missing[0] if missing else None,
             found=", ".join(sorted(vectors))[:300])  # fmt: skip

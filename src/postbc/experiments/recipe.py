@@ -192,8 +192,11 @@ class Recipe(Generic[P]):
                 expected=", ".join(where) if isinstance(where, dict) else None,
             )  # fmt: skip
             where[last] = value
+        values["pretraining"]["method"] = method
+        if method != "postbc":  # as α and σ, its coordinates mean nothing to others
+            values["pretraining"]["coherent"] = 0
         try:
-            own = parse_recipe({**values, "pretraining": {**values["pretraining"], "method": method}})
+            own = parse_recipe(values)
             return with_policy(own, "gaussian") if method == "value-dice" else own
         except InputError as error:
             raise InputError(f"What differs for {method} cannot be used. {error}", key=f"per_method: {method}") from None

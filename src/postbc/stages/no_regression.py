@@ -48,7 +48,7 @@ class NoRegression:
     level: OpenShare = 0.05
     """Probability at most of either being said wrongly, however long it takes."""
     max_episodes: Count = 1000
-    """Pairs of episodes after which it gives up."""
+    """Pairs of episodes after which it gives up; with --resume and more of them it goes on."""
     batch: Count = 20
     """Episodes played between two looks."""
     num_envs: Annotated[int, Field(ge=1, le=10_000)] = 10
@@ -63,7 +63,7 @@ class NoRegression:
     jobs: Count = 1
     """Seeds at a time, each a process of its own."""
     resume: bool = False
-    """Go on with the runs in the output directory; a finished one is only shown."""
+    """Go on with the runs in the output directory; a decided one is only shown."""
 
     def __post_init__(self) -> None:
         evaluation_seeds(self.max_episodes, self.episode_seed)
@@ -103,11 +103,14 @@ def play_pairs(config: NoRegression, seed: int) -> Verdict:
         check_plays(agent, about, environment, horizon, paths[name], config.allow_version_mismatch)
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
     inputs = {f"{name}-{kind}": digest for name, path in paths.items() for kind, digest in digests(path).items()}
-    moved = ("compute", "policy", "reference")
+    moved = ("compute", "policy", "reference", "max_episodes")
     with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
-        if (run.directory / VERDICT).exists():  # written last: nothing is missing
-            run.finish()
-            return read_json(run.directory / VERDICT, Verdict)
+        if (run.directory / VERDICT).exists():
+            said = read_json(run.directory / VERDICT, Verdict)
+            if said.decision != "open":
+                run.finish()
+            if said.decision != "open" or said.pairs >= config.max_episodes:
+                return said
         found = run.load()
         outcomes = np.zeros((0, 2), bool) if found is None else np.asarray(found[1]["outcomes"], bool)
         test = PairedTest(config.margin, config.level)
@@ -137,7 +140,8 @@ def play_pairs(config: NoRegression, seed: int) -> Verdict:
         rows = (f"{config.episode_seed + i},{int(a)},{int(b)}\n" for i, (a, b) in enumerate(outcomes.tolist()))
         write_text(run.directory / PAIRS, "".join(("episode_seed,candidate,reference\n", *rows)))
         write_json(run.directory / VERDICT, plain(verdict))
-        run.finish()
+        if test.decision is not None:  # else its checkpoint stays: more episodes may be asked for
+            run.finish()
     return verdict
 
 

@@ -75,6 +75,8 @@ class PosteriorFit:
                 "A closed form regresses from features; it has no encoders of its own.", key="kind",
                 found=f"{self.kind}, and ensemble.encoder own", expected="ensemble",
                 remedy="or, with images, give --encoder DIR of a policy instead of --ensemble.encoder own")  # fmt: skip
+        require(self.kind == "closed-form" or self.closed_form == ClosedFormConfig(), "These are options of the closed form.",
+                key="closed_form", found=f"kind {self.kind}", expected="kind closed-form")  # fmt: skip
 
 
 def encoder_of(
