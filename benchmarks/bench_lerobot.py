@@ -3,12 +3,14 @@
 Processor seconds of one thread (`time.process_time`, so a busy machine does not count), a state-only dataset of Push-T's sizes,
 LeRobot's diffusion policy at two sizes. Goals: the view under 5 % of a step, the fit under 10 % of a training at LeRobot's defaults.
 
-    .venv-lerobot/bin/python -m benchmarks.bench_lerobot          # an environment of `make test-lerobot`
+    .venv-lerobot/bin/python -m benchmarks.bench_lerobot [small] [defaults]          # an environment of `make test-lerobot`
 """
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +32,7 @@ from postbc.lerobot.fit import fit_factors, read_frames
 from postbc.lerobot.train import PostBC
 from postbc.lerobot.view import PosteriorDataset
 
-EPISODES, LENGTH, ITEMS, STEPS, FIT_STEPS = 20, 125, 256, 4, 30
+EPISODES, LENGTH, ITEMS, STEPS, FIT_STEPS = 10, 125, 64, 3, 6
 HUMAN_FRAMES = 25_650
 """Of Push-T's 206 human demonstrations, which the fit's cost is stated for."""
 #: name -> (fields of the policy, batch size, gradient steps of a training)
@@ -40,7 +42,7 @@ SIZES: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
-def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+def seconds(work: Callable[[], object], repeats: int = 3) -> float:
     """Processor seconds, the median of a few."""
     found = []
     for _ in range(repeats):
@@ -115,16 +117,18 @@ def measure(root: Path, name: str) -> dict[str, float]:
     }  # fmt: skip
 
 
-def main() -> None:
-    """Measure, print, write benchmarks/lerobot.json."""
+def main(asked: list[str]) -> None:
+    """Measure, print, and write into benchmarks/lerobot.json, size by size."""
     torch.set_num_threads(1)
+    path = Path(__file__).parent / "lerobot.json"
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder) / "set")
-        results = {name: measure(root, name) for name in SIZES}
-    for name, found in results.items():
-        print(name, {key: float(f"{value:.4g}") for key, value in found.items()})
-    write_json(Path(__file__).parent / "lerobot.json", results)
+        for name in asked or SIZES:
+            found = {key: float(f"{value:.3g}") for key, value in measure(root, name).items()}
+            print(name, found, flush=True)
+            before = json.loads(path.read_text()) if path.is_file() else {}
+            write_json(path, {**before, name: found})
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
