@@ -12,7 +12,7 @@ ROOT = Path(postbc.__file__).parent
 ORDER = [
     "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "jobs", "nn", "data", "policies",
     "posterior", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "saliency", "videos",
-    "training", "stages", "experiments", "theory", "doctor", "lerobot", "cli",
+    "robot", "training", "stages", "experiments", "theory", "doctor", "lerobot", "cli",
 ]  # fmt: skip
 
 

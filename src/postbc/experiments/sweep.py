@@ -1,8 +1,8 @@
 """A recipe, run: demonstrations → per seed and method posterior, pretraining, evaluation, finetuning → report.
 
     OUTPUT/config.yaml, demonstrations.hdf5 (scripted), posterior/seed_s, pretraining/METHOD/seed_s, evaluation/METHOD/seed_s,
-    FINETUNER/METHOD/seed_s (FINETUNER/METHOD/ENVIRONMENT/seed_s of `finetune_in`), evaluation/METHOD-FINETUNER/seed_s (videos), logs/,
-    report/
+    rollouts/METHOD/seed_s (of a robot, by `postbc robot rollout`), FINETUNER/METHOD/seed_s (FINETUNER/METHOD/ENVIRONMENT/seed_s of
+    `finetune_in`), evaluation/METHOD-FINETUNER/seed_s (videos), logs/, report/
 
 Every stage keeps its own record, so a recipe that was stopped goes on, and methods, finetuners and seeds can be added to a directory.
 """
@@ -30,6 +30,7 @@ from postbc.posterior.closed_form import check_closed_form
 from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
 from postbc.progress import say
+from postbc.robot.recorded import is_session
 from postbc.runs import Run, digest
 from postbc.stages.demos import Collect, Convert
 from postbc.stages.evaluate import EPISODES, SUMMARY, Evaluate, evaluate_stage
@@ -81,6 +82,10 @@ def run_recipe(recipe: Recipe[Any], output: Path, resume: bool = True) -> Path:
         collect(recipe, output)
         for phase in phases(recipe, output):
             failed += _run(phase, recipe.jobs, output)
+        for command in missing_rollouts(recipe, output):
+            say(
+                f"A robot has to be played on before its rollouts can be learnt from:\n  {command}\nand then this command again."
+            )
         report, title = output / "report", f"{recipe.environment.removeprefix('postbc/')}: {', '.join(recipe.methods)}"
         found = [output / part for part in ("posterior", "pretraining", "evaluation", *recipe.finetuners)]
         if any((output / f).is_dir() for f in ("evaluation", *recipe.finetuners)):
@@ -111,6 +116,24 @@ def _run(jobs: Iterable[Job], at_once: int, output: Path) -> list[Exception]:
     return failed
 
 
+def rollouts_of(output: Path, method: Method) -> Path:
+    """Where the sessions of a method's policies on a robot are."""
+    return output / "rollouts" / method
+
+
+def missing_rollouts(recipe: Recipe[Any], output: Path) -> list[str]:
+    """Commands that play on the robot what is to be learnt from; none where the environment is simulated, or all are there."""
+    robot = find_environment(recipe.environment).robot
+    if robot is None or not recipe.finetuners:
+        return []
+    return [
+        f"postbc robot rollout --policy {output / 'pretraining' / method} --robot {robot} --episodes {recipe.best_of_n.episodes} "
+        f"--output {rollouts_of(output, method)}"
+        for method in recipe.methods
+        if any(not is_session(_seed(output, f"rollouts/{method}", seed)) for seed in recipe.seeds)
+    ]
+
+
 # -- before anything is written ------------------------------------------------------------------------------------------------
 def check(recipe: Recipe[Any], output: Path) -> None:
     """Whatever can be known before the first stage.
@@ -121,6 +144,10 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     """
     environment = find_environment(recipe.environment)
     environment.check()
+    others = [f for f in recipe.finetuners if f != "best-of-n"]
+    offline = environment.robot is None or not (others or recipe.finetune_in)
+    require(offline, "On a robot only Best-of-N learns, from recorded rollouts.", key="finetuners", found=", ".join(others),
+            expected="best-of-n")  # fmt: skip
     for place in map(find_environment, recipe.finetune_in):
         check_belongs(environment.belonging(), place.belonging(), file=f"finetune_in: {place.name}",
                       remedy="name environments that share the robot and observations of --environment")  # fmt: skip
@@ -156,6 +183,8 @@ def check(recipe: Recipe[Any], output: Path) -> None:
     if recipe.demonstrations is not None or (output / DEMONSTRATIONS).exists():
         data = load_training_set(data_of(recipe, output), recipe.seeds[0])
         _check_facts(data.facts, environment, recipe)
+        if environment.robot is not None:
+            return
         env = environment.make(1, chunk=1, horizon=1, terminate_on="never")
         try:
             check_shapes(data.dataset.shapes, data.dataset.action_dim, env, recipe.demonstrations)
@@ -185,7 +214,7 @@ def _has_operators(name: str) -> bool:
     if name.startswith("libero/"):
         tasks = find_tasks(PIXELS.sub("", name.removeprefix("libero/")))
         return all(task.name in KITCHEN for task in tasks)
-    return name.removeprefix("postbc/") in GEOMETRIES
+    return PIXELS.sub("", name.removeprefix("postbc/")) in GEOMETRIES
 
 
 # -- the stages ----------------------------------------------------------------------------------------------------------------
@@ -201,9 +230,12 @@ def collection(recipe: Recipe[Any], output: Path) -> Collect:
 
     find_operators(recipe.collect_operators)
     task, drawn = PIXELS.sub("", recipe.environment.removeprefix("postbc/")), PIXELS.search(recipe.environment)
+    seen: dict[str, Any] = {}
+    if drawn and not task.startswith("libero/"):  # cheap to draw: while they are recorded
+        seen = {"images": True, "image_size": int(drawn[1]) if drawn[1] else None}
     return Collect(
-        output / (STATES if drawn else DEMONSTRATIONS), task, num=recipe.collect_num, operators=recipe.collect_operators,
-        seed=recipe.collect_seed,
+        output / (STATES if drawn and not seen else DEMONSTRATIONS), task, num=recipe.collect_num,
+        operators=recipe.collect_operators, seed=recipe.collect_seed, **seen,
     )  # fmt: skip
 
 
@@ -214,13 +246,13 @@ def collect(recipe: Recipe[Any], output: Path) -> None:
     recording, drawn = collection(recipe, output), PIXELS.search(recipe.environment)
     if not recording.output.exists():
         recording.run()
-    if drawn:
+    if drawn and not recording.images:
         Convert(recording.output, output / DEMONSTRATIONS, image_size=int(drawn[1] or IMAGE), jobs=recipe.jobs).run()
 
 
 def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
     """Jobs by phase: none needs what one of the same phase makes. A posterior that shares BC's encoder waits for it."""
-    shares = _shares_encoder(recipe)
+    shares, real = _shares_encoder(recipe), find_environment(recipe.environment).robot is not None
 
     def posterior_job(seed: int) -> Job:
         needs = (_seed(output, "pretraining/bc", seed) / POLICY_FILE,) if shares else ()
@@ -230,13 +262,16 @@ def phases(recipe: Recipe[Any], output: Path) -> list[list[Job]]:
 
     def pretrain_job(method: Method, seed: int) -> Job:
         needs = (_seed(output, "posterior", seed) / POSTERIOR_FILE,) if method == "postbc" else ()
-        makes = _seed(output, f"evaluation/{method}", seed) / SUMMARY
+        evaluated, policy = _seed(output, f"evaluation/{method}", seed) / SUMMARY, _seed(output, f"pretraining/{method}", seed)
+        makes = policy / POLICY_FILE if real else evaluated
         return Job(f"{method}-seed_{seed}", pretrain, (recipe, output, method, seed), needs, makes)
 
     def finetune_job(finetuner: Finetuner, method: Method, seed: int, place: str | None) -> Job:
         needs = (
             _seed(output, f"pretraining/{method}", seed) / POLICY_FILE,
-            _seed(output, f"evaluation/{method}", seed) / SUMMARY,
+            _seed(output, f"rollouts/{method}", seed) / "episodes"
+            if real
+            else _seed(output, f"evaluation/{method}", seed) / SUMMARY,
         )
         where = _where(finetuner, method, place)
         makes = _seed(output, where, seed) / RESULTS_FILE
@@ -311,6 +346,8 @@ def pretrain(recipe: Recipe[Any], output: Path, method: Method, seed: int) -> No
         None if method == "value-dice" else own.pretraining_epochs, own.compute, resume=True,
     )  # fmt: skip
     pretrain_policy(config, seed)
+    if find_environment(recipe.environment).robot is not None:
+        return
     evaluate_stage(_evaluation(own, where, output / "evaluation" / method, seed), seed)
 
 
@@ -322,7 +359,8 @@ def finetune(
     own = own if place is None else replace(own, environment=place, finetune_in=())
     policy = load_base(_seed(output, f"pretraining/{method}", seed), deterministic=finetuner == "dsrl")
     run = where / f"seed_{seed}"
-    before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES) if place is None else None
+    real = find_environment(own.environment).robot is not None
+    before = Evaluation.load(_seed(output, f"evaluation/{method}", seed) / EPISODES) if place is None and not real else None
     common: dict[str, Any] = {
         "seed": seed, "compute": own.compute, "resume": True, "before": before, "source": policies / f"seed_{seed}",
         "allow_version_mismatch": own.data.allow_version_mismatch,
@@ -339,8 +377,10 @@ def finetune(
         finetune_residual(policy, own.environment, run, own.residual, training, demonstrations, **common)
     else:
         config = replace(own.best_of_n, **evaluated, num_envs=own.num_envs)
-        finetune_best_of_n(policy, own.environment, run, config, own.iql, own.transitions, **common)
-    if recipe.videos:
+        if real:
+            config, common["rollouts"] = replace(config, eval_episodes=0), _seed(output, f"rollouts/{method}", seed)
+        finetune_best_of_n(policy, None if real else own.environment, run, config, own.iql, own.transitions, **common)
+    if recipe.videos and not real:
         shown = output / "evaluation" / f"{method}-{finetuner}" / where.relative_to(output / finetuner / method)
         films = replace(_evaluation(own, where, shown, seed), videos=recipe.videos, episodes=10)
         try:
