@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "robot compare": ("robot_compare", "two agents or more on a robot, blind, until it is known which is better"),
     "lerobot train": ("lerobot_train", "lerobot-train on PostBC's targets: LeRobot's policy, dataset and checkpoint"),
     "lerobot import": ("lerobot_import", "a LeRobot diffusion checkpoint as a policy of ours, to be evaluated and finetuned"),
+    "lerobot export": ("lerobot_export", "a policy or finetuned agent as a folder that lerobot-eval and robots play"),
     "robot label": ("robot_label", "label the episodes of a session: a page with films, or the terminal"),
     "report": ("report", "one self-contained page: table, curves, pictures, commands"),
     "run": ("run", "a whole experiment by name, from demonstrations to report"),

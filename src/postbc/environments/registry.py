@@ -284,7 +284,7 @@ def find_environment(name: str) -> Environment:
     Args:
         name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it;
             "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen; with "-pixels" (or
-            "-pixels64") after it for cameras; or "gymnasium:" and an id.
+            "-pixels64") after it for cameras; "metaworld/" and a task (push-v3); or "gymnasium:" and an id.
 
     Raises:
         InputError: nobody knows it.
@@ -297,10 +297,15 @@ def find_environment(name: str) -> Environment:
     sized = re.fullmatch(r"(?:postbc/)?(\w+)-pixels(\d{1,4})", name)
     if sized and sized[1] in TASKS:
         return robosuite_environment(sized[1], images=True, image_size=int(sized[2]))
+    if name.startswith("metaworld/"):
+        from postbc.environments.metaworld import metaworld_environment
+
+        return metaworld_environment(name.removeprefix("metaworld/"))
     if name.startswith("libero/"):
         task, cameras, size = re.fullmatch(r"libero/(.*?)(?:(-pixels)(\d{1,4})?)?", name, re.DOTALL).groups()  # type: ignore[union-attr]
         return libero_environment(task, images=cameras is not None, image_size=None if size is None else int(size))
-    known = [key for key in ENVIRONMENTS if not key.startswith("libero/")] + ["libero/kitchen", "libero/TASK", "libero/SUITE"]
+    known = [key for key in ENVIRONMENTS if not key.startswith("libero/")]
+    known += ["libero/kitchen", "libero/TASK", "libero/SUITE", "metaworld/TASK"]
     close = difflib.get_close_matches(name, list(ENVIRONMENTS), 1, 0.4)
     raise InputError(
         "There is no such environment.", key="environment", found=name, expected=f"{', '.join(known)}, or gymnasium:ID",
