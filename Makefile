@@ -22,8 +22,8 @@ demo: $(VENV)/installed
 	$(BIN)/postbc run demo --output runs/demo
 
 test: $(VENV)/installed-dev
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks plugins
+	$(BIN)/ruff format --check src tests benchmarks plugins
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
@@ -39,22 +39,23 @@ test-libero: $(VENV)/installed-libero
 PYTHON_LEROBOT ?= python3.12
 VENV_LEROBOT   ?= .venv-lerobot
 
-$(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt
+$(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt $(wildcard plugins/*/pyproject.toml)
 	test -x $(VENV_LEROBOT)/bin/python || $(PYTHON_LEROBOT) -m venv $(VENV_LEROBOT)
 	$(VENV_LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lerobot.txt \
-		--editable '.[lerobot,pusht]' pytest hypothesis
+		--editable '.[lerobot,robosuite,pusht,metaworld]' --editable plugins/lerobot_policy_postbc --editable plugins/lerobot_env_postbc \
+		'lerobot[smolvla]' pytest hypothesis
 	touch $@
 
 test-lerobot: $(VENV_LEROBOT)/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot*.py tests/test_metaworld.py
 
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m gpu
 
 lint: $(VENV)/installed-dev
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks plugins
+	$(BIN)/ruff format src tests benchmarks plugins
 	$(BIN)/mypy
 
 # d3rlpy pins gymnasium 1.0.0 and is installed beside it without its pins (benchmarks/bench_iql.py)

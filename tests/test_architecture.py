@@ -13,7 +13,7 @@ ORDER = [
     "errors", "disk", "schemas", "seeding", "devices", "files", "metrics", "progress", "runs", "engines", "board", "jobs", "nn", "data",
     "policies",
     "posterior", "pretraining", "value_dice", "statistics", "sequential", "environments", "agents", "evaluation", "saliency", "videos",
-    "training", "stages", "experiments", "theory", "doctor", "lerobot", "cli",
+    "robot", "training", "stages", "experiments", "theory", "doctor", "lerobot", "cli",
 ]  # fmt: skip
 
 

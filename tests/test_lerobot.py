@@ -415,7 +415,9 @@ def test_the_encoder_of_a_checkpoint(tmp_path: Path, root: Path, monkeypatch: py
 
 @needs_lerobot
 @pytest.mark.parametrize("camera", [False, True])
-def test_a_checkpoint_plays_as_ours(tmp_path: Path, root: Path, camera: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_plays_as_ours(
+    tmp_path: Path, root: Path, camera: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The same actions as LeRobot's own processors and policy give for the same noise; saved and loaded; refused where it must be."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if not camera:
@@ -456,6 +458,7 @@ def test_a_checkpoint_plays_as_ours(tmp_path: Path, root: Path, camera: bool, mo
         policy.loss(policy.encode(observation), noise, torch.Generator())
     (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text().replace('"diffusion"', '"act"', 1))
     assert cli.main([*arguments[:-3], str(tmp_path / "other"), *arguments[-2:]]) == 2
+    assert "nothing to choose among" in capsys.readouterr().err
 
 
 @needs_lerobot

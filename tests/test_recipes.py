@@ -26,7 +26,10 @@ from postbc.experiments.running import table
 from postbc.experiments.sweep import run_recipe
 from postbc.jobs import JobError
 from postbc.policies.flow import FlowConfig
+from postbc.robot.labels import Labels
+from postbc.robot.rollout import Control, Person
 from postbc.schemas import plain
+from postbc.stages.robot_rollout import RobotRollout, roll_out
 
 REACH = {"env_name": "Reach-v0", "type": 2, "env_kwargs": {}}
 TINY: dict[str, Any] = {
@@ -333,6 +336,61 @@ def test_the_papers_libero() -> None:
         r = load_recipe(name)
         tasks = 16 if "states" in name else 3
         assert r.data.num_trajectories == 25 * tasks <= r.collect_num
+
+
+def test_the_papers_widowx() -> None:
+    """Two tasks that differ in N and IQL's steps alone (paper.md section 6)."""
+    for name, samples, steps in (
+        ("corn", 4, {"bc": 400_000, "postbc": 700_000}),
+        ("banana", 16, {"bc": 100_000, "postbc": 100_000}),
+    ):
+        r = load_recipe(f"paper-widowx-{name}")
+        assert (r.data.num_trajectories, r.data.chunk, r.methods, r.finetuners) == (10, 1, ("bc", "postbc"), ("best-of-n",))
+        p = r.policy
+        assert (p.network, p.unet.channels, p.unet.kernel, p.encoder.kind) == ("unet", (256, 512, 1024), 5, "resnet18")
+        assert (p.denoising_steps, p.inference_steps, r.pretraining_epochs, r.pretraining.posterior_weight) == (
+            100,
+            16,
+            800,
+            1.0,
+        )
+        e = r.ensemble
+        assert (e.ensemble_size, r.ensemble_epochs, e.encoder, e.vision.kind) == (10, 300, "own", "resnet18")
+        assert (e.hidden, e.layers) == (512, 3)
+        assert (r.best_of_n.samples, r.best_of_n.episodes, r.transitions.reward) == (samples, 100, "sparse")
+        assert (r.iql.expectile, r.iql.discount, r.iql.hidden, r.iql.lr, r.iql.batch_size) == (0.7, 0.97, (256, 256), 3e-4, 256)
+        assert {m: r.of_method(m).iql.steps for m in r.methods} == steps
+
+
+def test_a_robots_recipe_pretrains_says_how_to_roll_out_and_learns_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is evaluated, and nothing of the robot is installed here."""
+    values = {"environment": "robot/widowx", "methods": ["bc"], "seeds": [0], "finetuners": ["best-of-n"]}
+    data = tmp_path / "data.hdf5"
+    made.write_demonstrations(data, environment={}, widths={"state": 4}, action_dim=2)
+    recipe = tiny(tmp_path, **values)
+    run_recipe(recipe, tmp_path / "x")
+    said = capsys.readouterr().out
+    assert f"postbc robot rollout --policy {tmp_path / 'x/pretraining/bc'} --robot widowx --episodes 6" in said.replace(
+        "\n", " "
+    )
+    assert not (tmp_path / "x/evaluation").exists()
+    rolled = RobotRollout(
+        tmp_path / "x/pretraining/bc", "gymnasium:reach:Reach-v0", tmp_path / "x/rollouts/bc", episodes=6,
+        control=Control(fast=True), person=Person(label="simulator"),
+    )  # fmt: skip
+    roll_out(rolled, 0)
+    Labels(tmp_path / "x/rollouts/bc/seed_0").set(0, "success")
+    report = run_recipe(recipe, tmp_path / "x")
+    assert (report / "report.html").exists()
+    result = json.loads((tmp_path / "x/best-of-n/bc/seed_0/results.json").read_text())
+    assert (result["finetuner"], result["rollout_episodes"], result["success_after"]) == ("best-of-n", 6, None)
+    assert "robot rollout" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="only Best-of-N learns"):
+        run_recipe(tiny(tmp_path, **{**values, "finetuners": ["dsrl"]}), tmp_path / "y")
+    with pytest.raises(InputError, match="no scripted operators"):
+        run_recipe(parse_recipe({**TINY, **values}), tmp_path / "z")
 
 
 def test_one_policy_is_finetuned_in_several_environments(tmp_path: Path) -> None:

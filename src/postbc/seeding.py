@@ -18,6 +18,7 @@ STREAMS = {
     "best-of-n/initialisation": 410, "best-of-n/data": 411, "rollouts/acting": 420, "report/actions": 500,
     "evaluation/saliency": 501,
     "evaluation/acting": 7000,
+    "robot/acting": 10**10,  # beyond evaluation's, whose offsets are episode seeds
 }  # fmt: skip
 
 EVALUATION_SEED = 1_000_000_000

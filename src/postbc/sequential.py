@@ -25,13 +25,14 @@ class PairedTest:
     """The test of one pair of policies; errors of either kind have probability `level` at most, whenever it stops.
 
     Args:
-        margin: a loss of success that would not matter, in (0, 1): the hypothesis of the first gambler is a loss as large or larger.
+        margin: a loss of success that would not matter, in [0, 1): the hypothesis of the first gambler is a loss as large or larger.
+            With 0 they bet on which is better: "not worse" says that the candidate is better.
         level: in (0, 1).
     """
 
     def __init__(self, margin: float = 0.05, level: float = 0.05) -> None:
-        for name, value in {"margin": margin, "level": level}.items():
-            require(0 < value < 1, "This lies strictly between 0 and 1.", key=name, found=value)
+        require(0 <= margin < 1, "This lies between 0 and 1.", key="margin", found=margin)
+        require(0 < level < 1, "This lies strictly between 0 and 1.", key="level", found=level)
         self.margin, self.level, self.pairs = margin, level, 0
         # a capital cannot become negative: d + margin lies in [margin − 1, margin + 1]
         self.bets = np.stack((BETS / (1 - margin), -BETS / (1 + margin)))

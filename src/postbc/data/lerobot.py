@@ -29,6 +29,8 @@ STATE, ENVIRONMENT_STATE, ACTION = "observation.state", "observation.environment
 REWARD, SUCCESS, DONE, SIMULATOR = "next.reward", "next.success", "next.done", "simulator_state"
 #: What our writer adds, and LeRobot ignores.
 OURS = "meta/postbc.json"
+#: Parts of a state that are the robot's own; others are the environment's, which LeRobot's diffusion and ACT ask for without cameras.
+OWN = ("robot", "agent", "joint", "eef", "gripper")
 
 
 @schema
@@ -142,6 +144,23 @@ def camera_name(feature: str) -> str:
     """LeRobot's name of a camera -> ours: observation.images.wrist -> image.wrist, observation.image -> image.top."""
     short = feature.removeprefix("observation.").removeprefix("images.")
     return "image.top" if short == "image" else f"image.{short.removeprefix('image.')}"
+
+
+def feature_name(key: str) -> str:
+    """Our name of a camera -> LeRobot's."""
+    return f"observation.images.{key.removeprefix('image.')}"
+
+
+def state_parts(keys: Sequence[str], widths: Sequence[int]) -> tuple[StatePart, ...]:
+    """Which feature holds which part of a state: the robot's own, the environment's; a part with a feature's name, that feature."""
+    own = [any(word in key for word in OWN) for key in keys]
+    ends: dict[str, int] = {}
+    parts = []
+    for key, width, mine in zip(keys, widths, own):
+        feature = key if key.startswith("observation.") else STATE if mine or not any(own) else ENVIRONMENT_STATE
+        parts.append(StatePart(key, feature, ends.get(feature, 0), int(width)))
+        ends[feature] = ends.get(feature, 0) + int(width)
+    return tuple(parts)
 
 
 def list_lerobot(path: str | Path) -> Listing:

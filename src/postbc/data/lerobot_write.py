@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from postbc.data.episodes import Dataset, Episode, is_image
-from postbc.data.lerobot import ACTION, DONE, ENVIRONMENT_STATE, OURS, REWARD, SIMULATOR, STATE, StatePart
+from postbc.data.lerobot import ACTION, DONE, OURS, REWARD, SIMULATOR, feature_name, state_parts
 from postbc.data.lerobot_files import INFO, VERSION, library
 from postbc.disk import atomic_path, os_errors, remove_leftovers, write_json, write_text
 from postbc.errors import InputError, require
@@ -35,8 +35,6 @@ DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 QUANTILES = {"q01": 1, "q10": 10, "q50": 50, "q90": 90, "q99": 99}
-#: Parts of a state that are the robot's own; others are the environment's, which LeRobot's diffusion and ACT ask for without cameras.
-OWN = ("robot", "agent", "joint", "eef", "gripper")
 
 
 class LeRobotWriter:
@@ -65,7 +63,7 @@ class LeRobotWriter:
         require(isinstance(rate, (int, float)) and rate == int(rate) > 0, "It is not known how many steps are a second.", key="fps",
                 found=repr(rate), expected="a whole number", remedy="say it: --fps 20")  # fmt: skip
         self.fps = int(rate)  # type: ignore[arg-type]
-        self.state = _state_parts(dataset)
+        self.state = state_parts(dataset.state_keys, dataset.state_dims)
         self.features = self._features()
         self.parts = self.path.with_name(f".{self.path.name}.parts")
         settings = json.dumps([identity, self.fps, video, PIECE, VERSION])
@@ -84,7 +82,7 @@ class LeRobotWriter:
                     found=f"{c} × {h} × {w}", expected="3 colours, even height and width", remedy="leave out --video")  # fmt: skip
             require(c in (1, 3), "Frames of this kind cannot be written.", key=key, found=f"{c} channels", expected="1 or 3")
             names = ["height", "width", "channels"]
-            found[_feature_name(key)] = {"dtype": "video" if self.video else "image", "shape": [h, w, c], "names": names}
+            found[feature_name(key)] = {"dtype": "video" if self.video else "image", "shape": [h, w, c], "names": names}
         found[ACTION] = {"dtype": "float32", "shape": [self.dataset.action_dim], "names": None}
         for part, name, dtype in (("rewards", REWARD, "float32"), ("dones", DONE, "bool"), ("states", SIMULATOR, "float64")):
             has = [getattr(e, part) is not None for e in self.dataset]
@@ -153,7 +151,7 @@ class LeRobotWriter:
 
     def _piece(self, piece: range, place: dict[str, int], firsts: np.ndarray, table: Path) -> None:
         pa, pq = library("pyarrow"), library("pyarrow.parquet")
-        cameras = {_feature_name(key): key for key in self.dataset.shapes if is_image(key)}
+        cameras = {feature_name(key): key for key in self.dataset.shapes if is_image(key)}
         schema, rows = self._schema(pa, cameras), []
         data = self.parts / DATA.format(**place)
         videos = {f: self.parts / VIDEO.format(video_key=f, **place) for f in cameras} if self.video else {}
@@ -238,21 +236,6 @@ class LeRobotWriter:
             os.replace(self.parts, self.path)
             shutil.rmtree(old, ignore_errors=True)
         finish_lerobot(self.path)
-
-
-def _state_parts(dataset: Dataset) -> tuple[StatePart, ...]:
-    """Which feature holds which part of the state: the robot's own, the environment's."""
-    own = [any(word in key for word in OWN) for key in dataset.state_keys]
-    ends, parts = {STATE: 0, ENVIRONMENT_STATE: 0}, []
-    for key, width, mine in zip(dataset.state_keys, dataset.state_dims, own):
-        feature = STATE if mine or not any(own) else ENVIRONMENT_STATE
-        parts.append(StatePart(key, feature, ends[feature], int(width)))
-        ends[feature] += int(width)
-    return tuple(parts)
-
-
-def _feature_name(key: str) -> str:
-    return f"observation.images.{key.removeprefix('image.')}"
 
 
 def _cells(pa: Any, values: np.ndarray, kind: Any) -> Any:

@@ -41,6 +41,7 @@ class Environment:
         scene: one environment with chunk 1 that never ends by itself and has `render_frame(i, height, width)`, for videos; None: it
             cannot be drawn.
         state_keys: the parts of "state" in order, as data files name them; None: unknown.
+        robot: its name for `postbc robot rollout`, where it is a real one: it cannot be made, and nobody plays in it unattended.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Environment:
     check: Callable[[], None] = field(default=lambda: None)
     scene: Callable[[], ChunkEnv] | None = None
     state_keys: tuple[str, ...] | None = None
+    robot: str | None = None
 
     def belonging(self, shapes: Mapping[str, Any] | None = None) -> Facts:
         """What is known of it, to compare a policy's or data's own facts with; `shapes`: what is observed, default everything."""
@@ -64,15 +66,26 @@ ENDLESS = 10**9
 
 
 def robosuite_environment(
-    task: str, env_kwargs: Mapping[str, Any] | None = None, num_threads: int | None = None
+    task: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    num_threads: int | None = None,
+    *,
+    images: bool = False,
+    image_size: int | None = None,
 ) -> Environment:
-    """A robosuite task: Lift, Can or Square, with `env_kwargs` over ours and `num_threads` simulator threads."""
+    """A robosuite task: Lift, Can or Square, with `env_kwargs` over ours and `num_threads` simulator threads.
+
+    With `images` two cameras are observed instead of the object (robomimic's, 84 pixels a side unless `image_size` says otherwise),
+    and the name ends in "-pixels".
+    """
     from postbc.environments import robosuite
 
     found = robosuite.find_task(task)
+    given: dict[str, Any] = {"env_kwargs": env_kwargs, "num_threads": num_threads}
+    sized: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
 
     def make(num_envs: int, **options: Any) -> ChunkEnv:
-        return robosuite.make(found, num_envs, env_kwargs=env_kwargs, num_threads=num_threads, **options)
+        return robosuite.make(found, num_envs, images=images, **given, **sized, **options)
 
     def facts() -> Mapping[str, Any]:
         robosuite.check()
@@ -80,12 +93,17 @@ def robosuite_environment(
 
         return environment_facts(found, env_kwargs or {})
 
-    def scene() -> ChunkEnv:
-        return make(1, chunk=1, horizon=ENDLESS, terminate_on="never")
+    def scene() -> ChunkEnv:  # the same episodes, without cameras of its own
+        return robosuite.make(found, 1, chunk=1, horizon=ENDLESS, terminate_on="never", **given)
 
+    def check() -> None:
+        robosuite.check(images)
+
+    cameras = f"-pixels{image_size or ''}" if images else ""
     return Environment(
-        f"postbc/{found.name}", make, found.horizon, 4, CONTROL_FREQ, facts, robosuite.check, scene, robosuite.STATE_KEYS
-    )
+        f"postbc/{found.name}{cameras}", make, found.horizon, 4, CONTROL_FREQ, facts, check, scene,
+        robosuite.STATE_KEYS[:3] if images else robosuite.STATE_KEYS,
+    )  # fmt: skip
 
 
 def libero_environment(
@@ -226,6 +244,19 @@ def gymnasium_environment(
     )
 
 
+def robot_environment(name: str, rate: float, horizon: int) -> Environment:
+    """A real robot, for recipes: policies are pretrained for it, and finetuned from what `postbc robot rollout` recorded on it."""
+
+    def make(num_envs: int, **options: Any) -> ChunkEnv:
+        raise InputError(
+            "A robot is not played in unattended.", key="environment", found=f"robot/{name}", expected="a simulated environment",
+            remedy=f"postbc robot rollout --robot {name}, then `postbc finetune best-of-n --rollouts … --best-of-n.eval-episodes 0`",
+        )  # fmt: skip
+
+    facts = {"type": 2, "env_kwargs": {"control_freq": rate}}
+    return Environment(f"robot/{name}", make, horizon, 1, round(rate), lambda: facts, robot=name)
+
+
 def _pusht(**options: Any) -> Environment:
     from postbc.environments.pusht import pusht_environment
 
@@ -235,10 +266,13 @@ def _pusht(**options: Any) -> Environment:
 #: Name -> what makes it. A package of your own adds its environments here when it is imported.
 ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
     **{f"postbc/{name}": (lambda name=name: robosuite_environment(name)) for name in TASKS},  # type: ignore[misc]
+    **{f"postbc/{name}-pixels": (lambda name=name: robosuite_environment(name, images=True)) for name in TASKS},  # type: ignore[misc]
     "postbc/PushT": lambda: _pusht(),
     "postbc/PushT-human": lambda: _pusht(covered=0.75),
     "postbc/PushT-state": lambda: _pusht(observation="state"),
     "postbc/PushT-pixels": lambda: _pusht(observation="pixels"),
+    "robot/widowx": lambda: robot_environment("widowx", 10.0, 100),
+    "robot/lerobot": lambda: robot_environment("lerobot", 30.0, 600),
     **{f"libero/{name}": (lambda name=name: libero_environment(name)) for name in ("kitchen", *KITCHEN)},  # type: ignore[misc]
     **{f"libero/{name}-pixels": (lambda name=name: libero_environment(name, images=True)) for name in ("kitchen", *KITCHEN)},  # type: ignore[misc]
 }
@@ -249,8 +283,8 @@ def find_environment(name: str) -> Environment:
 
     Args:
         name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it;
-            "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen, with "-pixels" (or
-            "-pixels64") after it for cameras; or "gymnasium:" and an id.
+            "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen; with "-pixels" (or
+            "-pixels64") after it for cameras; "metaworld/" and a task (push-v3); or "gymnasium:" and an id.
 
     Raises:
         InputError: nobody knows it.
@@ -260,10 +294,18 @@ def find_environment(name: str) -> Environment:
     for key in (name, f"postbc/{name}", *(f"postbc/{task.name}" for task in TASKS.values() if task.robosuite_name == name)):
         if key in ENVIRONMENTS:
             return ENVIRONMENTS[key]()
+    sized = re.fullmatch(r"(?:postbc/)?(\w+)-pixels(\d{1,4})", name)
+    if sized and sized[1] in TASKS:
+        return robosuite_environment(sized[1], images=True, image_size=int(sized[2]))
+    if name.startswith("metaworld/"):
+        from postbc.environments.metaworld import metaworld_environment
+
+        return metaworld_environment(name.removeprefix("metaworld/"))
     if name.startswith("libero/"):
         task, cameras, size = re.fullmatch(r"libero/(.*?)(?:(-pixels)(\d{1,4})?)?", name, re.DOTALL).groups()  # type: ignore[union-attr]
         return libero_environment(task, images=cameras is not None, image_size=None if size is None else int(size))
-    known = [key for key in ENVIRONMENTS if not key.startswith("libero/")] + ["libero/kitchen", "libero/TASK", "libero/SUITE"]
+    known = [key for key in ENVIRONMENTS if not key.startswith("libero/")]
+    known += ["libero/kitchen", "libero/TASK", "libero/SUITE", "metaworld/TASK"]
     close = difflib.get_close_matches(name, list(ENVIRONMENTS), 1, 0.4)
     raise InputError(
         "There is no such environment.", key="environment", found=name, expected=f"{', '.join(known)}, or gymnasium:ID",

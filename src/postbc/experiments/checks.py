@@ -27,6 +27,10 @@ def check(recipe: Recipe[Any], layout: Layout) -> None:
     """
     environment = find_environment(recipe.environment)
     environment.check()
+    others = [f for f in recipe.finetuners if f != "best-of-n"]
+    offline = environment.robot is None or not (others or recipe.finetune_in)
+    require(offline, "On a robot only Best-of-N learns, from recorded rollouts.", key="finetuners", found=", ".join(others),
+            expected="best-of-n")  # fmt: skip
     for place in map(find_environment, recipe.finetune_in):
         check_belongs(environment.belonging(), place.belonging(), file=f"finetune_in: {place.name}",
                       remedy="name environments that share the robot and observations of --environment")  # fmt: skip
@@ -62,6 +66,8 @@ def check(recipe: Recipe[Any], layout: Layout) -> None:
     if recipe.demonstrations is not None or layout.demonstrations(recipe).exists():
         data = load_training_set(data_of(recipe, layout), recipe.seeds[0])
         _check_facts(data.facts, environment, recipe)
+        if environment.robot is not None:
+            return
         env = environment.make(1, chunk=1, horizon=1, terminate_on="never")
         try:
             check_shapes(data.dataset.shapes, data.dataset.action_dim, env, recipe.demonstrations)
@@ -91,7 +97,7 @@ def _has_operators(name: str) -> bool:
     if name.startswith("libero/"):
         tasks = find_tasks(PIXELS.sub("", name.removeprefix("libero/")))
         return all(task.name in KITCHEN for task in tasks)
-    return name.removeprefix("postbc/") in GEOMETRIES
+    return PIXELS.sub("", name.removeprefix("postbc/")) in GEOMETRIES
 
 
 def _check_posterior(recipe: Recipe[Any]) -> None:

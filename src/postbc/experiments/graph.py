@@ -1,10 +1,14 @@
-"""The graph of a recipe's runs: demonstrations → per seed posterior, pretraining of each method, evaluation, finetunings."""
+"""The graph of a recipe's runs: demonstrations → per seed posterior, pretraining of each method, evaluation, finetunings.
+
+On a robot nothing is evaluated, and finetuned is what has been rolled out there already (`postbc robot rollout`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from postbc.environments.registry import find_environment
 from postbc.experiments import steps
 from postbc.experiments.layout import Layout, shares_encoder
 from postbc.experiments.recipe import Finetuner, Recipe
@@ -12,6 +16,7 @@ from postbc.jobs import Job
 from postbc.policies.base import POLICY_FILE
 from postbc.posterior.saved import POSTERIOR_FILE
 from postbc.pretraining import Method
+from postbc.robot.recorded import is_session
 from postbc.stages.evaluate import SUMMARY
 from postbc.training.results import RESULTS_FILE
 
@@ -27,6 +32,8 @@ class Graph:
         self.jobs: dict[str, Job] = {}
         self.recipes: dict[Path, list[str]] = {}
         """Directory of finetunings -> recipes that they belong to."""
+        self.rollouts: list[str] = []
+        """Commands that play on a robot what is to be learnt from, and has not been played yet."""
 
     def add(self, recipe: Recipe[Any], title: str = "") -> None:
         """The runs of a recipe."""
@@ -60,6 +67,10 @@ class Graph:
         if "postbc" in recipe.methods:
             for seed in recipe.seeds:
                 pretrain("postbc", seed, (fitted[seed],))
+        robot = find_environment(recipe.environment).robot
+        if robot is not None:
+            self._from_rollouts(recipe, robot, pretrained)
+            return
         evaluated = {
             (method, seed): self._of_seed(
                 self.layout.evaluation(recipe, method), seed, steps.evaluate, (recipe, self.layout, method, seed), (needed,), SUMMARY
@@ -75,6 +86,21 @@ class Graph:
                         arguments = (recipe, self.layout, finetuner, method, seed, place)
                         self._of_seed(where, seed, steps.finetune, arguments, (needs[method, seed],), RESULTS_FILE)
                     self.recipes.setdefault(where, []).append(title)
+
+    def _from_rollouts(self, recipe: Recipe[Any], robot: str, pretrained: dict[tuple[Method, int], str]) -> None:
+        """Best-of-N from the sessions that are there."""
+        for method in recipe.methods if recipe.finetuners else ():
+            policies, sessions = self.layout.pretraining(recipe, method), self.layout.rollouts(recipe, method)
+            there = [seed for seed in recipe.seeds if is_session(sessions / f"seed_{seed}")]
+            for seed in there:
+                arguments = (recipe, self.layout, "best-of-n", method, seed)
+                where = self.layout.finetuning(recipe, "best-of-n", method, None)
+                self._of_seed(where, seed, steps.finetune, arguments, (pretrained[method, seed],), RESULTS_FILE)
+            if len(there) < len(recipe.seeds):
+                self.rollouts.append(
+                    f"postbc robot rollout --policy {policies} --robot {robot} --episodes {recipe.best_of_n.episodes} "
+                    f"--output {sessions}"
+                )
 
     def _of_seed(self, where: Path, seed: int, function: Any, arguments: Any, needs: tuple[str, ...], makes: str) -> str:
         folder = where / f"seed_{seed}"

@@ -5,6 +5,7 @@
     posterior/seed_s                        posterior/1a2b3c4d/seed_s
     pretraining/METHOD/seed_s               pretraining/METHOD-1a2b3c4d/seed_s
     evaluation/METHOD/seed_s                evaluation/METHOD-1a2b3c4d/seed_s
+    rollouts/METHOD/seed_s                  rollouts/METHOD-1a2b3c4d/seed_s      (of a robot, by `postbc robot rollout`)
     FINETUNER/METHOD/seed_s                 FINETUNER/METHOD-1a2b3c4d/seed_s
     FINETUNER/METHOD/ENVIRONMENT/seed_s     FINETUNER/METHOD-1a2b3c4d/ENVIRONMENT/seed_s
 
@@ -82,6 +83,10 @@ class Layout:
     def evaluation(self, recipe: Recipe[Any], method: Method) -> Path:
         return self._of("evaluation", recipe, method)
 
+    def rollouts(self, recipe: Recipe[Any], method: Method) -> Path:
+        """Where the sessions of a method's policies on a robot are."""
+        return self._of("rollouts", recipe, method)
+
     def finetuning(self, recipe: Recipe[Any], finetuner: Finetuner, method: Method, place: str | None) -> Path:
         """Directory of a finetuning, in an environment of its own where `place` names one."""
         made = self._of(finetuner, recipe, method)
@@ -136,6 +141,8 @@ def _decides(stage: str, recipe: Recipe[Any], method: Method | None) -> Any:
         names = ("policy", "pretraining", "value_dice", "pretraining_epochs", "compute")
         posterior = _decides("posterior", recipe, None) if method == "postbc" else None
         return [_recorded(recipe), _data(own), *(plain(getattr(own, n)) for n in names), posterior]
+    if stage == "rollouts":
+        return [_decides("pretraining", recipe, method), own.environment]
     played = [
         own.environment,
         list(recipe.finetune_in),

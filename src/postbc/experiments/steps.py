@@ -9,6 +9,7 @@ from typing import Any
 
 from postbc.data.libero_tasks import IMAGE
 from postbc.data.training_set import TrainingSetConfig
+from postbc.environments.registry import find_environment
 from postbc.errors import InputError
 from postbc.evaluation import Evaluation
 from postbc.experiments.layout import PIXELS, Layout, shares_encoder
@@ -38,8 +39,11 @@ def collection(recipe: Recipe[Any], layout: Layout) -> Collect:
 
     find_operators(recipe.collect_operators)
     task, drawn = PIXELS.sub("", recipe.environment.removeprefix("postbc/")), PIXELS.search(recipe.environment)
-    output = layout.states(recipe) if drawn else layout.demonstrations(recipe)
-    return Collect(output, task, num=recipe.collect_num, operators=recipe.collect_operators, seed=recipe.collect_seed)
+    seen: dict[str, Any] = {}
+    if drawn and not task.startswith("libero/"):  # cheap to draw: while they are recorded
+        seen = {"images": True, "image_size": int(drawn[1]) if drawn[1] else None}
+    output = layout.states(recipe) if drawn and not seen else layout.demonstrations(recipe)
+    return Collect(output, task, num=recipe.collect_num, operators=recipe.collect_operators, seed=recipe.collect_seed, **seen)
 
 
 def collect(recipe: Recipe[Any], layout: Layout) -> None:
@@ -49,7 +53,7 @@ def collect(recipe: Recipe[Any], layout: Layout) -> None:
     recording, drawn = collection(recipe, layout), PIXELS.search(recipe.environment)
     if not recording.output.exists():
         recording.run()
-    if drawn:
+    if drawn and not recording.images:
         Convert(recording.output, layout.demonstrations(recipe), image_size=int(drawn[1] or IMAGE), jobs=recipe.jobs).run()
 
 
@@ -88,13 +92,16 @@ def evaluate(recipe: Recipe[Any], layout: Layout, method: Method, seed: int) -> 
 def finetune(
     recipe: Recipe[Any], layout: Layout, finetuner: Finetuner, method: Method, seed: int, place: str | None = None
 ) -> None:
-    """Finetune the policy of one seed and method: from the evaluation that it already has, or in a `place` of `finetune_in`."""
+    """Finetune the policy of one seed and method: from the evaluation that it already has, in a `place` of `finetune_in`, or from its
+    rollouts on a robot."""
     own, policies = layout.own(recipe, method), layout.pretraining(recipe, method)
     where = layout.finetuning(recipe, finetuner, method, place)
     own = own if place is None else replace(own, environment=place, finetune_in=())
     policy = load_base(policies / f"seed_{seed}", deterministic=finetuner == "dsrl")
     run = where / f"seed_{seed}"
-    before = Evaluation.load(layout.evaluation(recipe, method) / f"seed_{seed}" / EPISODES) if place is None else None
+    real = find_environment(own.environment).robot is not None
+    evaluated_before = place is None and not real
+    before = Evaluation.load(layout.evaluation(recipe, method) / f"seed_{seed}" / EPISODES) if evaluated_before else None
     common: dict[str, Any] = {
         "seed": seed, "compute": own.compute, "resume": True, "before": before, "source": policies / f"seed_{seed}",
         "allow_version_mismatch": own.data.allow_version_mismatch,
@@ -111,8 +118,10 @@ def finetune(
         finetune_residual(policy, own.environment, run, own.residual, training, demonstrations, **common)
     else:
         config = replace(own.best_of_n, **evaluated, num_envs=own.num_envs)
-        finetune_best_of_n(policy, own.environment, run, config, own.iql, own.transitions, **common)
-    if recipe.videos:
+        if real:
+            config, common["rollouts"] = replace(config, eval_episodes=0), layout.rollouts(recipe, method) / f"seed_{seed}"
+        finetune_best_of_n(policy, None if real else own.environment, run, config, own.iql, own.transitions, **common)
+    if recipe.videos and not real:
         films = replace(_evaluation(own, where, layout.shown(where), seed), videos=recipe.videos, episodes=10)
         try:
             evaluate_stage(films, seed)

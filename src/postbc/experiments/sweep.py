@@ -20,6 +20,7 @@ from postbc.experiments.recipe import FINETUNING, Recipe
 from postbc.experiments.summary import SWEEP_FILE, Sweep
 from postbc.files import os_errors, write_json
 from postbc.jobs import local, raise_failures, run_graph
+from postbc.progress import say
 from postbc.runs import Lock, Run, digest
 from postbc.schemas import read_json
 
@@ -102,6 +103,8 @@ def _run(graph: Graph, engine: Callable[[Board], Engine], title: str, finetuners
     report = output / "report"
     board = Board([*jobs], title, output / PAGE, told=True, link="report/report.html")
     failed = run_graph(jobs, engine, output / "logs", board)
+    for command in graph.rollouts:
+        say(f"A robot has to be played on before its rollouts can be learnt from:\n  {command}\nand then this command again.")
     parts = [output / part for part in ("posterior", "pretraining", "evaluation", *finetuners)]
     if any((output / f).is_dir() for f in ("evaluation", *finetuners)):
         build([output] if whole else [part for part in parts if part.is_dir()], report, title)

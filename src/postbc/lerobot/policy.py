@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from postbc.data.belonging import Facts
-from postbc.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, camera_name
+from postbc.data.lerobot import ACTION, ENVIRONMENT_STATE, STATE, camera_name, state_parts
 from postbc.data.normalization import EPSILON, Normalization
 from postbc.data.readers import read_dataset
 from postbc.errors import InputError, require
@@ -22,6 +22,12 @@ from postbc.policies.base import About, Observation, Shapes, save_policy
 from postbc.schemas import Count, CountOrZero, plain, schema
 
 KIND = "lerobot-diffusion"
+_TOKENS = "its actions depend on all tokens of its language model, too many numbers for a finetuner to keep of every decision"
+#: Why other policies cannot be finetuned here.
+WHY_NOT = {
+    "act": "ACT sets its latent to zero when it acts, so it is deterministic, and Best-of-N and DSRL have nothing to choose among",
+    "smolvla": _TOKENS, "pi0": _TOKENS, "pi05": _TOKENS,
+}  # fmt: skip
 
 
 @schema
@@ -190,8 +196,9 @@ def import_policy(checkpoint: Path, dataset: Path | None = None, inference_steps
         step = next(s for s in steps if s.get("registry_name") == "normalizer_processor")
         stats = load_file(checkpoint / step["state_file"])
         kinds, modes = step["config"]["features"], step["config"]["norm_map"]
-        require(config["type"] == "diffusion", "Only LeRobot's diffusion policies can be imported.", file=checkpoint, key="type",
-                found=config["type"], expected="diffusion")  # fmt: skip
+        reason = WHY_NOT.get(config["type"], "it is not known here")
+        require(config["type"] == "diffusion", f"Only LeRobot's diffusion policies can be imported: {reason}.", file=checkpoint,
+                key="type", found=config["type"], expected="diffusion")  # fmt: skip
         features, steps_seen, chunk = config["input_features"], int(config["n_obs_steps"]), int(config["n_action_steps"])
         action_dim = int(config["output_features"][ACTION]["shape"][0])
     except InputError:
@@ -225,6 +232,10 @@ def import_policy(checkpoint: Path, dataset: Path | None = None, inference_steps
         require((data.shapes.get("state"), data.action_dim) == (shapes["state"], action_dim),
                 "The dataset is not the one that the policy was trained on.", file=dataset, key="observation.state, action",
                 found=(data.shapes.get("state"), data.action_dim), expected=(shapes["state"], action_dim))  # fmt: skip
+        later = [part.feature != STATE for part in state_parts(data.state_keys, data.state_dims)]
+        require(later == sorted(later), "The dataset's state begins with the environment's part, the policy's with the robot's own.",
+                file=dataset, key="state", found=list(data.state_keys), remedy="record the robot's own parts first",
+                )  # fmt: skip
         facts = Facts.of_dataset(data)
         about = About(task=facts.environment, data=dataset.name, demonstrations=len(data), facts=plain(facts))
     policy = LeRobotDiffusion(made, shapes, action_dim, chunk, normalization, torch.Generator(), steps_seen, about)

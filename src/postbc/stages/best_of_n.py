@@ -8,6 +8,7 @@ from postbc.agents.best_of_n import BestOfNConfig
 from postbc.agents.iql import IQLConfig
 from postbc.data.transitions import TransitionConfig
 from postbc.errors import require
+from postbc.robot.recorded import is_session
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, base_of
@@ -26,8 +27,8 @@ class FinetuneBestOfN(Finetune):
     """
 
     rollouts: tuple[Path, ...] = ()
-    """Learn from these instead of collecting (robomimic HDF5, also of a real robot; zarr; a directory of this stage with its seeds):
-    one for all seeds, or one a seed."""
+    """Learn from these instead of collecting (robomimic HDF5, also of a real robot; zarr; a labelled session of `postbc robot rollout`;
+    a directory of this stage, or of that, with its seeds): one for all seeds, or one a seed."""
     best_of_n: BestOfNConfig = BestOfNConfig()
     iql: IQLConfig = IQLConfig()
     transitions: TransitionConfig = TransitionConfig()
@@ -43,8 +44,10 @@ def rollouts_of(config: FinetuneBestOfN, seed: int) -> Path | None:
         found=len(config.rollouts), expected=f"1 or {len(seeds)}, in the order of the seeds {', '.join(map(str, seeds))}",
     )  # fmt: skip
     path = config.rollouts[0] if len(config.rollouts) == 1 else config.rollouts[seeds.index(seed)]
-    own = path / f"seed_{seed}" / ROLLOUTS_FILE
-    return own if own.is_file() else path
+    own = path / f"seed_{seed}"
+    if (own / ROLLOUTS_FILE).is_file():
+        return own / ROLLOUTS_FILE
+    return own if is_session(own) else path
 
 
 def run_seed(config: FinetuneBestOfN, seed: int) -> Result:

@@ -39,7 +39,9 @@ class Collect:
     native: bool = True
     """Compiled control loop; --no-native uses robosuite's own, several times slower."""
     images: bool = False
-    """Record two cameras, 128 × 128, and not the objects (LIBERO; a twentieth as fast)."""
+    """Record two cameras, and not the objects (LIBERO: 128 × 128, a twentieth as fast; Lift, Can, Square: 84 × 84)."""
+    image_size: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Pixels of a side of those (Lift, Can, Square)."""
     overwrite: bool = False
     """Replace an existing output."""
 
@@ -64,12 +66,15 @@ class Collect:
             )
             from postbc.environments.libero.collect import collect
 
+            require(self.image_size is None, "LIBERO's tasks are recorded in its own size.", key="image_size", found=self.image_size,
+                    remedy="record states, then `postbc demos convert --image-size`")  # fmt: skip
             options["images"] = self.images
         else:
-            require(not self.images, "Only LIBERO's tasks are recorded with cameras.", key="images", found=self.task)
+            require(self.images or self.image_size is None, "There are no images to have a size.", key="image_size",
+                    found=self.image_size, remedy="give --images too")  # fmt: skip
             from postbc.environments.robosuite.collect import collect
 
-            options["native"] = self.native
+            options |= {"native": self.native, "images": self.images, "image_size": self.image_size}
         with progress("Collecting", self.num) as bar:
             collection = collect(
                 self.task.removeprefix("libero/"), self.num, operators, self.seed, num_envs=self.num_envs, tail=self.tail,

@@ -20,6 +20,8 @@ from postbc.data.episodes import COORDINATES, is_image
 from postbc.data.libero_tasks import IMAGE
 from postbc.devices import Compute
 from postbc.environments.registry import ENVIRONMENTS, Environment, find_environment
+from postbc.environments.robosuite.tasks import IMAGE as ROBOMIMIC_IMAGE
+from postbc.environments.robosuite.tasks import TASKS
 from postbc.errors import require
 from postbc.evaluation import Evaluation, Summary, TaskRate, check_plays, evaluate
 from postbc.files import write_json
@@ -185,9 +187,10 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
     images = facts.get("images") or {}
     if keys and keys == found.state_keys and not images:
         return found
-    if images and found.name.startswith("libero/"):
+    default = IMAGE if found.name.startswith("libero/") else ROBOMIMIC_IMAGE
+    if images and (found.name.startswith("libero/") or found.name.removeprefix("postbc/") in TASKS):
         size = next(iter(images.values()))[-1]
-        return find_environment(f"{found.name}-pixels{'' if size == IMAGE else size}")
+        return find_environment(f"{found.name}-pixels{'' if size == default else size}")
     for other in (other for other in ENVIRONMENTS if other.startswith(f"{found.name}-")):  # with other observations
         if (keys and find_environment(other).state_keys == keys) or (images and other.endswith("-pixels")):
             return find_environment(other)

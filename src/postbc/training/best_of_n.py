@@ -26,7 +26,7 @@ from postbc.runs import Checkpoints, Run, digest
 from postbc.schemas import plain
 from postbc.seeding import evaluation_seeds, make_generator
 from postbc.training.results import RESULTS_FILE, check_policy, rates, to_device, write_result
-from postbc.training.rollouts import ROLLOUTS_FILE, collect, read_rollouts, transition_batch
+from postbc.training.rollouts import ROLLOUTS_FILE, collect, read_rollouts, rollouts_digest, transition_batch
 
 
 def finetune_best_of_n(
@@ -52,7 +52,8 @@ def finetune_best_of_n(
         environment: where, or its name; None where rollouts are given and nothing is evaluated (`eval_episodes` 0).
         output: the run directory.
         seed: of everything random.
-        rollouts: a file to learn from (robomimic HDF5, also of a real robot; zarr) instead of collecting.
+        rollouts: what to learn from instead of collecting: a file (robomimic HDF5, also of a real robot; zarr), or the folder of a
+            session of `postbc robot rollout`, whose labels say what succeeded.
         resume: go on with the run that `output` holds.
         before: an evaluation of the policy on the same episodes; without it, it is measured first.
         source: the policy's file, for messages.
@@ -82,7 +83,7 @@ def finetune_best_of_n(
     given, inputs = None, {"policy": policy_fingerprint(policy)}
     if rollouts is not None:  # looked at before anything is written
         data = read_rollouts(rollouts, policy, config.observation_keys, allow_version_mismatch)
-        given, inputs["rollouts"] = transition_batch(data, policy, iql.discount, transitions, device), digest(rollouts)
+        given, inputs["rollouts"] = transition_batch(data, policy, iql.discount, transitions, device), rollouts_digest(rollouts)
     recorded = {
         "environment": environment.name if environment else None, "seed": seed, "best_of_n": plain(config), "iql": plain(iql),
         "transitions": plain(transitions), "compute": plain(compute),

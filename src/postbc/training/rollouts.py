@@ -30,7 +30,8 @@ from postbc.errors import require
 from postbc.nn import generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint
 from postbc.progress import progress, say
-from postbc.runs import Checkpoints, Run
+from postbc.robot.recorded import is_session, read_session, session_digest
+from postbc.runs import Checkpoints, Run, digest
 from postbc.seeding import episode_seed, make_generator
 from postbc.training.results import check_policy, require_finite_actions, to_device
 
@@ -277,6 +278,8 @@ def read_rollouts(
 ) -> Dataset:
     """Rollouts of any source that belong to `policy` (a real robot's need no `env_args`); `ours` were collected with it.
 
+    Of a session of `postbc robot rollout` those that have not been discarded, as they were labelled.
+
     All episodes, or those of `names`.
 
     Raises:
@@ -285,14 +288,15 @@ def read_rollouts(
     state, facts = "state" in policy.shapes, about_of(policy).facts
     own = (facts or {}).get("state_keys") or None
     keys: Sequence[str] | None = (observation_keys or own) if state else ()
-    dataset = read_dataset(
+    session = is_session(path)
+    dataset = (read_session if session else read_dataset)(
         path, names=names, observation_keys=keys, image_keys=[name for name in policy.shapes if is_image(name)], check_actions=False,
         parts=("rewards", "dones"), environment={},
     )  # fmt: skip
     if LANGUAGE in policy.shapes:
         dataset = with_language(dataset)
     if COORDINATES in policy.shapes:
-        dataset = _with_coordinates(dataset, policy.shapes[COORDINATES][0], ours)
+        dataset = _with_coordinates(dataset, policy.shapes[COORDINATES][0], ours or session)
     for what, found, expected in (
         *((f"observations ({name})", dataset.shapes.get(name), tuple(shape)) for name, shape in policy.shapes.items()),
         ("actions", dataset.action_dim, policy.action_dim),
@@ -308,6 +312,11 @@ def read_rollouts(
         ):
             say(f"note: {warning}")
     return dataset
+
+
+def rollouts_digest(path: str | Path) -> str:
+    """Of what is learnt from: a file's content, or a session's episodes and labels."""
+    return session_digest(path) if is_session(path) else digest(path)
 
 
 def _with_coordinates(dataset: Dataset, size: int, ours: bool) -> Dataset:

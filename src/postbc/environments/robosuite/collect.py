@@ -116,6 +116,8 @@ def collect(
     horizon: int | None = None,
     tail: int = 5,
     native: bool = True,
+    images: bool = False,
+    image_size: int | None = None,
     progress: Progress | None = None,
 ) -> Collection:
     """Let operators demonstrate until ``num`` episodes have succeeded, equally many of each (the first ones one more).
@@ -129,6 +131,7 @@ def collect(
         horizon: control steps after which an unsolved episode counts as failed; default the task's (Lift 250, Can and Square 450).
         tail: steps kept after the first success.
         native: the compiled control loop (fast) instead of robosuite's own.
+        images: record two cameras of `image_size` pixels a side (default robomimic's 84), and not the object.
         progress: called after each episode.
 
     Raises InputError for an unknown task or operator, fewer than one demonstration, or an operator that hardly ever succeeds.
@@ -147,7 +150,8 @@ def collect(
     num_envs = min(num_envs, num)  # all are busy from the first step, so none is stepped that was never reset
     hands = ScriptedOperators(task, num_envs, horizon + tail)
     # Nobody ends an episode but the loop below: an operator goes on lifting for `tail` steps.
-    env = make(task, num_envs, chunk=1, horizon=horizon + tail + 1, terminate_on="never", native=native)
+    seen: dict[str, Any] = {} if image_size is None else {"image_size": image_size}
+    env = make(task, num_envs, chunk=1, horizon=horizon + tail + 1, terminate_on="never", native=native, images=images, **seen)
     try:
         return record(env, hands, people, horizon, tail, progress)
     finally:
@@ -186,7 +190,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
             slots[slot].model_xml = env.model_xml(slot)  # type: ignore[union-attr]
             slots[slot].task = tasks_of(env)[slot]  # type: ignore[union-attr]
         states = env.sim_states()
-        actions = hands.act(observation["state"])
+        actions = hands.act(env.full_state())
         actions[idle] = 0
         played = env.step(actions[:, None])
         for i, episode in enumerate(slots):  # type: ignore[assignment]

@@ -12,6 +12,12 @@ ACTION_DIM = 7
 VERSION = "1.4.0"
 STATE_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 """Parts of an observation, as robomimic names them."""
+HAND = 9
+"""Numbers of the first three, which say nothing of the object."""
+CAMERAS = {"image.agentview": "agentview", "image.robot0_eye_in_hand": "robot0_eye_in_hand"}
+"""Name of an observation -> robosuite's camera: the two of robomimic's image files."""
+IMAGE = 84
+"""Pixels of a side there."""
 
 
 @dataclass(frozen=True)

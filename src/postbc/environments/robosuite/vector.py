@@ -126,7 +126,11 @@ class SimulatedChunkEnv:
 
     def _observations(self, moved: NDArray[np.bool_]) -> Observations:
         """Of all; `moved` (N,): which of them have changed."""
-        return {"state": np.stack([simulation.observation for simulation in self.simulations]).astype(np.float32)}
+        return {"state": self.full_state()}
+
+    def full_state(self) -> NDArray[np.float32]:
+        """(N, S) all that the simulations observe, the object included, whatever an agent is shown."""
+        return np.stack([simulation.observation for simulation in self.simulations]).astype(np.float32)
 
     # --- states
 
@@ -227,7 +231,8 @@ class RobosuiteChunkEnv(SimulatedChunkEnv):
         for i, state in zip(indices, states):
             self.simulations[i].set_sim_state(state)
             self._steps[i], self.seeds[i], self._started[i], self._waiting[i] = 0, -1, True, False
-        return {"state": self._observations(np.ones(self.num_envs, bool))["state"][indices]}
+        chosen = np.isin(np.arange(self.num_envs), indices)
+        return {name: values[indices] for name, values in self._observations(chosen).items()}
 
     # --- what the simulations are
 
@@ -235,15 +240,20 @@ class RobosuiteChunkEnv(SimulatedChunkEnv):
         """robomimic's `env_args`: {env_name, env_version, type, env_kwargs}, plain data for JSON."""
         return environment_facts(self.task, self.env_kwargs)
 
-    def render_frame(self, i: int = 0, height: int = 256, width: int = 256, camera: str = "agentview") -> NDArray[np.uint8]:
+    def render_frame(
+        self, i: int = 0, height: int = 256, width: int = 256, camera: str = "agentview", lagging: bool = False
+    ) -> NDArray[np.uint8]:
         """Environment i as a camera sees it: (H, W, 3) uint8, without a display.
+
+        `lagging`: of the poses as they are, a substep older than the joints, as robosuite draws what `env.step` returns.
 
         Raises:
             InputError: no OpenGL for rendering without a display, or an unknown camera.
         """
         if self._renderer is None:
             self._renderer = Renderer()
-        return self._renderer.frame(self.simulations[i].model, self.simulations[i].data, height, width, camera)
+        draw = self._renderer.frame_of_poses if lagging else self._renderer.frame
+        return draw(self.simulations[i].model, self.simulations[i].data, height, width, camera)
 
     def close(self) -> None:
         super().close()

@@ -1,0 +1,24 @@
+#!/bin/sh
+# The whole story of PLAN.md for each of SEEDS, into RUNS; run it again after a stop.
+set -eu
+SEEDS=${SEEDS:-0 1 2} RUNS=${RUNS:-runs/robot-sim} MODE=${MODE:---fast}
+ROBOT=sim/Lift-pixels64
+mkdir -p "$RUNS"
+DATA="--data.demonstrations $RUNS/demos.hdf5 --data.image-keys image.agentview image.robot0_eye_in_hand --data.chunk 4"
+SIZE="--policy.encoder.crop 58 --pretraining.batch-size 64 --pretraining.steps 20000"
+test -f "$RUNS/demos.hdf5" || postbc demos collect --task Lift --num 10 --operators better --images --image-size 64 --output "$RUNS/demos.hdf5"
+postbc pretrain $DATA $SIZE --seeds $SEEDS --pretraining.method bc --output "$RUNS/bc" --resume
+postbc posterior fit $DATA --seeds $SEEDS --encoder "$RUNS/bc" --ensemble.ensemble-size 20 --ensemble.steps 2000 --output "$RUNS/posterior" --resume
+postbc pretrain $DATA $SIZE --seeds $SEEDS --posterior "$RUNS/posterior" --output "$RUNS/postbc" --resume
+for method in bc postbc; do
+  postbc robot rollout --policy "$RUNS/$method" --seeds $SEEDS --robot $ROBOT --episodes 100 $MODE \
+    --label simulator --wrong-labels 0.05 --output "$RUNS/rollouts-$method" --resume
+  for n in 4 16; do
+    postbc finetune best-of-n --policy "$RUNS/$method" --seeds $SEEDS --rollouts "$RUNS/rollouts-$method" --best-of-n.samples $n \
+      --best-of-n.eval-episodes 200 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n$n-$method" --resume
+  done
+done
+for seed in $SEEDS; do
+  postbc robot compare "$RUNS/n4-postbc/seed_$seed" "$RUNS/n4-bc/seed_$seed" --robot $ROBOT --episodes 40 --seed "$seed" $MODE \
+    --label simulator --output "$RUNS/comparison/seed_$seed" --resume
+done
