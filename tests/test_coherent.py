@@ -194,7 +194,8 @@ def test_the_stages(tmp_path: Path, kind: Any, capsys: pytest.CaptureFixture[str
     file = write_demonstrations(tmp_path / "d.hdf5")
     data = TrainingSetConfig(file, observation_steps=2)
     small = EnsembleConfig(ensemble_size=4, hidden=8, steps=20, batch_size=8)
-    fit_posterior(PosteriorFit(data, tmp_path / "p", kind=kind, ensemble=small, closed_form=ClosedFormConfig(layer=1)), 0)
+    options = {"closed_form": ClosedFormConfig(layer=1)} if kind == "closed-form" else {}
+    fit_posterior(PosteriorFit(data, tmp_path / "p", kind=kind, ensemble=small, **options), 0)
     config = Pretrain(data, tmp_path / "c", DiffusionConfig(hidden=8, denoising_steps=4, inference_steps=2), tmp_path / "p",
                       pretraining=PretrainingConfig(coherent=R, steps=12, batch_size=8))  # fmt: skip
     trained = pretrain_policy(config, 0)

@@ -63,8 +63,9 @@ def test_after_the_decision_nothing_changes():
     assert (test.decision, test.pairs) == ("not worse", before := test.pairs)
     assert test.add(False, True) == "not worse"
     assert test.pairs == before
-    with pytest.raises(InputError, match="margin"):
-        PairedTest(0.0)
+    for margin in (-0.01, 1.0):
+        with pytest.raises(InputError, match="margin"):
+            PairedTest(margin)
 
 
 # -- command -----------------------------------------------------------------------------------------------------------------------
