@@ -5,7 +5,7 @@ SEEDS=${SEEDS:-0 1 2} RUNS=${RUNS:-runs/robot-sim} MODE=${MODE:---fast}
 ROBOT=sim/Lift-pixels64
 mkdir -p "$RUNS"
 DATA="--data.demonstrations $RUNS/demos.hdf5 --data.image-keys image.agentview image.robot0_eye_in_hand --data.chunk 4"
-SIZE="--policy.encoder.crop 58 --pretraining.batch-size 64 --pretraining.steps 20000"
+SIZE="--policy.encoder.crop 58 --pretraining.batch-size 64 --pretraining.steps 4000"
 test -f "$RUNS/demos.hdf5" || postbc demos collect --task Lift --num 10 --operators better --images --image-size 64 --output "$RUNS/demos.hdf5"
 postbc pretrain $DATA $SIZE --seeds $SEEDS --pretraining.method bc --output "$RUNS/bc" --resume
 postbc posterior fit $DATA --seeds $SEEDS --encoder "$RUNS/bc" --ensemble.ensemble-size 20 --ensemble.steps 2000 --output "$RUNS/posterior" --resume
