@@ -11,14 +11,14 @@ postbc pretrain $DATA $SIZE --seeds $SEEDS --pretraining.method bc --output "$RU
 postbc posterior fit $DATA --seeds $SEEDS --encoder "$RUNS/bc" --ensemble.ensemble-size 20 --ensemble.steps 2000 --output "$RUNS/posterior" --resume
 postbc pretrain $DATA $SIZE --seeds $SEEDS --posterior "$RUNS/posterior" --output "$RUNS/postbc" --resume
 for method in bc postbc; do
-  postbc robot rollout --policy "$RUNS/$method" --seeds $SEEDS --robot $ROBOT --episodes 100 $MODE \
+  postbc robot rollout --policy "$RUNS/$method" --seeds $SEEDS --robot $ROBOT --episodes 100 --horizon 150 $MODE \
     --label simulator --wrong-labels 0.05 --output "$RUNS/rollouts-$method" --resume
   for n in 4 16; do
     postbc finetune best-of-n --policy "$RUNS/$method" --seeds $SEEDS --rollouts "$RUNS/rollouts-$method" --best-of-n.samples $n \
-      --best-of-n.eval-episodes 200 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n$n-$method" --resume
+      --best-of-n.horizon 150 --best-of-n.eval-episodes 100 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n$n-$method" --resume
   done
 done
 for seed in $SEEDS; do
-  postbc robot compare "$RUNS/n4-postbc/seed_$seed" "$RUNS/n4-bc/seed_$seed" --robot $ROBOT --episodes 40 --seed "$seed" $MODE \
+  postbc robot compare "$RUNS/n4-postbc/seed_$seed" "$RUNS/n4-bc/seed_$seed" --robot $ROBOT --episodes 40 --horizon 150 --seed "$seed" $MODE \
     --label simulator --output "$RUNS/comparison/seed_$seed" --resume
 done
