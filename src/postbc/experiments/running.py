@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import partial
 from pathlib import Path
@@ -121,14 +122,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def table() -> Table:
-    """The recipes: name, what it is, where its numbers come from, how long it takes."""
+def table(costs: Mapping[str, str] | None = None) -> Table:
+    """The recipes: name, what it is, where its numbers come from, how long it takes; and what a seed of each costs here."""
     grid = Table(
         title="postbc run NAME --output DIR", caption="postbc run NAME --help lists every option with the recipe's value"
     )
     grid.add_column("recipe", no_wrap=True)
     grid.add_column("what, where its numbers come from, how long it takes")
+    if costs is not None:
+        grid.add_column("a seed here, one process, at most")
     for name in names():
         recipe = load_recipe(name)
-        grid.add_row(Text(name), Text(f"{recipe.about}\n{recipe.source}; {recipe.size}"))
+        grid.add_row(
+            Text(name), Text(f"{recipe.about}\n{recipe.source}; {recipe.size}"), *([Text(costs[name])] if costs else [])
+        )
     return grid
