@@ -22,7 +22,7 @@ from kills import in_a_process, kill_and_resume
 from postbc.cli.run import parse_recipe as parse
 from postbc.errors import InputError
 from postbc.experiments import steps as recipe_steps
-from postbc.experiments.recipe import Recipe, load_recipe, names, parse_recipe
+from postbc.experiments.recipe import Recipe, load_recipe, load_recipes, names, parse_recipe
 from postbc.experiments.running import table
 from postbc.experiments.sweep import run_recipe
 from postbc.jobs import JobError
@@ -283,13 +283,58 @@ def test_the_papers_pretraining() -> None:
     assert table_of("paper-lift-dppo") == (5, 4, 512, 100, 3000, 0.5, 0.1)
     assert table_of("paper-can-dppo") == (10, 4, 1024, 100, 6000, 0.25, 0.05)
     assert table_of("paper-square-dppo") == (30, 4, 1024, 10, 3000, 1.0, 0.05)
-    for name in (n for n in names() if re.match("paper-(lift|can|square)", n)):
+    for name in (n for n in names() if re.match("paper-(lift|can|square)(?!.*laptop)", n)):
         r, dsrl, finetuner = load_recipe(name), name.endswith("dsrl"), "-".join(name.removesuffix("-2000").split("-")[2:])
         assert (r.pretraining_epochs, r.policy.denoising_steps, r.policy.layers, r.ensemble.layers) == (3000, 100, 3, 3)
         assert (r.policy.sampler, r.policy.inference_steps) == (("ddim", 8) if dsrl else ("ddpm", 8))
         assert (r.ensemble.bootstrap, r.ensemble.hidden, r.episodes, len(r.seeds)) == ("trajectory", r.policy.hidden, 200, 5)
         assert r.finetuners == (finetuner,)
         assert name.split("-")[1] in r.environment.lower()
+
+
+def test_each_row_of_the_papers_has_a_laptop_preset_of_its_structure() -> None:
+    rows = [n for n in names() if re.match("paper-(lift|can|square)", n) and not n.endswith(("laptop", "2000"))]
+    assert len(rows) == 9
+    for name in rows:
+        large, small = load_recipe(name), load_recipe(f"{name}-laptop")
+        for part in ("environment", "methods", "finetuners", "data", "episodes", "transitions"):
+            assert getattr(large, part) == getattr(small, part), (name, part)
+        assert large.policy.sampler == small.policy.sampler
+        for part in ("posterior_weight", "sigma", "diagonal"):
+            assert getattr(large.pretraining, part) == getattr(small.pretraining, part)
+        assert small.ensemble.bootstrap == large.ensemble.bootstrap
+        assert small.policy.hidden < large.policy.hidden
+        assert small.ensemble_epochs is small.pretraining_epochs is None
+        assert small.collect_num >= small.data.num_trajectories
+
+
+def test_an_ablation_is_variants_of_one_recipe(tmp_path: Path) -> None:
+    alphas = load_recipes("ablation-alpha")
+    assert [r.pretraining.posterior_weight for r in alphas.values()][1:] == [0.25, 0.5, 1.0, 2.0, "auto"]
+    assert alphas["ablation-alpha-0"].methods == ("bc",)
+    for name in ("demonstrations", "ensemble-size", "bootstrap", "covariance"):
+        variants = load_recipes(f"ablation-{name}")
+        assert len({json.dumps(plain(r)) for r in variants.values()}) == len(variants) >= 2
+        assert {(r.environment, r.finetuners) for r in variants.values()} == {("postbc/Can", ("best-of-n",))}
+    with pytest.raises(InputError, match="several variants(.|\n)*postbc sweep ablation-alpha"):
+        load_recipe("ablation-alpha")
+    (tmp_path / "mine.yaml").write_text("base: ablation-alpha\n")
+    with pytest.raises(InputError, match="A base is one recipe"):
+        load_recipes(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("base: lift-laptop\nvariants: [1, 2]\n")
+    with pytest.raises(InputError, match="Variants are named differences"):
+        load_recipes(tmp_path / "mine.yaml")
+    (tmp_path / "mine.yaml").write_text("base: lift-laptop\nvariants:\n  a: {seeds: [1], nothing: 2}\n")
+    with pytest.raises(InputError, match="nothing"):
+        load_recipes(tmp_path / "mine.yaml")
+
+
+def test_later_bases_are_over_earlier_ones(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: demo\nseeds: [1]\nepisodes: 5\n")
+    (tmp_path / "b.yaml").write_text("seeds: [2]\n")
+    (tmp_path / "c.yaml").write_text("base: [a.yaml, b.yaml]\nnum_envs: 3\n")
+    recipe = load_recipe(tmp_path / "c.yaml")
+    assert (recipe.seeds, recipe.episodes, recipe.num_envs) == ((2,), 5, 3)
 
 
 def test_the_papers_dsrl() -> None:
@@ -521,8 +566,7 @@ def test_mutated_recipes_are_input_errors_or_recipes(tmp_path: Path, data: st.Da
 
 
 def test_every_recipe_is_written_and_read_again() -> None:
-    for name in names():
-        recipe = load_recipe(name)
+    for recipe in (recipe for name in names() for recipe in load_recipes(name).values()):
         assert parse_recipe(plain(recipe)) == recipe
         assert recipe.about
         assert recipe.source

@@ -9,7 +9,7 @@ import tyro
 
 from postbc.cli import options
 from postbc.errors import InputError
-from postbc.experiments.recipe import load_recipe, names
+from postbc.experiments.recipe import load_recipes, names
 from postbc.experiments.running import table
 from postbc.progress import console, progress, say
 
@@ -39,21 +39,25 @@ def run(config: Recipes) -> None:
         return
     from postbc.experiments.costs import Cost, Stopwatch, cost_of, duration, table_of_costs
 
-    watch, asked = Stopwatch(), config.recipes or tuple(names())
-    found: dict[str, list[Cost] | InputError] = {}
-    with progress("timing", len(asked)) as bar:
-        for name in asked:
-            found[name] = cost_of(name, watch)
-            bar.advance(1)
+    watch = Stopwatch()
+    asked = {name: load_recipes(name) for name in config.recipes or names()}
+    found: dict[str, dict[str, list[Cost] | InputError]] = {name: {} for name in asked}
+    with progress("timing", sum(map(len, asked.values()))) as bar:
+        for name, recipes in asked.items():
+            for title, recipe in recipes.items():
+                found[name][title] = cost_of(recipe, watch)
+                bar.advance(1)
     if not config.recipes:
-        known = {
-            name: f"unknown: {costs.what}" if isinstance(costs, InputError) else duration(sum(c.seconds for c in costs))
-            for name, costs in found.items()
-        }
+        known = dict[str, str]()
+        for name, costs in found.items():
+            failed = [error for error in costs.values() if isinstance(error, InputError)]
+            total = sum(cost.seconds for one in costs.values() if not isinstance(one, InputError) for cost in one)
+            known[name] = f"unknown: {failed[0].what}" if failed else duration(total)
         console().print(table(known))
         return
     for name, costs in found.items():
-        if isinstance(costs, InputError):
-            say(f"{name}: unknown. {costs}")
-        else:
-            console().print(table_of_costs(name, costs, load_recipe(name)))
+        for title, one in costs.items():
+            if isinstance(one, InputError):
+                say(f"{title}: unknown. {one}")
+            else:
+                console().print(table_of_costs(title, one, asked[name][title]))

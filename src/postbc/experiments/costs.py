@@ -26,7 +26,7 @@ from postbc.data.normalization import Normalization
 from postbc.data.windows import Windows
 from postbc.environments.registry import find_environment
 from postbc.errors import InputError, require
-from postbc.experiments.recipe import Finetuner, Recipe, load_recipe
+from postbc.experiments.recipe import Finetuner, Recipe
 from postbc.experiments.running import cores
 from postbc.policies.base import policy_class
 from postbc.posterior.ensemble import Ensemble, EnsembleTraining
@@ -293,9 +293,8 @@ class Estimate:
         return Windows(Dataset(episodes), self.chunk, tail=tail, observation_steps=self.recipe.data.observation_steps)
 
 
-def cost_of(name: str, watch: Stopwatch) -> list[Cost] | InputError:
-    """Of one seed of a packaged recipe or a .yaml file; the error says why it is unknown."""
-    recipe = load_recipe(name)
+def cost_of(recipe: Recipe[Any], watch: Stopwatch) -> list[Cost] | InputError:
+    """Of one seed; the error says why it is unknown."""
     try:
         return Estimate(recipe, watch)()
     except InputError as error:

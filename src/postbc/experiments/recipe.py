@@ -227,13 +227,32 @@ def load_recipe(name: str | Path) -> Recipe[Any]:
     """A recipe by name, or a YAML file of your own (a path that ends in .yaml).
 
     Raises:
-        InputError: there is none, or it cannot be used; the message names file and field.
+        InputError: there is none, it cannot be used (the message names file and field), or it holds several variants.
     """
-    return parse_recipe(_values(str(name), ()), name)
+    recipes = load_recipes(name)
+    require(len(recipes) == 1, "This is a recipe of several variants.", key="recipe", found=", ".join(recipes), expected="a single one",
+            remedy=f"postbc sweep {name}")  # fmt: skip
+    return next(iter(recipes.values()))
+
+
+def load_recipes(name: str | Path) -> dict[str, Recipe[Any]]:
+    """Those of a name or file by title: the one, or its `variants`, each with its values over the common ones.
+
+    Raises:
+        InputError: as :func:`load_recipe`.
+    """
+    values, title = _values(str(name), ()), Path(name).stem
+    variants = values.pop("variants", None)
+    if variants is None:
+        return {title: parse_recipe(values, name)}
+    require(isinstance(variants, dict) and variants and all(isinstance(v, dict) for v in variants.values()),
+            "Variants are named differences.", file=name, key="variants", found=variants,
+            expected="NAME: {FIELD: VALUE} for each")  # fmt: skip
+    return {f"{title}-{variant}": parse_recipe(_over(values, own), f"{name}: {variant}") for variant, own in variants.items()}
 
 
 def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
-    """The values of a recipe over those of its base."""
+    """The values of a recipe over those of its bases, of which the later are over the earlier."""
     require(name not in below, "A recipe is its own base.", key="base", found=" → ".join((*below, name)))
     if name.endswith((".yaml", ".yml")):
         values = read_yaml(Path(name))
@@ -243,12 +262,17 @@ def _values(name: str, below: tuple[str, ...]) -> dict[str, Any]:
         require(known, "There is no such recipe.", key="recipe", found=name, expected=", ".join(names()) + ", or a .yaml file")
         with importlib.resources.as_file(packaged) as path:
             values = read_yaml(path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    require(isinstance(base, str), "A recipe's base is a name.", file=name, key="base", found=base)
-    beside = Path(name).parent / base if name.endswith((".yaml", ".yml")) and base.endswith((".yaml", ".yml")) else base
-    return _over(_values(str(beside), (*below, name)), values)
+    bases = values.pop("base", ())
+    bases = [bases] if isinstance(bases, str) else bases
+    require(isinstance(bases, (list, tuple)) and all(isinstance(base, str) for base in bases), "A recipe's base is a name, or several.",
+            file=name, key="base", found=bases)  # fmt: skip
+    under: dict[str, Any] = {}
+    for base in bases:
+        beside = Path(name).parent / base if name.endswith((".yaml", ".yml")) and base.endswith((".yaml", ".yml")) else base
+        of_base = _values(str(beside), (*below, name))
+        require("variants" not in of_base, "A base is one recipe.", file=name, key="base", found=f"{base}, which has variants")
+        under = _over(under, of_base)
+    return _over(under, values)
 
 
 def _over(under: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

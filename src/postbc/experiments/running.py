@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc.errors import InputError, require
-from postbc.experiments.recipe import Finetuner, Recipe, load_recipe, names
+from postbc.experiments.recipe import Finetuner, Recipe, load_recipes, names
 from postbc.pretraining import Method
 from postbc.progress import say
 from postbc.schemas import Seed, schema
@@ -99,7 +99,7 @@ class RunSweep:
             "demonstrations": self.demonstrations,
         }
         said: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
-        return {Path(name).stem: replace(load_recipe(name), **said) for name in self.recipes}
+        return {title: replace(recipe, **said) for name in self.recipes for title, recipe in load_recipes(name).items()}
 
     def run(self) -> None:
         """Run what has not been run yet, then report."""
@@ -132,8 +132,8 @@ def table(costs: Mapping[str, str] | None = None) -> Table:
     if costs is not None:
         grid.add_column("a seed here, one process, at most")
     for name in names():
-        recipe = load_recipe(name)
-        grid.add_row(
-            Text(name), Text(f"{recipe.about}\n{recipe.source}; {recipe.size}"), *([Text(costs[name])] if costs else [])
-        )
+        recipe, *others = load_recipes(name).values()
+        several = f" ({1 + len(others)} variants: postbc sweep {name})" if others else ""
+        cost = [Text(costs[name])] if costs else []
+        grid.add_row(Text(name), Text(f"{recipe.about}{several}\n{recipe.source}; {recipe.size}"), *cost)
     return grid
