@@ -316,7 +316,7 @@ def test_an_ablation_is_variants_of_one_recipe(tmp_path: Path) -> None:
         variants = load_recipes(f"ablation-{name}")
         assert len({json.dumps(plain(r)) for r in variants.values()}) == len(variants) >= 2
         assert {(r.environment, r.finetuners) for r in variants.values()} == {("postbc/Can", ("best-of-n",))}
-    with pytest.raises(InputError, match="several variants(.|\n)*postbc sweep ablation-alpha"):
+    with pytest.raises(InputError, match=r"several variants(.|\n)*postbc sweep ablation-alpha"):
         load_recipe("ablation-alpha")
     (tmp_path / "mine.yaml").write_text("base: ablation-alpha\n")
     with pytest.raises(InputError, match="A base is one recipe"):
