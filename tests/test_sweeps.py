@@ -29,6 +29,7 @@ from postbc.experiments.running import RunSweep
 from postbc.experiments.sweep import run_sweep
 from postbc.jobs import Job, JobError, local, raise_failures, run_graph
 from postbc.progress import progress
+from postbc.schemas import plain
 from test_recipes import REACH, TINY, tiny
 
 IGNORED = ["*results.json:wall_clock_s", "report/*", "*versions.json", "progress.html"]
@@ -317,3 +318,18 @@ def test_without_ray_the_error_says_how_to_get_it(tmp_path: Path, monkeypatch: p
     with pytest.raises(InputError, match=r"(?s)Ray is not installed.*pip install 'postbc\[ray\]'"):
         RayEngine(tmp_path / "logs")
     assert not (tmp_path / "logs").exists()
+
+
+def test_variants_of_a_file_are_recipes_of_the_sweep(tmp_path: Path) -> None:
+    values = {**plain(tiny(tmp_path, finetuners=["best-of-n"], methods=["postbc"], seeds=[0])), "about": "two of them"}
+    values["variants"] = {"few": {}, "many": {"ensemble": {"ensemble_size": 5}}}
+    (tmp_path / "members.yaml").write_text(yaml.safe_dump(values))
+    sweep = RunSweep((str(tmp_path / "members.yaml"),), tmp_path / "x", jobs=1)
+    assert [(title, r.ensemble.ensemble_size) for title, r in sweep.chosen().items()] == [
+        ("members-few", 3),
+        ("members-many", 5),
+    ]
+    sweep.run()
+    runs = json.loads((tmp_path / "x/sweep.json").read_text())["runs"]
+    assert {title for titles in runs.values() for title in titles} == {"members-few", "members-many"}
+    assert len(list((tmp_path / "x/posterior").iterdir())) == 2
