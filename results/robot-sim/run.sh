@@ -13,9 +13,11 @@ postbc pretrain $DATA $SIZE --seeds $SEEDS --posterior "$RUNS/posterior" --outpu
 for method in bc postbc; do
   postbc robot rollout --policy "$RUNS/$method" --seeds $SEEDS --robot $ROBOT --episodes 100 --horizon 150 $MODE \
     --label simulator --wrong-labels 0.05 --output "$RUNS/rollouts-$method" --resume
+  postbc evaluate --policy "$RUNS/$method" --seeds $SEEDS --episodes 100 --horizon 150 --videos 0 --output "$RUNS/evaluation/$method" --resume
   for n in 4 16; do
     postbc finetune best-of-n --policy "$RUNS/$method" --seeds $SEEDS --rollouts "$RUNS/rollouts-$method" --best-of-n.samples $n \
-      --best-of-n.horizon 150 --best-of-n.eval-episodes 100 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n$n-$method" --resume
+      --best-of-n.eval-episodes 0 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n$n-$method" --resume
+    postbc evaluate --policy "$RUNS/n$n-$method" --seeds $SEEDS --episodes 100 --horizon 150 --videos 0 --output "$RUNS/evaluation/n$n-$method" --resume
   done
 done
 for seed in $SEEDS; do
