@@ -3,8 +3,8 @@
     postbc demos collect --output lift.hdf5 --task Lift --num 80 --seed 0 --operators all
     python -m benchmarks.compare_demonstrators OUTPUT.png lift.hdf5 human.hdf5
 
-A state is where the hand is relative to the cube and how far the gripper is open; of each demonstration the nearest step counts, where it is
-near enough. Written beside the picture: standard deviations, as CSV.
+A state is where the hand is relative to the cube and how far the gripper is open. Of each demonstration the nearest step
+counts, where it is near enough. Written beside the picture: standard deviations, as CSV.
 """
 
 from __future__ import annotations
