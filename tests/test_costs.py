@@ -43,9 +43,9 @@ def test_methods_places_and_seeds_are_counted(tmp_path: Path) -> None:
     there = Estimate(tiny(tmp_path, methods=["bc"], finetuners=["dsrl"], finetune_in=["gymnasium:reach:Reach-v0"]), watch)()
     assert there == one
     closed = tiny(
-        tmp_path, methods=["postbc"], finetuners=[], posterior_kind="closed-form", ensemble={"ensemble_size": 50, "hidden": 8}
+        tmp_path, methods=["postbc"], finetuners=[], posterior_kind="closed-form", ensemble={"ensemble_size": 50, "hidden": 64, "batch_size": 256}
     )
-    ensemble = tiny(tmp_path, methods=["postbc"], finetuners=[], ensemble={"ensemble_size": 50, "hidden": 8})
+    ensemble = tiny(tmp_path, methods=["postbc"], finetuners=[], ensemble={"ensemble_size": 50, "hidden": 64, "batch_size": 256})
     assert Estimate(closed, watch)()[0].seconds < Estimate(ensemble, watch)()[0].seconds
 
 
