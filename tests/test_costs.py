@@ -42,10 +42,11 @@ def test_methods_places_and_seeds_are_counted(tmp_path: Path) -> None:
     assert two[5].gradient_steps == 2 * one[2].gradient_steps  # `per_method` counts
     there = Estimate(tiny(tmp_path, methods=["bc"], finetuners=["dsrl"], finetune_in=["gymnasium:reach:Reach-v0"]), watch)()
     assert there == one
-    closed = tiny(
-        tmp_path, methods=["postbc"], finetuners=[], posterior_kind="closed-form", ensemble={"ensemble_size": 50, "hidden": 64, "batch_size": 256}
+    large = {"ensemble_size": 50, "hidden": 64, "batch_size": 256}
+    closed, ensemble = (
+        tiny(tmp_path, methods=["postbc"], finetuners=[], posterior_kind=kind, ensemble=large)
+        for kind in ("closed-form", "ensemble")
     )
-    ensemble = tiny(tmp_path, methods=["postbc"], finetuners=[], ensemble={"ensemble_size": 50, "hidden": 64, "batch_size": 256})
     assert Estimate(closed, watch)()[0].seconds < Estimate(ensemble, watch)()[0].seconds
 
 
