@@ -24,6 +24,8 @@ METRES, RADIANS = 0.05, 0.5
 
 #: Farthest that an operator turns the gripper from where it starts, if there is another way (rad).
 WRIST = 1.8
+#: More than any turn (rad): what is out of reach is taken only where nothing else is left.
+FAR = 10.0
 
 #: Grasps that an episode may try; each has its own error.
 _ATTEMPTS = 8
@@ -160,14 +162,14 @@ class ScriptedOperators:
         nearest = _wrapped(stands - current[align], quarter)
         turns = np.stack([nearest, nearest - np.where(nearest >= 0, quarter, -quarter)])
         choice, row = (self.face[align] == 1).astype(int), np.arange(len(stands))
-        if (
-            self.geometry.place_yaws
-        ):  # the wrist has its limits: least far from where it starts, now and when the object is placed
+        if self.geometry.place_yaws:
+            # the nearest place within the wrist's reach, and the nearest grasp from which there is one: few jumps to be learnt
             further = _wrapped(np.asarray(self.geometry.place_yaws)[:, None, None] - stands, 2 * np.pi)  # (places, 1, N)
-            most = np.maximum(np.abs(turns), np.abs(turns + further))
-            place, best = most.argmin(0)[:, row], most.min(0)  # of either grasp (2, N)
-            first_grasp = best.argmin(0)
-            choice = np.where((choice == 1) & (best[1 - first_grasp, row] < WRIST), 1 - first_grasp, first_grasp)
+            most = np.maximum(np.abs(turns), np.abs(turns + further))  # (places, 2 grasps, N)
+            cost = np.where(most < WRIST, np.abs(further), FAR + most)
+            place, least = cost.argmin(0), cost.min(0)
+            grasp = np.where(least < FAR, np.abs(turns), least).argmin(0)
+            choice = np.where((choice == 1) & (least[1 - grasp, row] < FAR), 1 - grasp, grasp)
             self.place_yaw[align] = stands + further[place[choice, row], 0, row]
         self.yaw[align] += turns[choice, row]
 
