@@ -134,10 +134,14 @@ class Board:
         found = {state: sum(row.state == state for row in self.rows.values()) for state in STATES}
         return {state: number for state, number in found.items() if number}
 
+    @property
+    def _ordered(self) -> list[Row]:
+        return [row for state in STATES for row in self.rows.values() if row.state == state]
+
     def table(self) -> Group:
         """The table for the terminal: what fits, the most interesting first, and how many there are of each state."""
         room = max(4, console(stderr=True).size.height - 5)
-        ordered = [row for state in STATES for row in self.rows.values() if row.state == state]
+        ordered = self._ordered
         grid = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for row in ordered[:room]:
             bar = f"{row.share:4.0%}" if row.state == "running" and row.status else ""
@@ -151,10 +155,9 @@ class Board:
     def _write(self, final: str = "") -> None:
         if self.page is None:
             return
-        rows = [row for state in STATES for row in self.rows.values() if row.state == state]
         now = datetime.now(timezone.utc)
         text = _template().render(
-            title=self.title, rows=rows, counts=self.counts, final=final, now=f"{now:%Y-%m-%d %H:%M:%S} UTC", refresh=5,
+            title=self.title, rows=self._ordered, counts=self.counts, final=final, now=f"{now:%Y-%m-%d %H:%M:%S} UTC", refresh=5,
             stamp=int(now.timestamp()), took=clock(time.monotonic() - self._begun), link=self.link,
         )  # fmt: skip
         write_text(self.page, text)

@@ -59,7 +59,9 @@ def check_torch() -> Check:
     """torch computes, and uses no more threads than there are processors for this process."""
     import torch
 
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from postbc.devices import cores
+
+    processors = cores()
     threads = torch.get_num_threads()
     device = f"CUDA {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else "CPU"
     found = f"torch {torch.__version__}, {device}, {threads} threads on {processors} processors"

@@ -105,8 +105,7 @@ class RayEngine:
         call = pickle.dumps(
             (job.function, job.arguments)
         )  # not Ray's way, which would import what the job needs before the place is right
-        options = {"name": name}
-        self._running[self._task.options(**options).remote(call, name, attempt, str(log), place, self._news)] = (name, attempt)
+        self._running[self._task.options(name=name).remote(call, name, attempt, str(log), place, self._news)] = (name, attempt)
 
     def events(self) -> list[Event]:
         tasks = [*self._running]

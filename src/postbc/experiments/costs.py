@@ -17,18 +17,20 @@ import torch
 from rich.table import Table
 
 from postbc.agents.base import Batch
-from postbc.agents.dppo import DPPO, Rows
+from postbc.agents.dppo import DPPO, Rows, trained_steps
 from postbc.agents.dsrl import DSRL
 from postbc.agents.iql import IQL
 from postbc.agents.residual import Residual
 from postbc.data.episodes import Dataset, Episode, is_image
 from postbc.data.normalization import Normalization
 from postbc.data.windows import Windows
+from postbc.devices import cores
 from postbc.environments.registry import find_environment
 from postbc.errors import InputError, require
+from postbc.experiments.layout import OPTIONS
 from postbc.experiments.recipe import Finetuner, Recipe
-from postbc.experiments.running import cores
 from postbc.policies.base import policy_class
+from postbc.posterior.closed_form import REGRESSORS
 from postbc.posterior.ensemble import Ensemble, EnsembleTraining
 from postbc.posterior.seeing import SeeingEnsemble, SeeingTraining
 from postbc.pretraining import Method, Pretraining
@@ -38,11 +40,6 @@ from postbc.value_dice import ValueDICE
 
 #: Images are timed in batches of at most this many, and counted: a large encoder takes minutes for a batch on a CPU.
 SEEN_AT_ONCE = 4
-#: Closed form: regressors that are trained (postbc.posterior.closed_form).
-REGRESSORS = 3
-FINETUNERS: dict[Finetuner, tuple[str, str]] = {
-    "dsrl": ("dsrl", "training"), "dppo": ("dppo", "dppo_training"), "residual": ("residual", "residual_training"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,19 +66,11 @@ class Stopwatch:
     def seconds(self, what: str, make: Callable[[], Callable[[], Any]]) -> float:
         """Of one call of what `make` makes: the quickest."""
         if what not in self.known:
-            call = make()
-            begun = time.perf_counter()
-            call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            first = best = time.perf_counter() - begun
-            spent = 0.0
+            call, spent = make(), 0.0
+            first = best = _timed(call)
             while first < 10 * self.budget and spent < self.budget:  # what takes so long the first time says enough
-                begun = time.perf_counter()
-                call()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                best, spent = min(best, time.perf_counter() - begun), spent + time.perf_counter() - begun
+                now = _timed(call)
+                best, spent = min(best, now), spent + now
             self.known[what] = best
         return self.known[what]
 
@@ -187,7 +176,8 @@ class Estimate:
         return Cost(stage, method, env_steps=steps, seconds=steps * (self.simulation + act))
 
     def best_of_n(self, own: Recipe[Any], method: Method) -> Cost:
-        policy = self._policy(own)
+        with torch.device("meta"):  # its sizes alone
+            policy = self._policy(own)
         wide = policy.feature_dim, self.chunk * self.action_dim
 
         def make() -> Callable[[], Any]:
@@ -204,7 +194,7 @@ class Estimate:
         return Cost("best-of-n", method, own.iql.steps, collected.env_steps + evaluated, seconds)
 
     def online(self, own: Recipe[Any], method: Method, finetuner: Finetuner) -> Cost:
-        numbers, training = (getattr(own, name) for name in FINETUNERS[finetuner])
+        numbers, training = (getattr(own, name) for name in OPTIONS[finetuner][:2])
         width = training.num_envs * self.chunk
         steps = math.ceil(training.budget_env_steps / width)
         learning = max(0, steps - training.initial_vector_steps(self.chunk))
@@ -213,7 +203,7 @@ class Estimate:
         ends = (3 if finetuner == "dppo" else 2) * own.episodes
         evaluated = self.played(finetuner, method, own, curve + ends)
         if finetuner == "dppo":
-            trained = min(numbers.ft_denoising_steps, numbers.sampling_steps or own.policy.denoising_steps)
+            trained = trained_steps(numbers, self._policy(own).chain(numbers.sampling_steps))
             iterations = steps // numbers.n_steps
             decisions = numbers.n_steps * training.num_envs * trained
             gradient_steps = iterations * numbers.epochs * math.ceil(decisions / numbers.batch_size)
@@ -329,6 +319,14 @@ def duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{seconds / size:.3g} {unit}" if seconds < 10 * size else f"{seconds / size:,.0f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+def _timed(call: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
 
 
 def _playing(env: Any) -> Callable[[], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import field, replace
 from functools import partial
@@ -14,6 +13,7 @@ from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
+from postbc.devices import cores
 from postbc.errors import InputError, require
 from postbc.experiments.recipe import Finetuner, Recipe, load_recipes, names
 from postbc.pretraining import Method
@@ -115,11 +115,6 @@ class RunSweep:
         else:
             report = run_sweep(self.chosen(), self.output, local(jobs, logs))
         say(f"report: {report / 'report.html'}")
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def table(costs: Mapping[str, str] | None = None) -> Table:

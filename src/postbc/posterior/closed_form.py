@@ -29,6 +29,8 @@ from postbc.runs import Run
 from postbc.schemas import Positive, schema
 from postbc.seeding import make_generator
 
+REGRESSORS = 3
+"""Networks that are trained: of all trajectories, and of either half."""
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """λ that are tried; the features are scaled to a mean square norm of 1, so that it counts windows."""
 GROUPS = 10
@@ -290,10 +292,10 @@ def fit_closed_form(
     ridges = RIDGES if closed_form.ridge is None else (closed_form.ridge,)
     bound = ClosedForm(config, Choice(1.0, 0, groups), *sizes).bound
     network: nn.Sequential = nn.Sequential()
-    hidden, targets = features.expand(3, -1, -1), chunks.flatten(1).cpu()
+    hidden, targets = features.expand(REGRESSORS, -1, -1), chunks.flatten(1).cpu()
     if closed_form.layer != 0:
         counts = torch.stack((torch.ones_like(group), group % 2, 1 - group % 2))
-        three = dataclasses.replace(config, ensemble_size=3, bootstrap="none")
+        three = dataclasses.replace(config, ensemble_size=REGRESSORS, bootstrap="none")
         network = fit_ensemble(features, chunks, episode, three, seed, compute, run, counts=counts).network
         hidden = hidden.to(next(network.parameters()).device)
     coarse, scores = group % GROUPS, dict[Choice, float]()
