@@ -536,7 +536,13 @@ def test_demonstrations_with_cameras(tmp_path: Path) -> None:
     path = tmp_path / "stove.hdf5"
     arguments = ["demos", "collect", "--num", "1", "--operators", "operator_g"]
     assert cli.main([*arguments, "--output", str(path), "--task", f"libero/{STOVE}", "--images"]) == 0
-    assert cli.main([*arguments, "--output", str(tmp_path / "lift.hdf5"), "--images"]) == 2
+    sized = [*arguments, "--output", str(tmp_path / "sized.hdf5"), "--image-size", "32"]
+    assert cli.main([*sized, "--task", f"libero/{STOVE}", "--images"]) == 2  # recorded in LIBERO's own size
+    assert cli.main(sized) == 2  # Lift, but no images to have a size
+    assert not (tmp_path / "sized.hdf5").exists()
+    assert cli.main([*sized, "--images"]) == 0
+    cameras = ["agentview_image", "robot0_eye_in_hand_image"]
+    assert read_robomimic(tmp_path / "sized.hdf5", image_keys=cameras)[0].observations["image.agentview"].shape[1:] == (3, 32, 32)
     keys = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos")
     dataset = read_robomimic(path, observation_keys=keys, image_keys=["agentview_image", "wrist_image"])
     assert dataset.shapes == {"image.agentview": (3, 128, 128), "image.wrist": (3, 128, 128), "state": (9,)}
