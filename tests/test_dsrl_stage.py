@@ -11,7 +11,7 @@ import torch
 
 from made import save_policy
 from postbc.agents.base import load_agent
-from postbc.agents.best_of_n import BestOfNConfig
+from postbc.agents.best_of_n import BestOfNAgent, BestOfNConfig
 from postbc.agents.dsrl import DSRLConfig
 from postbc.agents.iql import IQLConfig
 from postbc.errors import InputError
@@ -20,6 +20,7 @@ from postbc.stages.best_of_n import FinetuneBestOfN
 from postbc.stages.best_of_n import run_seed as best_of_n
 from postbc.stages.dsrl import FinetuneDSRL
 from postbc.stages.dsrl import run_seed as dsrl
+from postbc.stages.evaluate import Evaluate, evaluate_stage
 from postbc.stages.finetuning import load_base, table
 from postbc.stages.seeds import seeds_of
 from postbc.training.online import OnlineConfig
@@ -71,6 +72,25 @@ def test_both_stages_with_any_policy(tmp_path: Path, kind: str) -> None:
         agent, about = load_agent(tmp_path / directory)
         assert about.seed == 0
         assert agent.act({"state": torch.zeros(3, 4)}, torch.Generator()).shape == (3, 2, 2)
+
+
+def test_other_numbers_of_samples_and_another_encoder(tmp_path: Path) -> None:
+    """`evaluate --samples N` plays what an agent of that N plays; `finetune best-of-n --encoder` gives the critics other features."""
+    policy, other = pretrained(tmp_path / "bc", seeds=(0,)), tmp_path / "eyes"
+    save_policy(other, 4, 2, chunk=2, task="Reach-v0", seed=5)
+    config = of_best_of_n(policy, tmp_path / "n", encoder=other)
+    best_of_n(config, 0)
+    wanted = BestOfNAgent.load(tmp_path / "n/seed_0", samples=2)
+    assert wanted.encoder is not None
+    wanted.save(tmp_path / "two")
+    for path in (tmp_path / "n", tmp_path / "two"):
+        more = {"samples": 2} if path.name == "n" else {}
+        evaluate_stage(Evaluate(path, tmp_path / f"of-{path.name}", environment=REACH, episodes=5, videos=0, **more), 0)
+    first, second = ((tmp_path / f"of-{name}/seed_0/episodes.jsonl").read_text() for name in ("n", "two"))
+    assert first == second
+    with pytest.raises(InputError, match="Only a Best-of-N agent"):
+        evaluate_stage(Evaluate(policy, tmp_path / "no", environment=REACH, episodes=5, videos=0, samples=2), 0)
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_single_policy_has_its_own_seed(tmp_path: Path) -> None:

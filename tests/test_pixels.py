@@ -24,6 +24,7 @@ from postbc.data.transitions import TransitionConfig
 from postbc.data.windows import Windows
 from postbc.errors import InputError
 from postbc.evaluation import evaluate
+from postbc.policies.base import save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.policies.networks.encoders import EncoderConfig
 from postbc.posterior import EnsembleConfig, fit_ensemble, window_features
@@ -119,6 +120,43 @@ def test_best_of_n_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path
     rollouts = read_dataset(tmp_path / "rollouts.hdf5", observation_keys=(), image_keys=["image.top"])
     assert rollouts.shapes == {"image.top": (3, 32, 32)}
     assert len(np.unique(np.asarray(rollouts[0].observations["image.top"][0]))) > 2
+
+
+def eyes(seed: int, shapes: dict[str, tuple[int, ...]], keypoints: int = 4) -> DiffusionPolicy:
+    """A policy that only its encoder is used of, with features of another width than `policy`'s."""
+    data = pixel_demonstrations(3, 0.2)
+    encoder = EncoderConfig(keypoints=keypoints, channels=(8, 8))
+    generator = make_generator(seed, "policy/initialisation")
+    return DiffusionPolicy(DiffusionConfig(hidden=8, encoder=encoder), shapes, 2, 2, fit_normalization(data, data), generator)
+
+
+def test_the_critics_see_by_another_encoder_than_the_policy(policy: DiffusionPolicy, tmp_path: Path) -> None:
+    """Q(encoder(o), a) of the same chunks, by hand; its file is part of the agent; another encoder's run and file are refused."""
+    iql = IQLConfig(steps=10, hidden=(16,), batch_size=32)
+    config = BestOfNConfig(episodes=20, samples=8, eval_episodes=0)
+    other = eyes(1, dict(policy.shapes)).eval().requires_grad_(False)
+    agent = finetune_best_of_n(policy, environment(pixels=True), tmp_path / "run", config, iql, encoder=other)
+    check_plays_alone(tmp_path / "run")
+    loaded, _ = load_agent(tmp_path / "run")
+    frames = {"image.top": torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)}
+    played = loaded.act(frames, make_generator(0, "online/acting"))
+    torch.testing.assert_close(played, agent.act(frames, make_generator(0, "online/acting")), rtol=0, atol=0)
+    chunks = policy.sample(policy.encode(frames).repeat(8, 1), generator=make_generator(0, "online/acting"))
+    q = agent.critics(other.encode(frames).repeat(8, 1), chunks.flatten(1)).amin(0).view(8, 5)
+    best = chunks.view(8, 5, 2, 2)[q.argmax(0), torch.arange(5)]
+    torch.testing.assert_close(played, policy.normalization.unnormalize_action(best))
+
+    again = {"environment": environment(pixels=True), "output": tmp_path / "run", "config": config, "iql": iql, "resume": True}
+    with pytest.raises(InputError, match=r"(?s)input of this run.*encoder"):
+        finetune_best_of_n(policy, **again, encoder=eyes(2, dict(policy.shapes)))
+    with pytest.raises(InputError, match=r"(?s)reads other observations than the policy.*image.side"):
+        finetune_best_of_n(policy, **{**again, "output": tmp_path / "side"}, encoder=eyes(1, {"image.side": (3, 32, 32)}))
+    save_policy(tmp_path / "run/critic_encoder.safetensors", eyes(2, dict(policy.shapes)))
+    with pytest.raises(InputError, match="not the eyes"):
+        load_agent(tmp_path / "run")
+    (tmp_path / "run/critic_encoder.safetensors").unlink()
+    with pytest.raises(InputError, match="critic_encoder"):
+        load_agent(tmp_path / "run")
 
 
 def test_residual_rl_finetunes_from_pixels_with_their_demonstrations(policy: DiffusionPolicy, tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ test -f "$RUNS/demos.hdf5" || postbc demos collect --task Lift --num 10 --operat
 postbc pretrain $DATA $SIZE --seeds $SEEDS --pretraining.method bc --output "$RUNS/bc" --resume
 postbc posterior fit $DATA --seeds $SEEDS --encoder "$RUNS/bc" --ensemble.ensemble-size 20 --ensemble.steps 2000 --output "$RUNS/posterior" --resume
 postbc pretrain $DATA $SIZE --seeds $SEEDS --posterior "$RUNS/posterior" --output "$RUNS/postbc" --resume
-for method in bc postbc; do
+for method in ${METHODS:-bc postbc}; do
   postbc robot rollout --policy "$RUNS/$method" --seeds $SEEDS --robot $ROBOT --episodes 100 --horizon 150 $MODE \
     --label simulator --wrong-labels 0.05 --output "$RUNS/rollouts-$method" --resume
   postbc evaluate --policy "$RUNS/$method" --seeds $SEEDS --episodes 100 --horizon 150 --videos 0 --output "$RUNS/evaluation/$method" --resume
+  postbc finetune best-of-n --policy "$RUNS/$method" --seeds $SEEDS --rollouts "$RUNS/rollouts-$method" --best-of-n.samples 4 \
+    --best-of-n.eval-episodes 0 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n4-$method" --resume
   for n in 4 16; do
-    postbc finetune best-of-n --policy "$RUNS/$method" --seeds $SEEDS --rollouts "$RUNS/rollouts-$method" --best-of-n.samples $n \
-      --best-of-n.eval-episodes 0 --iql.steps 20000 --iql.expectile 0.7 --iql.discount 0.97 --output "$RUNS/n$n-$method" --resume
-    postbc evaluate --policy "$RUNS/n$n-$method" --seeds $SEEDS --episodes 100 --horizon 150 --videos 0 --output "$RUNS/evaluation/n$n-$method" --resume
+    test $n = 4 && samples= || samples="--samples $n"
+    postbc evaluate --policy "$RUNS/n4-$method" $samples --seeds $SEEDS --episodes 100 --horizon 150 --videos 0 \
+      --output "$RUNS/evaluation/n$n-$method" --resume
   done
 done
 for seed in $SEEDS; do

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,10 +12,14 @@ from torch import Tensor
 from postbc.agents.base import PolicyAgent, load_parameters, read_agent, save_agent
 from postbc.agents.iql import IQLConfig, make_critics
 from postbc.agents.networks import Critics
-from postbc.policies.base import Observation, Policy
+from postbc.errors import require
+from postbc.policies.base import Observation, Policy, load_policy, policy_fingerprint, save_policy
 from postbc.schemas import Count, CountOrZero, NonNegative, schema
 
 Aggregate = Literal["min", "mean"]
+
+#: The policy whose encoder the critics see by, where it is not the base policy's own.
+CRITIC_ENCODER_FILE = "critic_encoder.safetensors"
 
 
 # -- act -----------------------------------------------------------------------------------------------------------------------
@@ -28,31 +32,38 @@ class BestOfNAgent(PolicyAgent):
         iql: their numbers.
         samples: N; 1 is the pretrained policy itself, to the bit.
         aggregate: "min" or "mean" over the critics.
+        encoder: the policy whose features the critics see; default the base policy's own.
     """
 
     finetuner = "best-of-n"
 
     def __init__(
-        self, policy: Policy, critics: Critics, iql: IQLConfig | None = None, samples: int = 32, aggregate: Aggregate = "min"
-    ) -> None:
+        self, policy: Policy, critics: Critics, iql: IQLConfig | None = None, samples: int = 32, aggregate: Aggregate = "min",
+        encoder: Policy | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(policy)
+        self.encoder = encoder
         self.critics, self.iql, self.samples, self.aggregate = critics, iql or IQLConfig(), samples, aggregate
 
     @torch.no_grad()
     def act(self, observation: Observation, generator: torch.Generator) -> Tensor:
         """Raw named observations of B states -> raw chunks (B, T, A)."""
         features = self.policy.encode(observation)
-        size, repeated = len(features), features.repeat(self.samples, 1)
-        chunks = self.policy.sample(repeated, generator=generator)
-        q = self.critics(repeated, chunks.flatten(1))
+        size = len(features)
+        chunks = self.policy.sample(features.repeat(self.samples, 1), generator=generator)
+        seen = features if self.encoder is None else self.encoder.encode(observation)
+        q = self.critics(seen.repeat(self.samples, 1), chunks.flatten(1))
         q = q.amin(0) if self.aggregate == "min" else q.mean(0)
         best = q.view(self.samples, size).argmax(0)
         chosen = chunks.view(self.samples, size, self.chunk, -1)[best, torch.arange(size, device=best.device)]
         return self.policy.normalization.unnormalize_action(chosen)
 
     def save(self, directory: str | Path) -> None:
-        """Write agent.safetensors and, for a policy of the registry, base_policy.safetensors: all that playing needs."""
-        header = {"iql": self.iql, "samples": self.samples, "aggregate": self.aggregate}
+        """Write agent.safetensors and, for policies of the registry, base_policy.safetensors (and critic_encoder.safetensors)."""
+        header: dict[str, Any] = {"iql": self.iql, "samples": self.samples, "aggregate": self.aggregate}
+        if self.encoder is not None:
+            header["encoder"] = policy_fingerprint(self.encoder)
+            save_policy(Path(directory) / CRITIC_ENCODER_FILE, self.encoder)
         save_agent(directory, "best-of-n", self.policy, header, self.critics)
 
     @classmethod
@@ -69,9 +80,16 @@ class BestOfNAgent(PolicyAgent):
             InputError: there is no agent, it is not Best-of-N's, or it belongs to another base policy.
         """
         file, policy = read_agent(directory, _Saved, policy, device)
-        head, dims = file.header, (policy.feature_dim, policy.chunk * policy.action_dim)
+        head, encoder = file.header, None
+        if head.encoder is not None:
+            encoder = load_policy(Path(directory) / CRITIC_ENCODER_FILE, device)
+            found = policy_fingerprint(encoder)
+            require(found == head.encoder, "These are not the eyes that the critics learnt with.", key="fingerprint",
+                    file=Path(directory) / CRITIC_ENCODER_FILE, found=found, expected=head.encoder,
+                    remedy="copy the whole directory of the run")  # fmt: skip
+        dims = ((encoder or policy).feature_dim, policy.chunk * policy.action_dim)
         critics = load_parameters(lambda generator: make_critics(head.iql, *dims, generator), file, device)
-        return cls(policy, critics, head.iql, samples or head.samples, head.aggregate)
+        return cls(policy, critics, head.iql, samples or head.samples, head.aggregate, encoder)
 
 
 # -- configuration -------------------------------------------------------------------------------------------------------------
@@ -110,3 +128,5 @@ class _Saved:
     iql: IQLConfig
     samples: Annotated[int, Field(ge=1, le=2**20)]
     aggregate: Aggregate
+    encoder: str | None = None
+    """Fingerprint of the policy whose encoder the critics see by; None: the base policy's."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, load_agent
+from postbc.agents.best_of_n import CRITIC_ENCODER_FILE
 from postbc.data.language import LANGUAGE
 from postbc.data.lerobot import ACTION
 from postbc.disk import atomic_path, os_errors, write_json
@@ -70,8 +71,10 @@ def files_of(source: Path) -> list[Path]:
     """What makes an agent or policy: the files that are read to play it."""
     if source.is_file():
         return [source]
-    finetuned = (source / AGENT_FILE).is_file()
-    return [source / name for name in ((AGENT_FILE, BASE_POLICY_FILE) if finetuned else (POLICY_FILE,))]
+    if not (source / AGENT_FILE).is_file():
+        return [source / POLICY_FILE]
+    files = [source / name for name in (AGENT_FILE, BASE_POLICY_FILE, CRITIC_ENCODER_FILE)]
+    return [file for file in files if file.is_file()]
 
 
 def copy(file: Path, to: Path) -> None:

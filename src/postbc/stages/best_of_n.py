@@ -8,11 +8,12 @@ from postbc.agents.best_of_n import BestOfNConfig
 from postbc.agents.iql import IQLConfig
 from postbc.data.transitions import TransitionConfig
 from postbc.errors import require
+from postbc.policies.base import POLICY_FILE, load_policy
 from postbc.robot.recorded import is_session
 from postbc.schemas import schema
 from postbc.stages.evaluate import environment_of
 from postbc.stages.finetuning import Finetune, base_of
-from postbc.stages.seeds import seeds_of
+from postbc.stages.seeds import file_of_seed, seeds_of
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import ROLLOUTS_FILE
@@ -29,6 +30,9 @@ class FinetuneBestOfN(Finetune):
     rollouts: tuple[Path, ...] = ()
     """Learn from these instead of collecting (robomimic HDF5, also of a real robot; zarr; a labelled session of `postbc robot rollout`;
     a directory of this stage, or of that, with its seeds): one for all seeds, or one a seed."""
+    encoder: Path | None = None
+    """Whose frozen encoder the critics see by: what `postbc pretrain` wrote (of the same seed, or one policy.safetensors for all);
+    default the policy's own."""
     best_of_n: BestOfNConfig = BestOfNConfig()
     iql: IQLConfig = IQLConfig()
     transitions: TransitionConfig = TransitionConfig()
@@ -58,11 +62,14 @@ def run_seed(config: FinetuneBestOfN, seed: int) -> Result:
     """
     rollouts = rollouts_of(config, seed)
     path, policy = base_of(config, seed)
+    encoder = (
+        None if config.encoder is None else load_policy(file_of_seed(config.encoder, seed, POLICY_FILE, "postbc pretrain"))
+    )
     simulated = rollouts is None or config.best_of_n.eval_episodes > 0
     environment = environment_of(config.environment, policy.about, path) if simulated else None
     finetune_best_of_n(
         policy, environment, config.output / f"seed_{seed}", config.best_of_n, config.iql, config.transitions, seed=seed,
-        rollouts=rollouts, compute=config.compute, resume=config.resume, source=path,
+        rollouts=rollouts, encoder=encoder, compute=config.compute, resume=config.resume, source=path,
         allow_version_mismatch=config.allow_version_mismatch,
     )  # fmt: skip
     return read_result(config.output / f"seed_{seed}")

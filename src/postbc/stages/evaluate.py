@@ -16,6 +16,7 @@ from rich.text import Text
 
 from postbc import saliency
 from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
+from postbc.agents.best_of_n import BestOfNAgent
 from postbc.data.episodes import COORDINATES, is_image
 from postbc.data.libero_tasks import IMAGE
 from postbc.devices import Compute
@@ -63,6 +64,8 @@ class Evaluate:
     """Environments side by side (part of the random stream: other numbers give other noise)."""
     inference_steps: Count | None = None
     """Sampling steps instead of the policy's own."""
+    samples: Count | None = later(None)
+    """Of a Best-of-N agent: N instead of its own; its critics are the same for every N."""
     cover: tuple[str, ...] = later(())
     """Cameras that the agent sees black (image.agentview): whose success does not fall does not look. posterior: a coherent policy's
     coordinates as 0, so that it plays the posterior's mean."""
@@ -96,6 +99,10 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     overrides = {} if config.inference_steps is None else {"inference_steps": config.inference_steps}
     agent, about = load_agent(path, device, **overrides)
     require_seed(about, seed, path)
+    if config.samples is not None:
+        require(isinstance(agent, BestOfNAgent), "Only a Best-of-N agent chooses among samples.", file=path, key="samples",
+                found=getattr(agent, "finetuner", None) or "a policy that was not finetuned", expected="best-of-n")  # fmt: skip
+        agent.samples = config.samples  # type: ignore[attr-defined]
     environment = environment_of(config.environment, about, path)
     horizon = environment.horizon if config.horizon is None else config.horizon
     check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)

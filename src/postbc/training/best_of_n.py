@@ -39,6 +39,7 @@ def finetune_best_of_n(
     *,
     seed: int = 0,
     rollouts: str | Path | None = None,
+    encoder: Policy | None = None,
     compute: Compute | None = None,
     resume: bool = False,
     before: Evaluation | None = None,
@@ -54,6 +55,7 @@ def finetune_best_of_n(
         seed: of everything random.
         rollouts: what to learn from instead of collecting: a file (robomimic HDF5, also of a real robot; zarr), or the folder of a
             session of `postbc robot rollout`, whose labels say what succeeded.
+        encoder: a policy whose frozen encoder the critics see by; default the policy's own (paper, WidowX: one of BridgeData V2).
         resume: go on with the run that `output` holds.
         before: an evaluation of the policy on the same episodes; without it, it is measured first.
         source: the policy's file, for messages.
@@ -69,8 +71,9 @@ def finetune_best_of_n(
     environment = find_environment(environment) if isinstance(environment, str) else environment
     device = compute.start()
     policy = to_device(policy, device)
+    encoder = None if encoder is None else _eyes(to_device(encoder, device), policy)
     with torch.device("meta"):
-        networks = Networks(iql, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
+        networks = Networks(iql, (encoder or policy).feature_dim, policy.chunk * policy.action_dim, torch.Generator())
         check_memory(networks, 4, device, "iql.hidden")
     simulated = rollouts is None or config.eval_episodes > 0
     horizon = config.horizon
@@ -81,9 +84,12 @@ def finetune_best_of_n(
         horizon = environment.horizon if horizon is None else horizon
         check_policy(policy, environment, horizon, source, allow_version_mismatch)
     given, inputs = None, {"policy": policy_fingerprint(policy)}
+    if encoder is not None:
+        inputs["encoder"] = policy_fingerprint(encoder)
     if rollouts is not None:  # looked at before anything is written
         data = read_rollouts(rollouts, policy, config.observation_keys, allow_version_mismatch)
-        given, inputs["rollouts"] = transition_batch(data, policy, iql.discount, transitions, device), rollouts_digest(rollouts)
+        given = transition_batch(data, policy, iql.discount, transitions, device, encoder=encoder)
+        inputs["rollouts"] = rollouts_digest(rollouts)
     recorded = {
         "environment": environment.name if environment else None, "seed": seed, "best_of_n": plain(config), "iql": plain(iql),
         "transitions": plain(transitions), "compute": plain(compute),
@@ -100,10 +106,10 @@ def finetune_best_of_n(
                     policy, environment, config.episodes, run, state, seed=seed, num_envs=config.num_envs, horizon=horizon,
                     device=device, checkpoint_seconds=config.checkpoint_seconds,
                 )  # fmt: skip
-                given, inputs["rollouts"] = _own(path, policy, iql, transitions, config, device), digest(path)
+                given, inputs["rollouts"] = _own(path, policy, iql, transitions, config, device, encoder), digest(path)
             batch, facts = given
             critics = train_critics(policy, iql, batch, seed, run, at, state, config, compute, device, inputs["rollouts"])
-            agent = BestOfNAgent(policy, critics, iql, config.samples, config.aggregate)
+            agent = BestOfNAgent(policy, critics, iql, config.samples, config.aggregate, encoder)
             agent.save(output)
             after, steps = stage.measured("after", agent), int(facts["env_steps"])
             write_result(
@@ -119,15 +125,27 @@ def finetune_best_of_n(
 
 
 def _own(
-    path: Path, policy: Policy, iql: IQLConfig, transitions: TransitionConfig, config: BestOfNConfig, device: torch.device
-) -> tuple[Batch, dict[str, float]]:
+    path: Path, policy: Policy, iql: IQLConfig, transitions: TransitionConfig, config: BestOfNConfig, device: torch.device,
+    encoder: Policy | None = None,
+) -> tuple[Batch, dict[str, float]]:  # fmt: skip
     """Transitions of rollouts that were collected here: their rewards are 1 at a success and else 0."""
     data = read_rollouts(path, policy, config.observation_keys, ours=True)
-    batch, facts = transition_batch(data, policy, iql.discount, replace(transitions, success="zero-one"), device, ours=True)
+    rules = replace(transitions, success="zero-one")
+    batch, facts = transition_batch(data, policy, iql.discount, rules, device, ours=True, encoder=encoder)
     if not facts["success"]:
         say(f"warning: none of the {facts['episodes']} rollouts succeeded, so the critic has nothing to learn from; the run goes on, "
             "so that a comparison keeps its seed, but do not expect a gain: roll out more (--best-of-n.episodes)")  # fmt: skip
     return batch, facts
+
+
+def _eyes(encoder: Policy, policy: Policy) -> Policy:
+    """`encoder`, if all that it reads is what the policy reads: an agent sees no more than that."""
+    found, expected = dict(encoder.shapes), dict(policy.shapes)
+    require(found.items() <= expected.items(), "The encoder reads other observations than the policy.", key="encoder: shapes",
+            found=found, expected=f"some of {expected}", remedy="train it on observations of these names and sizes")  # fmt: skip
+    require(encoder.observation_steps == policy.observation_steps, "The encoder looks at another number of observations.",
+            key="encoder: observation_steps", found=encoder.observation_steps, expected=policy.observation_steps)  # fmt: skip
+    return encoder
 
 
 class _Stage:
@@ -169,10 +187,11 @@ def train_critics(
     `source` is the digest of their file: a run goes on with the same one.
     """
     action_dim = policy.chunk * policy.action_dim
-    data = Replay(len(batch.reward), policy.feature_dim, action_dim, device)
+    feature_dim = batch.features.shape[1]
+    data = Replay(len(batch.reward), feature_dim, action_dim, device)
     data.add(batch)
     initialisation, sampling = (make_generator(seed, f"best-of-n/{use}", device) for use in ("initialisation", "data"))
-    learner, done = IQL(iql, policy.feature_dim, action_dim, initialisation, compute), 0
+    learner, done = IQL(iql, feature_dim, action_dim, initialisation, compute), 0
     checkpoints = Checkpoints(run, config.checkpoint_seconds)
 
     def save() -> None:

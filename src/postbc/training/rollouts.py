@@ -347,10 +347,11 @@ def transition_batch(
     device: str | torch.device = "cpu",
     ours: bool = False,
     steps: int = 1,
+    encoder: Policy | None = None,
 ) -> tuple[Batch, dict[str, float]]:
     """All transitions of `dataset` in normalised units, and what they are: episodes, env_steps, success.
 
-    With returns over up to `steps` chunks.
+    With returns over up to `steps` chunks; with features of `encoder` where it is not the policy's own.
 
     Raises:
         InputError: no step was successful (unless the rollouts are `ours`), or there is not one transition: nothing could be learnt.
@@ -373,7 +374,7 @@ def transition_batch(
         values = [getattr(part, name) + (first if shift else 0) for part, first in zip(parts, firsts, strict=True)]
         return torch.as_tensor(np.concatenate(values), device=device)
 
-    features = encode_all(dataset, policy, device)
+    features = encode_all(dataset, encoder or policy, device)
     action = policy.normalization.normalize_action(joined("action")).flatten(1)
     batch = Batch(
         features[joined("row", True)], action, features[joined("next_row", True)], joined("reward"), joined("discount")
