@@ -51,7 +51,11 @@ def test_methods_places_and_seeds_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"methods": ["value-dice"], "value_dice": {"steps": 7, "hidden": 8}}, {"policy": {"kind": "flow"}}]
+    "values",
+    [
+        {"methods": ["value-dice"], "value_dice": {"steps": 7, "hidden": 8}},
+        {"policy": {"kind": "flow"}, "finetuners": ["dppo"]},
+    ],
 )
 def test_other_policies(tmp_path: Path, values: dict[str, object]) -> None:
     costs = Estimate(tiny(tmp_path, **{"methods": ["bc"], "finetuners": ["best-of-n"], **values}), Stopwatch(0.01))()

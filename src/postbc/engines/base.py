@@ -75,6 +75,15 @@ def make_logs(logs: Path) -> None:
         logs.mkdir(parents=True, exist_ok=True)
 
 
+def taken(log: Path, begin: int) -> str:
+    """What a job that has done its work printed from byte `begin` on; its log is removed."""
+    if not log.exists():
+        return ""
+    said = log.read_bytes()[begin:].decode("utf-8", "replace")
+    remove(log)
+    return said.rstrip()
+
+
 def remove(path: Path) -> None:
     """Remove a file, if that can be done."""
     with contextlib.suppress(OSError):

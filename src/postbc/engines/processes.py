@@ -16,7 +16,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from postbc.engines.base import Ended, Event, Job, JobError, first_line, load_plugins, log_of, make_logs, remove
+from postbc.engines.base import Ended, Event, Job, JobError, first_line, load_plugins, log_of, make_logs, remove, taken
 from postbc.engines.signals import Interrupted, interruptible
 from postbc.errors import InputError
 from postbc.progress import Status, listening, say
@@ -158,11 +158,8 @@ class _Child:
         self._messages.close()
         code = self.process.exitcode
         if code == 0 or self._error is not None:
-            if self.log.exists():
-                said = self.log.read_bytes()[self._begin :].decode("utf-8", "replace")
-                if said.strip():
-                    say(said.rstrip())
-                remove(self.log)
+            if said := taken(self.log, self._begin):
+                say(said)
             return Ended(self._error)
         number = -code if code < 0 else code - 128
         if number in {*signal.Signals}:

@@ -20,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from postbc.engines.base import Began, Ended, Event, Job, JobError, first_line, load_plugins, log_of, make_logs, remove
+from postbc.engines.base import Began, Ended, Event, Job, JobError, first_line, load_plugins, log_of, make_logs, taken
 from postbc.engines.processes import print_to
 from postbc.errors import InputError, InUseError, require
 from postbc.progress import Status, listening, say
@@ -132,8 +132,8 @@ class RayEngine:
             return Ended(
                 JobError(f"its worker was lost: {type(failure).__name__}; the same command goes on (log: {log})"), lost=True
             )
-        if said.strip():
-            say(said.rstrip())
+        if said:
+            say(said)
         return Ended(JobError(f"{error} (log: {log})") if isinstance(error, str) else error)
 
     def close(self) -> None:
@@ -202,6 +202,4 @@ def _work(
         return f"failed: {first_line(bug)}", ""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    said = Path(log).read_bytes()[begin:].decode("utf-8", "replace")
-    remove(Path(log))
-    return refused, said
+    return refused, taken(Path(log), begin)
