@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from scipy import special
 
 from postbc.errors import require
 
@@ -28,6 +27,9 @@ class PairedTest:
         margin: a loss of success that would not matter, in [0, 1): the hypothesis of the first gambler is a loss as large or larger.
             With 0 they bet on which is better: "not worse" says that the candidate is better.
         level: in (0, 1).
+
+    Attributes:
+        decision: None while it is not known.
     """
 
     def __init__(self, margin: float = 0.05, level: float = 0.05) -> None:
@@ -37,22 +39,19 @@ class PairedTest:
         # a capital cannot become negative: d + margin lies in [margin − 1, margin + 1]
         self.bets = np.stack((BETS / (1 - margin), -BETS / (1 + margin)))
         self.logs = np.zeros_like(self.bets)
+        self.decision: Decision | None = None
 
     def add(self, candidate: bool, reference: bool) -> Decision | None:
         """One more pair of episodes of the same initial state; the decision, as soon as there is one. After it nothing changes."""
         if self.decision is None:
             self.pairs += 1
             self.logs += np.log1p(self.bets * (float(candidate) - float(reference) + self.margin))
+            good, bad = self.capital
+            self.decision = "not worse" if good >= 1 / self.level else "worse" if bad >= 1 / self.level else None
         return self.decision
 
     @property
     def capital(self) -> tuple[float, float]:
         """Of the gamblers for "not worse" and for "worse"."""
-        first, second = np.exp(special.logsumexp(self.logs, axis=1) - np.log(len(BETS))).tolist()
+        first, second = np.exp(self.logs).mean(1).tolist()
         return first, second
-
-    @property
-    def decision(self) -> Decision | None:
-        """None: not known yet."""
-        good, bad = self.capital
-        return "not worse" if good >= 1 / self.level else "worse" if bad >= 1 / self.level else None
