@@ -43,11 +43,11 @@ $(VENV_LEROBOT)/installed: pyproject.toml constraints-lerobot.txt $(wildcard plu
 	test -x $(VENV_LEROBOT)/bin/python || $(PYTHON_LEROBOT) -m venv $(VENV_LEROBOT)
 	$(VENV_LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lerobot.txt \
 		--editable '.[lerobot,robosuite,pusht,metaworld]' --editable plugins/lerobot_policy_postbc --editable plugins/lerobot_env_postbc \
-		'lerobot[smolvla]' pytest hypothesis
+		'lerobot[smolvla]' pytest pytest-xdist hypothesis
 	touch $@
 
 test-lerobot: $(VENV_LEROBOT)/installed
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest tests/test_lerobot*.py tests/test_metaworld.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV_LEROBOT)/bin/python -m pytest -n 2 --dist worksteal tests/test_lerobot*.py tests/test_metaworld.py
 
 # on a machine with CUDA: the tests that need it, and the GPU benchmarks
 test-gpu: $(VENV)/installed-dev

@@ -11,6 +11,8 @@ import numpy as np
 class Reach(gymnasium.Env):  # type: ignore[type-arg]
     """A point [x, y] and its goal [x, y] in [-1, 1]²; an action moves it by a tenth; success within 0.8."""
 
+    metadata = {"render_modes": [], "simulated": True}  # noqa: RUF012
+
     def __init__(self) -> None:
         self.observation_space = gymnasium.spaces.Box(-2, 2, (4,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)

@@ -28,7 +28,7 @@ class FakeClock:
 class Point(gymnasium.Env):  # type: ignore[type-arg]
     """Moves by its action; solved beyond 1. Takes `seconds` a step, and from `silent_from` on never answers (until `answer` is set)."""
 
-    metadata = {"render_fps": 20}  # noqa: RUF012
+    metadata = {"render_modes": [], "render_fps": 20, "simulated": True}  # noqa: RUF012
 
     def __init__(
         self, seconds: float = 0.0, silent_from: int | None = None, fails_at: int | None = None, success: bool = True
@@ -69,6 +69,12 @@ class Point(gymnasium.Env):  # type: ignore[type-arg]
 
     def hold(self) -> None:
         self.held.append(time.monotonic())
+
+
+class Arm(Point):
+    """One that does not say that it is simulated."""
+
+    metadata = {"render_modes": [], "render_fps": 20}  # noqa: RUF012
 
 
 class FakeManipulator:
@@ -121,3 +127,4 @@ class FakeLeRobot:
 
 if "RobotPoint-v0" not in gymnasium.registry:
     gymnasium.register("RobotPoint-v0", "robots:Point", max_episode_steps=25)
+    gymnasium.register("RobotArm-v0", "robots:Arm", max_episode_steps=25)

@@ -334,10 +334,11 @@ def stage(directory: Path, file: Path, **more) -> PosteriorFit:
     return PosteriorFit(TrainingSetConfig(file, num_trajectories=3), directory, **wanted)
 
 
-def test_the_stage_writes_a_complete_directory_a_seed(tmp_path, monkeypatch):
+def test_the_stage_writes_a_complete_directory_a_seed(tmp_path, monkeypatch, capsys):
     file = write_demonstrations(tmp_path / "d.hdf5")
     config = stage(tmp_path / "p", file, epochs=2, seeds=(0, 5))
     fit_posterior(config, 5)
+    assert "the 60 steps that are given, too, are not looked at" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(posterior_stage, "plot", lambda found, data, path, title: write_text(path, title))
     fit_posterior(config, 0)
     names = {p.name for p in (tmp_path / "p/seed_5").iterdir()}

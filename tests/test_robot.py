@@ -126,6 +126,19 @@ def test_old_observations_are_none() -> None:
     robot.close()
 
 
+@pytest.mark.parametrize("age", [np.nan, -1.0, np.inf])
+def test_an_age_that_is_none_is_old(age: float) -> None:
+    class Ageless(Point):
+        def step(self, action: np.ndarray) -> Any:
+            *rest, info = super().step(action)
+            return *rest, info | {"observation_age": age}
+
+    robot = watched(Ageless())
+    with pytest.raises(Stalled, match="newest observation"):
+        robot.step(np.zeros(2))
+    robot.close()
+
+
 def test_a_stop_does_not_wait_for_the_robot() -> None:
     env, stop = Point(silent_from=0), threading.Event()
     robot = watched(env, patience=5.0)

@@ -284,8 +284,10 @@ def test_an_episode_of_the_real_loop(tmp_path, visit, monkeypatch):
     servers, arm, agent = [], Arm(), Still()
     monkeypatch.setattr("postbc.robot.page.serve", lambda *of, **more: servers.append(serve(*of, **more)) or servers[-1])
     robot = Robot("arm", lambda: arm, 20.0, 1000)
-    loop = Loop(tmp_path, robot, [agent], Control(), Person(label="page", port=0), episodes=1)
-    thread = threading.Thread(target=loop.run, args=(lambda number, labels: Play(0, 0, (0, 0)) if number == 0 else None,))
+    loop = Loop(robot, [agent], Control(), Person(label="page", port=0), episodes=1)  # it serves the page already
+    thread = threading.Thread(
+        target=loop.run, args=(tmp_path, lambda number, labels: Play(0, 0, (0, 0)) if number == 0 else None)
+    )
     thread.start()
     until(lambda: bool(servers))
     page = visit(servers[0], "Ada")

@@ -123,7 +123,7 @@ def loop_of(
     session = Session(episodes, rate, horizon, ("top",))
     control = Control(watchdog=person.pop("watchdog", 1.0), fast=person.pop("fast", False))
     agent: Any = Counting(2)
-    return Loop(folder, robot, [agent], control, Person(**person), episodes=episodes, session=session), session
+    return Loop(robot, [agent], control, Person(**person), episodes=episodes, session=session), session
 
 
 def until(number: int) -> Callable[[int, Any], Play | None]:
@@ -161,7 +161,7 @@ def test_a_person_resets_labels_and_takes_a_label_back(tmp_path: Path, attended:
         session, ("reset", "start"), ("label", "success"), ("reset", "undo"), ("label", "failure"), ("reset", "start"),
         ("label", "discard"),
     )  # fmt: skip
-    assert loop.run(until(2))
+    assert loop.run(tmp_path / "s", until(2))
     loop.close()
     person.thread.join(5)
     assert Labels(tmp_path / "s").current() == {0: "failure", 1: "discard"}
@@ -195,7 +195,7 @@ def test_a_stop_ends_the_episode_within_one_control_step(tmp_path: Path, attende
         session.press("stop")
 
     Beside(session, ("reset", "start"), ("running", stop), ("label", "failure"))
-    assert loop.run(until(1))
+    assert loop.run(tmp_path / "s", until(1))
     loop.close()
     (at,) = pressed
     assert len([when for when, _ in env.sent if when > at]) <= 1
@@ -206,7 +206,7 @@ def test_a_stop_ends_the_episode_within_one_control_step(tmp_path: Path, attende
 def test_a_stop_while_nothing_moves_pauses_and_another_one_ends(tmp_path: Path, attended: None) -> None:
     loop, session = loop_of(tmp_path / "s", Point())
     person = Beside(session, ("reset", "stop"), ("paused", "start"), ("reset", "stop"), ("paused", "stop"))
-    assert not loop.run(until(2))
+    assert not loop.run(tmp_path / "s", until(2))
     loop.close()
     person.thread.join(5)
     assert recorded(tmp_path / "s") == []
@@ -223,7 +223,7 @@ def test_the_watchdog_discards_the_episode_and_waits_for_a_person(tmp_path: Path
         session.press("start")
 
     person = Beside(session, ("reset", "start"), ("paused", mend), ("reset", "start"), ("label", "success"))
-    assert loop.run(until(2))
+    assert loop.run(tmp_path / "s", until(2))
     loop.close()
     person.thread.join(5)
     assert "0.2 s" in person.states[1]["error"]
@@ -250,29 +250,74 @@ def read_rollouts_of(folder: Path, successes: bool = True) -> Any:
 
 def test_a_robot_that_fails_is_tried_again_or_ends_the_run_where_nobody_is_there(tmp_path: Path, attended: None) -> None:
     env = Point(fails_at=2)
-    loop, session = loop_of(tmp_path / "s", env, 1)
+    loop, session = loop_of(tmp_path / "s", env)
 
     def mend() -> None:
         env.fails_at = None
         session.press("start")
 
     person = Beside(session, ("reset", "start"), ("paused", mend), ("reset", "start"), ("label", "success"))
-    assert loop.run(until(1))
+    assert loop.run(tmp_path / "s", until(2))
     loop.close()
     person.thread.join(5)
     assert "cable is loose" in person.states[1]["error"]
-    assert recorded(tmp_path / "s") == [0]
-    loop, _ = loop_of(tmp_path / "t", Point(fails_at=2), 1, label="simulator", fast=True)
-    with pytest.raises(InputError, match=r"(?s)cable is loose.*--resume"):
-        loop.run(until(1))
+    assert recorded(tmp_path / "s") == [0, 1]
+    assert Labels(tmp_path / "s").current() == {0: "discard", 1: "success"}
+    assert len(read_dataset(tmp_path / "s/episodes/episode_00000.hdf5")[0]) == 2  # what there was before it failed
+    (tmp_path / "t").mkdir()
+    for fails_at, kept in ((2, [0]), (0, [0])):  # before its first step is over there is no episode
+        loop, _ = loop_of(tmp_path / "t", Point(fails_at=fails_at), 1, label="simulator", fast=True)
+        with pytest.raises(InputError, match=r"(?s)cable is loose.*--resume"):
+            loop.run(tmp_path / "t", until(2))
+        loop.close()
+        assert recorded(tmp_path / "t") == kept
+    assert Labels(tmp_path / "t").current() == {0: "discard"}
+
+
+def test_a_robot_that_cannot_be_told_to_hold_is_looked_at(tmp_path: Path, attended: None) -> None:
+    class Loose(Point):
+        broken = True
+
+        def hold(self) -> None:
+            if self.broken:
+                raise OSError("no")
+
+    env = Loose()
+    loop, session = loop_of(tmp_path / "s", env, 1)
+
+    def mend() -> None:
+        env.broken = False
+        session.press("start")
+
+    person = Beside(session, ("reset", "start"), ("paused", mend), ("label", "success"))
+    with pytest.warns(RuntimeWarning, match="could not be told"):
+        assert loop.run(tmp_path / "s", until(1))
     loop.close()
+    person.thread.join(5)
+    assert "could not be told to hold" in person.states[1]["error"]
+    (tmp_path / "t").mkdir()
+    loop, _ = loop_of(tmp_path / "t", Loose(), 2, label="simulator", fast=True)
+    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match="could not be told to hold"):
+        loop.run(tmp_path / "t", until(2))
+    with pytest.warns(RuntimeWarning):
+        loop.close()
+    assert recorded(tmp_path / "t") == [0]
+
+
+def test_a_label_given_elsewhere_is_heard_of(tmp_path: Path, attended: None) -> None:
+    loop, session = loop_of(tmp_path / "s", Point(), 1)
+    person = Beside(session, ("reset", "start"), ("label", lambda: Labels(tmp_path / "s").set(0, "failure", "Cleo")))
+    assert loop.run(tmp_path / "s", until(1))
+    loop.close()
+    person.thread.join(5)
+    assert [(d.label, d.by) for d in Labels(tmp_path / "s").history()] == [("failure", "Cleo")]
 
 
 def test_a_label_of_an_episode_that_was_never_written_is_taken_back(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     Labels(tmp_path / "s").set(0, "discard", "watchdog")
     loop, _ = loop_of(tmp_path / "s", Point(), 1, label="later", automatic_resets=True, fast=True)
-    assert loop.run(until(1))
+    assert loop.run(tmp_path / "s", until(1))
     loop.close()
     assert Labels(tmp_path / "s").current() == {}
 
@@ -283,14 +328,13 @@ def test_what_does_not_fit_is_refused_before_anything_moves(tmp_path: Path) -> N
 
     robot, env = Robot("point", Point, 20, 5, simulated=True), Point()
     with pytest.raises(InputError, match="observation size"):
-        Loop(tmp_path, robot, [Wide(2)], Control(), Person(), episodes=1)  # type: ignore[list-item]
-    loop, _ = loop_of(tmp_path / "s", env, 1)
+        Loop(robot, [Wide(2)], Control(), Person(), episodes=1)  # type: ignore[list-item]
     with open(os.devnull) as nothing, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", nothing)
-        with pytest.raises(InputError, match="no keyboard"):
-            loop.run(until(1))
-    loop.close()
+        with pytest.raises(InputError, match=r"(?s)no keyboard.*--automatic-resets"):
+            loop_of(tmp_path / "s", env, 1)
     assert env.sent == []
+    assert env.held  # and it was let go
 
 
 # -- the command
@@ -347,9 +391,20 @@ def test_unattended_rollouts_are_learnt_from(tmp_path: Path, capsys: pytest.Capt
     assert cli.main([*learn[:-1], "5", "--output", str(tmp_path / "m")]) == 2
     error = capsys.readouterr().err
     assert re.search(r"(?s)no label.*key: 3\n.*postbc robot label", error), error
+    assert cli.main([*learn[:-1], "6", "--rollouts", str(folder / "episodes"), "--output", str(tmp_path / "e")]) == 2
+    assert "without their labels" in capsys.readouterr().err
     before = session_digest_without(folder, 3)
     assert before != session_digest_without(folder, 4)
     assert len(read_session(folder)) == 8
+    damaged = folder / "episodes/episode_00004.hdf5"  # it is discarded: nobody reads it
+    damaged.write_bytes(damaged.read_bytes()[:900])
+    assert len(read_session(folder)) == 8
+    (folder / "episodes/episode_00006.hdf5").unlink()
+    with pytest.raises(InputError, match=r"(?s)are not there.*key: 6\n.*\"discard\""):
+        read_session(folder)
+    with (folder / "labels.jsonl").open("a") as file:  # as the error says
+        file.write('{"episode": 6, "label": "discard"}\n')
+    assert len(read_session(folder)) == 7
 
 
 def session_digest_without(folder: Path, number: int) -> str:
@@ -413,6 +468,13 @@ def test_images_are_learnt_from_too(tmp_path: Path) -> None:
         (["--label", "simulator", "--fast", "--action-low", "0", "0", "0"], "one a dimension"),
         (["--label", "simulator", "--fast", "--seeds", "4"], "no policy of this seed"),
         (["--label", "simulator", "--fast", "--robot", "gymnasium:robots:RobotPoint-v0"], "does not belong|observation size"),
+        (["--label", "simulator", "--robot", "gymnasium:robots:RobotArm-v0"], r"(?s)Only a simulated robot.*simulated"),
+        (["--label", "later", "--fast", "--robot", "gymnasium:robots:RobotArm-v0"], r"(?s)Only a simulated robot.*simulated"),
+        (["--label", "simulator", "--fast", "--rate-limit", "-1"], "rate limit is positive"),
+        (["--label", "simulator", "--fast", "--samples", "2"], "Only a Best-of-N agent"),
+        (["--label", "page", "--port", "99999"], "port"),
+        (["--label", "page", "--host", "300.0.0.1"], "cannot listen"),
+        (["--label", "page", "--token", "abc"], "token"),
     ],
 )
 def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str) -> None:
@@ -423,7 +485,7 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
         status = int(refused.code or 0)
     assert status == 2
     assert re.search(words, capsys.readouterr().err)
-    assert not list((tmp_path / "o").glob("*/episodes/*"))
+    assert not (tmp_path / "o").exists()  # so that the corrected command may be given
 
 
 def test_a_session_at_the_terminals_keyboard(tmp_path: Path) -> None:
@@ -519,8 +581,8 @@ def test_the_simulated_robots_cameras_are_recorded_and_demonstrated(tmp_path: Pa
             return torch.zeros(1, self.chunk, 7)
 
     agent: Any = Still(2)
-    loop = Loop(folder, robot, [agent], Control(fast=True), Person(label="simulator"), episodes=1, horizon=3)
-    assert loop.run(until(1))
+    loop = Loop(robot, [agent], Control(fast=True), Person(label="simulator"), episodes=1, horizon=3)
+    assert loop.run(folder, until(1))
     loop.close()
     recorded_too = read_dataset(folder / "episodes", image_keys=["image.agentview", "image.robot0_eye_in_hand"])
     assert shown.shapes == recorded_too.shapes  # what is demonstrated is what is played on

@@ -163,7 +163,7 @@ def digest(path: str | Path) -> str:
     return found.hexdigest()
 
 
-def read_yaml(path: str | Path, limit: int = 1 << 18) -> dict[str, Any]:
+def read_yaml(path: str | Path, limit: int = 1 << 18, remedy: str = "restore it, or choose another --output") -> dict[str, Any]:
     """A small YAML file that is one mapping from names: plain values, no aliases (they can grow without bound), no depth.
 
     Raises:
@@ -185,7 +185,7 @@ def read_yaml(path: str | Path, limit: int = 1 << 18) -> dict[str, Any]:
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-        raise InputError(what, file=path, found=str(error)[:300], remedy="restore it, or choose another --output") from error
+        raise InputError(what, file=path, found=str(error)[:300], remedy=remedy) from error
     require(
         isinstance(values, dict) and all(isinstance(key, str) for key in values), what, file=path,
         found="nothing" if values is None else type(values).__name__, expected="a mapping from names to values",

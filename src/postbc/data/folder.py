@@ -39,14 +39,17 @@ def place_of(source: str | Path, name: str) -> tuple[Path, str]:
     return Path(source), name
 
 
-def list_folder(folder: str | Path, list_one: Callable[[Path], Listing]) -> Listing:
-    """As of one file: a demonstration's name begins with its file's, and each file is a filter."""
+def list_folder(folder: str | Path, list_one: Callable[[Path], Listing], asked: Iterable[str] | None = None) -> Listing:
+    """As of one file: a demonstration's name begins with its file's, and each file is a filter. Of files with one of `asked` alone."""
+    begin = None if asked is None else {name[:i] for name in asked for i, letter in enumerate(name) if letter == "_"}
     names: list[str] = []
     files: dict[str, str] = {}
     members_of: dict[str, tuple[str, ...]] = {}
     filters: dict[str, tuple[str, ...]] = {}
     task_of: dict[str, str] = {}
     for path in files_of(folder):
+        if begin is not None and _prefix(path) not in begin:
+            continue
         listing, prefix = list_one(path), _prefix(path)
         own = tuple(f"{prefix}_{name}" for name in listing.names)
         names += own
@@ -77,7 +80,8 @@ def read_folder(
     Raises:
         InputError: the files do not belong together: other observations, another robot, other tasks than "language" tells apart.
     """
-    listing = list_folder(folder, list_one)
+    names = None if names is None else [*names]
+    listing = list_folder(folder, list_one, names)
     wanted = list(listing.names) if filter_key is None else choose(listing.names, listing.filters, filter_key, str(folder))
     asked = set(wanted if names is None else names)
     unknown = sorted(asked - set(listing.names))
@@ -86,7 +90,7 @@ def read_folder(
     parts: list[Dataset] = []
     for path in files_of(folder):
         prefix = _prefix(path)
-        own = [name.removeprefix(f"{prefix}_") for name in listing.filters[prefix] if name in asked]
+        own = [name.removeprefix(f"{prefix}_") for name in listing.filters.get(prefix, ()) if name in asked]
         if own:
             read = read_one(path, names=own, **options)
             renamed = tuple(replace(episode, name=f"{prefix}_{episode.name}") for episode in read)

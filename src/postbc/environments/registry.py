@@ -206,21 +206,7 @@ def gymnasium_environment(
     import gymnasium
 
     name = f"gymnasium:{identity}"
-    if ":" in identity and importlib.util.find_spec(identity.split(":")[0].split(".")[0]) is not None:
-        with foreign_code(name, "import"):
-            importlib.import_module(identity.split(":")[0])
-    try:
-        if ":" in identity:
-            importlib.import_module(identity.split(":")[0])
-        spec = gymnasium.spec(identity.split(":")[-1])
-        creator: Any = spec.entry_point
-        if isinstance(creator, str):
-            creator = gymnasium.envs.registration.load_env_creator(creator)
-    except (gymnasium.error.Error, ImportError, AttributeError, ValueError) as error:
-        raise InputError(
-            "gymnasium does not know this environment.", key="environment", found=name, expected=str(error).split("\n")[0],
-            remedy="install its package, and name the module that registers it: gymnasium:its_package:Its/Task-v0",
-        ) from error  # fmt: skip
+    spec, metadata = gymnasium_spec(identity)
     limit = horizon if horizon is not None else spec.max_episode_steps
     require(limit is not None, "This environment has no limit of steps.", key="horizon", found=name, remedy="give a horizon")
     mode = gymnasium.vector.AutoresetMode.DISABLED
@@ -237,11 +223,40 @@ def gymnasium_environment(
         )
 
     facts = {"env_name": name, "env_version": None, "type": 2, "env_kwargs": options}
-    rate = (getattr(creator, "metadata", None) or {}).get("render_fps")
+    rate = metadata.get("render_fps")
     fps = int(rate) if isinstance(rate, int | float) and 1 <= rate <= 1000 else 20
     return from_vector_env(
         factory, name=name, horizon=int(limit or 0), success=success, chunk=1, fps=fps, facts=facts, scene=scene
     )
+
+
+def gymnasium_spec(identity: str) -> tuple[Any, dict[str, Any]]:
+    """What gymnasium knows of an id, after the import of its package: its spec, and the `metadata` that its class declares.
+
+    Raises:
+        InputError: nothing.
+    """
+    import gymnasium
+
+    name = f"gymnasium:{identity}"
+    if ":" in identity and importlib.util.find_spec(identity.split(":")[0].split(".")[0]) is not None:
+        with foreign_code(name, "import"):
+            importlib.import_module(identity.split(":")[0])
+    try:
+        if ":" in identity:
+            importlib.import_module(identity.split(":")[0])
+        spec = gymnasium.spec(identity.split(":")[-1])
+        creator: Any = spec.entry_point
+        if isinstance(creator, str):
+            creator = gymnasium.envs.registration.load_env_creator(creator)
+    except (gymnasium.error.Error, ImportError, AttributeError, ValueError) as error:
+        raise InputError(
+            "gymnasium does not know this environment.", key="environment",
+            found=f"{name}: {' '.join(str(error).split()) or type(error).__name__}"[:300],
+            expected="an id that gymnasium has registered",
+            remedy="install its package, and name the module that registers it: gymnasium:its_package:Its/Task-v0",
+        ) from error  # fmt: skip
+    return spec, dict(getattr(creator, "metadata", None) or {})
 
 
 def robot_environment(name: str, rate: float, horizon: int) -> Environment:

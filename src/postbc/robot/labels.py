@@ -9,6 +9,7 @@ on the file keeps lines whole and in order, and a decision that :meth:`Labels.se
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import threading
@@ -32,6 +33,14 @@ except ImportError:  # a system without it has no lock between processes; append
 
 Label = Literal["success", "failure", "discard"]
 LABELS: tuple[Label, ...] = get_args(Label)
+
+
+def user_name() -> str:
+    """Who is at this machine, as far as it knows; "" for a user without a name."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return ""
 
 
 @schema

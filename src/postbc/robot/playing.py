@@ -14,10 +14,11 @@ from postbc.data.episodes import is_image
 from postbc.environments.robot.clock import Clock, Ticks
 from postbc.environments.robot.reading import History, RobotReader
 from postbc.environments.robot.safety import ActionLimits, Observed, Stalled, WatchedRobot
+from postbc.errors import InputError, NotFiniteError
 from postbc.robot.planning import Planner
 from postbc.robot.session import Session
 
-Ended = Literal["success", "terminated", "horizon", "stop", "watchdog"]
+Ended = Literal["success", "terminated", "horizon", "stop", "watchdog", "failed"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Recording:
     timings: list[Timing] = field(default_factory=list)
     ended: Ended = "horizon"
     reason: str = ""
-    """Of a watchdog's end."""
+    """Of a watchdog's end, or of a robot's that has failed."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -92,16 +93,19 @@ class Player:
             generator: of the agent's random numbers.
 
         Raises:
-            Stalled: the robot did not answer the last call yet.
-            InputError: whatever the robot's `Env` raises, or an action that is not finite.
+            Stalled, InputError: before its first step was over, the robot did not answer, or raised an error; later that ends the
+                episode.
+            NotFiniteError: an action that is not finite.
         """
         recording = Recording()
         try:
             self._play(recording, planner, scene_seed, generator)
-        except Stalled as error:
+        except NotFiniteError:
+            raise
+        except (Stalled, InputError) as error:
             if not len(recording):
                 raise
-            recording.ended, recording.reason = "watchdog", str(error)
+            recording.ended, recording.reason = "watchdog" if isinstance(error, Stalled) else "failed", str(error)
         finally:
             self.robot.hold()
         return recording
@@ -114,8 +118,8 @@ class Player:
         if begun is None:
             recording.ended = "stop"
             return
-        observation, age = self.reader(begun[0]), float(begun[1].get("observation_age", 0.0))
-        self.limits.begin(begun[1].get("command"))
+        observation, command, age = self.reader(begun[0]), begun[1], begun[2]
+        self.limits.begin(command)
         history = History(planner.agent.shapes, planner.agent.observation_steps, scene_seed)
         seen = history.add(observation)
         self._show(observation, 0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from postbc.agents.base import Agent
 from postbc.data.episodes import COORDINATES
@@ -21,7 +22,7 @@ from postbc.errors import InputError, NotFiniteError, require
 from postbc.evaluation import check_shapes
 from postbc.progress import say
 from postbc.robot.keyboard import keyboard
-from postbc.robot.labels import Label, Labels
+from postbc.robot.labels import Label, Labels, user_name
 from postbc.robot.planning import Planner
 from postbc.robot.playing import Player, Recording
 from postbc.robot.recorded import recorded, said_success, write_episode
@@ -64,12 +65,13 @@ class Person:
     automatic_resets: bool = False
     """Do not wait for a person who resets the scene; with --label simulator nobody is waited for anyway."""
     by: str = ""
-    """Who labels, for the record."""
+    """Who labels, for the record; default the user of this machine."""
     host: str = "127.0.0.1"
     """Where the page listens; another than this machine's own needs a token."""
-    port: int = 8017
-    token: str | None = None
-    """Of the page; made and printed where one is needed and none is given."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8017
+    """0: a free one."""
+    token: Annotated[str, Field(min_length=8)] | None = None
+    """Of the page, 8 characters or more; made and printed where one is needed and none is given."""
 
 
 class Play(NamedTuple):
@@ -92,8 +94,9 @@ class _End(Exception):
 class Loop:
     """One session on one robot, with one agent or several: until enough is played, or a person ends it.
 
+    Made, it is connected to the robot and has its buttons, and nothing is written.
+
     Args:
-        folder: the session's; it exists.
         robot: which one.
         agents: who plays.
         episodes: how many are expected, for the display.
@@ -101,86 +104,87 @@ class Loop:
         seed: of wrong labels.
 
     Raises:
-        InputError: an agent that reads or does something else than the robot gives and takes; actions without bounds; no keyboard.
+        InputError: an agent that reads or does something else than the robot gives and takes; actions without bounds; no keyboard, or
+            no page.
     """
 
     def __init__(
-        self, folder: Path, robot: Robot, agents: Sequence[Agent], control: Control, person: Person, *, episodes: int,
+        self, robot: Robot, agents: Sequence[Agent], control: Control, person: Person, *, episodes: int,
         horizon: int | None = None, seed: int = 0, state_keys: Sequence[str] = (), session: Session | None = None,
     ) -> None:  # fmt: skip
-        self.folder, self.robot, self.agents, self.control, self.person = folder, robot, list(agents), control, person
-        self.seed, self.labels, self.facts = seed, Labels(folder), dict(robot.facts())
+        self.robot, self.agents, self.control, self.person = robot, list(agents), control, person
+        self.seed, self.facts = seed, dict(robot.facts())
+        self.attended = person.label in ("keyboard", "page") or not (person.automatic_resets or person.label == "simulator")
         self.clock: Clock = VirtualClock() if control.fast else RealClock()
         rate = robot.rate if control.rate is None else control.rate
         steps = robot.horizon if horizon is None else horizon
         self.watched = WatchedRobot(robot.make, robot.name, self.clock, control.watchdog)
+        self._buttons = contextlib.ExitStack()
         try:
             env = self.watched.env
             self.reader = RobotReader(env.observation_space, state_keys)
             limits = ActionLimits(env.action_space, control.action_low, control.action_high, control.rate_limit)
             for agent in self.agents:
                 check_agent(agent, self.reader, limits)
+            self.session = session or Session(episodes, None if control.fast else rate, steps, self.reader.cameras)
+            self._open_buttons()
         except BaseException:
+            self._buttons.close()
             self.watched.close()
             raise
-        self.session = session or Session(episodes, None if control.fast else rate, steps, self.reader.cameras)
         self.player = Player(self.watched, self.reader, limits, self.session, self.clock, 1 / rate, steps)
         self.planners = [Planner(agent, 1 / rate, control.overlap, self.clock.real) for agent in self.agents]
-        self.attended = person.label in ("keyboard", "page") or not (person.automatic_resets or person.label == "simulator")
 
-    def run(self, choose: Choose) -> bool:
-        """Play until `choose` says that it is enough (True), or a person ends the session (False)."""
-        remove_leftovers(self.folder)
-        with self._buttons():
-            try:
-                while True:
-                    self._ask_labels()
-                    number = self._next_number()
-                    if number in self.labels.current():  # of an episode that a kill kept from being written
-                        self.labels.set(number, None, note="there is no such episode")
-                    play = choose(number, self.labels.current())
-                    if play is None:
-                        self.session.enter("finished", "Done. Thank you.")
-                        return True
-                    if not self._resets(number):
-                        continue
-                    recording = self._play(number, play)
-                    if recording is None:
-                        continue
-                    if recording.ended == "watchdog":  # first, or a kill could leave an episode that looks whole
-                        self.labels.set(number, "discard", "watchdog", recording.reason)
-                    write_episode(self.folder, number, recording, self.reader, self.facts, play.scene_seed)
-                    if recording.ended == "watchdog":
-                        self._observations_stopped(number, recording.reason)
-            except _End:
-                self.session.enter("finished", "The session was ended; the same command with --resume goes on.")
-                return False
-            finally:
-                self.watched.hold()
+    def run(self, folder: Path, choose: Choose) -> bool:
+        """Play into a session's folder until `choose` says that it is enough (True), or a person ends the session (False)."""
+        self.folder, self.labels = folder, Labels(folder)
+        remove_leftovers(folder)
+        try:
+            while True:
+                self._ask_labels()
+                number = self._next_number()
+                if number in self.labels.current():  # of an episode that a kill kept from being written
+                    self.labels.set(number, None, note="there is no such episode")
+                play = choose(number, self.labels.current())
+                if play is None:
+                    self.session.enter("finished", "Done. Thank you.")
+                    return True
+                if not self._resets(number):
+                    continue
+                recording = self._play(number, play)
+                if recording is None:
+                    continue
+                broken = recording.ended in ("watchdog", "failed")
+                if broken:  # first, or a kill could leave an episode that looks whole
+                    self.labels.set(number, "discard", "watchdog", recording.reason[:2000])
+                write_episode(folder, number, recording, self.reader, self.facts, play.scene_seed)
+                if broken or self.watched.unheld:
+                    self._must_be_looked_at(number, recording)
+        except _End:
+            self.session.enter("finished", "The session was ended; the same command with --resume goes on.")
+            return False
+        finally:
+            self.watched.hold()
 
     def close(self) -> None:
         """Let the robot go."""
+        self._buttons.close()
         for planner in self.planners:
             planner.close()
         self.watched.close()
 
     # -- phases ------------------------------------------------------------------------------------------------------------------
-    @contextlib.contextmanager
-    def _buttons(self) -> Iterator[None]:
-        page: Any = None
-        if self.person.label == "page":
+    def _open_buttons(self) -> None:
+        page = self.person.label == "page"
+        if page:
             from postbc.robot.page import serve
 
-            page = serve(self.session, host=self.person.host, port=self.person.port, token=self.person.token)
-        try:
-            with keyboard(self.session, self.person.by) as there:
-                require(there or page is not None or not self.attended, "There is no keyboard to reset and label by.", key="label",
-                        found="no terminal", expected="a terminal, or --label page, or nobody to wait for: --label simulator",
-                        remedy="run the command in a terminal, or give --label page")  # fmt: skip
-                yield
-        finally:
-            if page is not None:
-                page.close()
+            served = serve(self.session, host=self.person.host, port=self.person.port, token=self.person.token)
+            self._buttons.callback(served.close)
+        there = self._buttons.enter_context(keyboard(self.session, self.person.by or user_name()))
+        require(there or page or not self.attended, "There is no keyboard to reset and label by.", key="label", found="no terminal",
+                expected="a terminal; or --label page; or nobody to wait for: --label simulator, or --automatic-resets --label later",
+                remedy="run the command in a terminal, or give --label page")  # fmt: skip
 
     def _next_number(self) -> int:
         there = recorded(self.folder)
@@ -191,8 +195,9 @@ class Loop:
         self.session.count({name: labels.count(name) for name in ("success", "failure", "discard")})
 
     def _ask_labels(self) -> None:
-        """Until every episode has a label: the simulator's, or a person's."""
+        """Until every episode has a label: the simulator's, or a person's, who may also be at another page or terminal."""
         self._counted()
+        asked = -1
         while self.person.label != "later":
             labels = self.labels.current()
             missing = [number for number in recorded(self.folder) if number not in labels]
@@ -203,13 +208,19 @@ class Loop:
                 self._simulated_label(number)
                 self._counted()
                 continue
-            self._tell("label", f"Episode {number}: did it succeed?  (s: success, f: failure, d: discard, u: undo)", number)
-            press = self.session.wait_for("success", "failure", "discard", "undo")
-            assert press is not None
+            if number != asked:
+                self._tell("label", f"Episode {number}: did it succeed?  (s: success, f: failure, d: discard, u: undo)", number)
+            asked = number
+            press = self.session.wait_for("success", "failure", "discard", "undo", timeout=1.0)
+            if press is None:
+                continue
+            asked = -1
             if press.button == "undo":
                 self.labels.undo(press.by)
+            elif number in self.labels.current():
+                say(f"Episode {number} has been labelled elsewhere meanwhile; {press.button} does not count.", stderr=True)
             elif press.button in ("success", "failure", "discard"):
-                self.labels.set(number, press.button, press.by or self.person.by)
+                self.labels.set(number, press.button, press.by or self.person.by or user_name())
             self._counted()
 
     def _simulated_label(self, number: int) -> None:
@@ -269,10 +280,16 @@ class Loop:
             return None
         return recording
 
-    def _observations_stopped(self, number: int, reason: str) -> None:
-        said = f"Observations stopped: {reason}. The robot holds; episode {number} is discarded."
+    def _must_be_looked_at(self, number: int, recording: Recording) -> None:
+        """Somebody has to look at the robot before it goes on; where nobody is there the run ends, unless it only looked away."""
+        said = self.watched.unheld
+        if recording.ended in ("watchdog", "failed"):
+            what = "Observations stopped" if recording.ended == "watchdog" else "The robot has failed"
+            said = f"{what}: {recording.reason}. {said or 'It holds'}; episode {number} is discarded."
         if self.attended:
             self._pause(number, "Start goes on, stop ends the session  (Enter, q)", said)
+        elif recording.ended == "failed" or self.watched.unheld:
+            raise InputError(said, remedy="look at the robot; the same command with --resume goes on")
         else:
             say(f"warning: {said}", stderr=True)
 

@@ -99,10 +99,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     overrides = {} if config.inference_steps is None else {"inference_steps": config.inference_steps}
     agent, about = load_agent(path, device, **overrides)
     require_seed(about, seed, path)
-    if config.samples is not None:
-        require(isinstance(agent, BestOfNAgent), "Only a Best-of-N agent chooses among samples.", file=path, key="samples",
-                found=getattr(agent, "finetuner", None) or "a policy that was not finetuned", expected="best-of-n")  # fmt: skip
-        agent.samples = config.samples  # type: ignore[attr-defined]
+    take_samples(agent, config.samples, path)
     environment = environment_of(config.environment, about, path)
     horizon = environment.horizon if config.horizon is None else config.horizon
     check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)
@@ -153,6 +150,14 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
             saliency.plot(found, folder / SALIENCY, f"{path.parent.name}/{path.name}: what moves the chunk when it is covered")
         run.finish()
     return evaluation
+
+
+def take_samples(agent: Agent, samples: int | None, path: Path) -> None:
+    """Give a Best-of-N agent another N, where one is asked for. InputError for an agent that chooses among none."""
+    if samples is not None:
+        require(isinstance(agent, BestOfNAgent), "Only a Best-of-N agent chooses among samples.", file=path, key="samples",
+                found=getattr(agent, "finetuner", None) or "a policy that was not finetuned", expected="best-of-n")  # fmt: skip
+        agent.samples = samples  # type: ignore[attr-defined]
 
 
 class Covered:

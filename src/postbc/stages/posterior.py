@@ -36,7 +36,7 @@ from postbc.posterior.features import Encode
 from postbc.posterior.saved import POSTERIOR_FILE, At, Model
 from postbc.runs import Run, digest
 from postbc.schemas import Count, Seed, later, schema
-from postbc.stages.seeds import epochs_to_steps, file_of_seed, of_one_seed
+from postbc.stages.seeds import file_of_seed, in_epochs, of_one_seed
 
 ENCODER_FILE = "encoder.safetensors"
 
@@ -112,10 +112,8 @@ def fit_posterior(config: PosteriorFit, seed: int) -> Posterior:
     config = dataclasses.replace(config, compute=config.compute.resolved())
     device = config.compute.start()
     data = load_training_set(config.data, seed, device)
-    ensemble_config, windows = config.ensemble, data.windows
-    if config.epochs is not None:
-        steps = epochs_to_steps(config.epochs, len(windows), ensemble_config.batch_size)
-        ensemble_config = dataclasses.replace(ensemble_config, steps=steps)
+    windows = data.windows
+    ensemble_config = in_epochs(config.ensemble, config.epochs, len(windows))
     if config.kind == "closed-form":
         check_closed_form(len(data.dataset), ensemble_config.layers, config.closed_form)
     encode: Encode | None = None

@@ -25,7 +25,7 @@ from postbc.schemas import Count, Seed, plain, schema
 from postbc.seeding import make_generator
 from postbc.stages.calibrate import CALIBRATION_FILE, warn
 from postbc.stages.posterior import posterior_at
-from postbc.stages.seeds import epochs_to_steps, of_one_seed
+from postbc.stages.seeds import in_epochs, of_one_seed
 from postbc.value_dice import ValueDICE, ValueDICEConfig, check_policy
 
 C = TypeVar("C")
@@ -78,9 +78,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
         found=f"{config.posterior} with method {pretraining.method}", remedy="leave --posterior out, or pretrain by postbc",
     )  # fmt: skip
     data = load_training_set(config.data, seed, device)
-    if config.epochs is not None:
-        steps = epochs_to_steps(config.epochs, len(data.windows), pretraining.batch_size)
-        pretraining = dataclasses.replace(pretraining, steps=steps)
+    pretraining = in_epochs(pretraining, config.epochs, len(data.windows))
     inputs, chosen, calibration, variant = {"demonstrations": data.fingerprint}, config.policy, None, list[str]()
     if data.vectors is not None:
         inputs["language"] = digest(str(config.data.language))

@@ -94,24 +94,31 @@ def compare(config: RobotCompare) -> Comparison:
     recorded = dataclasses.replace(config, robot=robot.name, person=recorded_person(config.person))
     inputs = {f"agent-{k}-{kind}": value for k, path in enumerate(paths) for kind, value in digests(path).items()}
     inputs |= {} if config.robot_config is None else {"robot_config": digest(config.robot_config)}
-    with Run(config.output, recorded, resume=config.resume, inputs=inputs, revisable=(*REVISABLE, "agents", "videos")) as run:
-        folder = run.directory
-        loop = Loop(
-            folder, robot, [agent for agent, _ in loaded], config.control, config.person, horizon=config.horizon, seed=config.seed,
-            episodes=config.episodes * len(paths), state_keys=keys.pop(),
-        )  # fmt: skip
-        try:
+    loop = Loop(
+        robot, [agent for agent, _ in loaded], config.control, config.person, horizon=config.horizon, seed=config.seed,
+        episodes=config.episodes * len(paths), state_keys=keys.pop(),
+    )  # fmt: skip
+    try:
+        with Run(
+            config.output, recorded, resume=config.resume, inputs=inputs, revisable=(*REVISABLE, "agents", "videos")
+        ) as run:
+            folder = run.directory
             tournament = Tournament(folder, len(paths), config.episodes, config.seed, config.episode_seed, config.level)
-            whole = loop.run(tournament.choose)
-        finally:
+            whole = loop.run(folder, tournament.choose)
             loop.close()
-        labels = Labels(folder).current()
-        found = compare_agents(tournament, labels, robot.name, [str(path) for path in paths])
-        write_json(folder / COMPARISON, plain(found))
-        videos, note = film(folder, tournament, labels, config.videos, config.control.rate or robot.rate) if whole else ([], "")
-        write_report(folder, found, videos, note if whole else "It was ended before the answer was known: --resume goes on.")
-        if whole:
-            run.finish()
+            labels = Labels(folder).current()
+            found = compare_agents(tournament, labels, robot.name, [str(path) for path in paths])
+            write_json(folder / COMPARISON, plain(found))
+            videos, note = (
+                film(folder, tournament, labels, config.videos, config.control.rate or robot.rate) if whole else ([], "")
+            )
+            write_report(
+                folder, found, videos, note if whole else "It was ended before the answer was known: --resume goes on."
+            )
+            if whole:
+                run.finish()
+    finally:
+        loop.close()
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import tyro
 from pydantic import Field
 
 from postbc.progress import say
+from postbc.robot.labels import user_name
 from postbc.schemas import schema
 
 
@@ -36,7 +36,7 @@ class RobotLabel:
         if self.terminal:
             from postbc.robot.asking import ask
 
-            ask(self.folder, self.by or _user())
+            ask(self.folder, self.by or user_name())
             return
         from postbc.robot.page import serve
 
@@ -44,10 +44,3 @@ class RobotLabel:
             say("Ctrl-C closes it.")
             with contextlib.suppress(KeyboardInterrupt):
                 server.wait()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a user without a name
-        return ""

@@ -21,9 +21,9 @@ from postbc.progress import say
 from postbc.robot.rollout import Control, Loop, Person, Play
 from postbc.robot.summary import SUMMARY, SessionSummary, read_summary, summarise
 from postbc.runs import Run, digest
-from postbc.schemas import Count, Seed, plain, schema
+from postbc.schemas import Count, Seed, later, plain, schema
 from postbc.seeding import episode_seed
-from postbc.stages.evaluate import digests
+from postbc.stages.evaluate import digests, take_samples
 from postbc.stages.seeds import agent_of, of_one_seed, require_seed
 
 STREAM = 17_001  # of the scenes
@@ -52,6 +52,8 @@ class RobotRollout:
     """Episodes of a session, discarded ones included (paper: 100). More can be played later: --resume with a larger number."""
     horizon: Count | None = None
     """Control steps of an episode; default the robot's."""
+    samples: Count | None = later(None)
+    """Of a Best-of-N agent: N instead of its own; its critics are the same for every N."""
     seeds: tuple[Seed, ...] = ()
     """Seeds of the policy, one session after another; default: every one that is there."""
     control: Annotated[Control, tyro.conf.arg(name="")] = Control()
@@ -77,7 +79,8 @@ def robot_of(name: str, config: Path | None, control: Control, person: Person) -
     """The robot asked for, which can be used here, and as it is to be used. InputError if not; nothing has moved."""
     robot = find_robot(name, config)
     for key, on in (("fast", control.fast), ("label", person.label == "simulator")):
-        require(not on or robot.simulated, "Only a simulated robot can do this.", key=key, found=robot.name, expected="sim/Lift, …",
+        require(not on or robot.simulated, "Only a simulated robot can do this.", key=key, found=robot.name,
+                expected='sim/Lift, …, or an Env whose class has metadata["simulated"] = True',
                 remedy="leave out --fast, and give --label keyboard, page or later")  # fmt: skip
     robot.check()
     return robot
@@ -118,26 +121,28 @@ def roll_out(config: RobotRollout, seed: int) -> SessionSummary:
     robot = robot_of(config.robot, config.robot_config, config.control, config.person)
     agent, about = agent_for(path, robot, device, config.allow_version_mismatch)
     require_seed(about, seed, path)
+    take_samples(agent, config.samples, path)
     person = recorded_person(config.person)
     recorded = of_one_seed(dataclasses.replace(config, robot=robot.name, person=person), seed)
     inputs = digests(path) | ({} if config.robot_config is None else {"robot_config": digest(config.robot_config)})
-    with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=REVISABLE) as run:
-        loop = Loop(
-            run.directory, robot, [agent], config.control, config.person, episodes=config.episodes, horizon=config.horizon, seed=seed,
-            state_keys=state_keys_of(about),
-        )  # fmt: skip
-        try:
-            whole = loop.run(
-                lambda number, labels: (
-                    None if number >= config.episodes else Play(0, episode_seed(STREAM, seed, number), (seed, number))
-                )
-            )
-        finally:
+
+    def choose(number: int, labels: Any) -> Play | None:
+        return None if number >= config.episodes else Play(0, episode_seed(STREAM, seed, number), (seed, number))
+
+    loop = Loop(
+        robot, [agent], config.control, config.person, episodes=config.episodes, horizon=config.horizon, seed=seed,
+        state_keys=state_keys_of(about),
+    )  # fmt: skip
+    try:  # whatever the robot, its agent and its buttons have against it has been said: now it may be written
+        with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=REVISABLE) as run:
+            whole = loop.run(run.directory, choose)
             loop.close()
-        summary = summarise(run.directory, robot.name, str(path))
-        write_json(run.directory / SUMMARY, plain(summary))
-        if whole:
-            run.finish()
+            summary = summarise(run.directory, robot.name, str(path))
+            write_json(run.directory / SUMMARY, plain(summary))
+            if whole:
+                run.finish()
+    finally:
+        loop.close()
     return summary
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from postbc.agents.base import AGENT_FILE, load_agent
 from postbc.errors import require
 from postbc.policies.base import POLICY_FILE, About
+from postbc.progress import say
 from postbc.schemas import plain
+
+C = TypeVar("C", bound=Any)
 
 
 def of_one_seed(config: Any, seed: int) -> dict[str, Any]:
@@ -87,3 +91,13 @@ def _require_there(policy: Path, there: Mapping[int, Path], seeds: Iterable[int]
 def epochs_to_steps(epochs: int, windows: int, batch_size: int) -> int:
     """Gradient steps of so many epochs: epochs · ⌈windows / batch⌉."""
     return epochs * math.ceil(windows / batch_size)
+
+
+def in_epochs(config: C, epochs: int | None, windows: int) -> C:
+    """The configuration of a training with the `steps` that `epochs` are, where these are given; that its own are unused is said."""
+    if epochs is None:
+        return config
+    steps, given = epochs_to_steps(epochs, windows, config.batch_size), config.steps
+    if given not in (steps, type(config)().steps):
+        say(f"note: {epochs:,} epochs are trained, {steps:,} steps; the {given:,} steps that are given, too, are not looked at")
+    return replace(config, steps=steps)

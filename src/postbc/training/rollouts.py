@@ -289,6 +289,9 @@ def read_rollouts(
     own = (facts or {}).get("state_keys") or None
     keys: Sequence[str] | None = (observation_keys or own) if state else ()
     session = is_session(path)
+    of_session = Path(path).name == "episodes" and is_session(Path(path).parent)
+    require(not of_session, "These are the episodes of a session without their labels.", file=path,
+            remedy=f"give the session's folder: {Path(path).parent}")  # fmt: skip
     dataset = (read_session if session else read_dataset)(
         path, names=names, observation_keys=keys, image_keys=[name for name in policy.shapes if is_image(name)], check_actions=False,
         parts=("rewards", "dones"), environment={},

@@ -50,7 +50,7 @@ class Robot:
 
 
 def _options(kind: type[Any], config: Path | None) -> Any:
-    return parse(kind, {} if config is None else read_yaml(config), config)
+    return parse(kind, {} if config is None else read_yaml(config, remedy="mend it: docs/robot.md has examples"), config)
 
 
 def _simulated(name: str, config: Path | None) -> Robot:
@@ -105,12 +105,13 @@ def _lerobot(config: Path | None) -> Robot:
 
 
 def _gymnasium(identity: str, config: Path | None) -> Robot:
-    from postbc.environments.registry import gymnasium_environment
+    from postbc.environments.registry import gymnasium_environment, gymnasium_spec
 
     known = gymnasium_environment(identity)  # which imports its module, or says that nobody knows it
-    options = {} if config is None else read_yaml(config)
+    simulated = gymnasium_spec(identity)[1].get("simulated") is True  # whoever does not say so may be an arm
+    options = {} if config is None else read_yaml(config, remedy="mend it: docs/robot.md has examples")
     make = lambda: gymnasium.make(identity.split(":")[-1], disable_env_checker=True, **options)  # noqa: E731
-    return Robot(known.name, make, float(known.fps), known.horizon, True, known.facts, known.check)
+    return Robot(known.name, make, float(known.fps), known.horizon, simulated, known.facts, known.check)
 
 
 #: Name -> what makes it of a YAML file of its options (or None). A package of your own adds its robots here when it is imported.

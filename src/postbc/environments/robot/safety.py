@@ -117,18 +117,27 @@ class WatchedRobot:
         name: what messages call it.
         clock: real, or virtual (then nothing can be late).
         patience: seconds that a step or an observation may take until the robot is told to hold.
+
+    Attributes:
+        unheld: why it could not be told to hold, the last time that it was; empty: it was.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env[Any, Any]], name: str, clock: Clock, patience: float = 1.0) -> None:
         self.name, self.clock, self.patience = name, clock, patience
         self._thread = ThreadPoolExecutor(1, "postbc-robot")
         self._pending: Future[Any] | None = None
+        self.unheld, self._closed = "", False
         self.env: Any = self._call("construction", make, None)
 
-    def reset(self, seed: int, stopped: Callable[[], bool] = lambda: False) -> tuple[Any, dict[str, Any]] | None:
-        """Begin an episode, however long that takes: observation and info; None if it was stopped, and told to hold."""
+    def reset(self, seed: int, stopped: Callable[[], bool] = lambda: False) -> tuple[Any, Any, float] | None:
+        """Begin an episode, however long that takes: observation, the command that holds the robot (None: unknown), the observation's
+        age; None if it was stopped, and told to hold.
+
+        Raises:
+            Stalled, InputError: as :meth:`step`.
+        """
         found = self._call("reset", lambda: self.env.reset(seed=seed), None, stopped)
-        return None if found is None else (found[0], dict(found[1]))
+        return None if found is None else (found[0], found[1].get("command"), self._age(found[1]))
 
     def step(self, action: Floats, stopped: Callable[[], bool] = lambda: False) -> Observed | None:
         """One control step; None if `stopped` became true while it was waited for: the robot has been told to hold.
@@ -142,11 +151,16 @@ class WatchedRobot:
         if found is None:
             return None
         observation, _, terminated, truncated, info = found
-        age = float(info.get("observation_age", 0.0))
-        if age > self.patience:
+        return Observed(observation, bool(terminated), bool(truncated), _success(info), self._age(info))
+
+    def _age(self, info: Mapping[str, Any]) -> float:
+        """Seconds since the newest observation; Stalled where it is too old, or its age is no number."""
+        with foreign_code(self.name, 'info["observation_age"]'):
+            age = float(info.get("observation_age", 0.0))
+        if not 0 <= age <= self.patience:
             self.hold()
             raise Stalled(f"its newest observation is {age:.2f} s old")
-        return Observed(observation, bool(terminated), bool(truncated), _success(info), age)
+        return age
 
     def _call(
         self, doing: str, function: Callable[[], T], patience: float | None, stopped: Callable[[], bool] = lambda: False
@@ -170,20 +184,23 @@ class WatchedRobot:
             return future.result()
 
     def hold(self) -> None:
-        """Hold the position, now, whatever else it is doing. Never raises: it is what is left to do."""
+        """Hold the position, now, whatever else it is doing. Never raises: it is what is left to do; see :attr:`unheld`."""
         try:
             hold = self.env.get_wrapper_attr("hold")
         except AttributeError:
             return  # it is sent nothing any more
         try:
             hold()
+            self.unheld = ""
         except Exception as error:
-            warnings.warn(
-                f"{self.name} could not be told to hold: {type(error).__name__}: {error}", RuntimeWarning, stacklevel=2
-            )
+            self.unheld = f"{self.name} could not be told to hold: {type(error).__name__}: {error}"
+            warnings.warn(self.unheld, RuntimeWarning, stacklevel=2)
 
     def close(self) -> None:
-        """Hold, and let go; an Env that does not answer is left behind."""
+        """Hold, and let go, once; an Env that does not answer is left behind."""
+        if self._closed:
+            return
+        self._closed = True
         self.hold()
         try:
             self._call("close", self.env.close, 10.0)
