@@ -309,6 +309,11 @@ def test_an_episode_of_the_real_loop(tmp_path, visit, monkeypatch):
     assert [(d.episode, d.label, d.by) for d in Labels(tmp_path).history()] == [(0, "success", "Ada")]
 
 
+def test_a_robot_without_cameras_says_so(visit):
+    with serve(Session(1), port=0) as server:
+        expect(visit(server, "Ada").locator("#cameras")).to_contain_text("no camera")
+
+
 # -- over recorded episodes ----------------------------------------------------------------------------------------------------------
 def test_episodes_are_seen_and_labelled_by_keyboard(folder, review, visit):
     page = visit(review)

@@ -71,6 +71,7 @@ function got(next) {
   $("progress").hidden = !next.max_steps;
   $("counts").replaceChildren(...["success", "failure", "discard"].map((label) => badge(label, next.labels[label] || 0)));
   for (const { number, text } of next.notices) if (!noticed.has(number)) { noticed.add(number); if (before) say(text, "conflict", 15); }
+  if (!next.cameras.length) put($("cameras"), "This robot shows no camera here: look at the robot itself.");
   for (const camera of next.cameras) if (!watched.has(camera)) watch(camera);
   show();
 }
