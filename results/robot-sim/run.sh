@@ -26,3 +26,9 @@ for seed in $SEEDS; do
   postbc robot compare "$RUNS/n4-postbc/seed_$seed" "$RUNS/n4-bc/seed_$seed" --robot $ROBOT --episodes 40 --horizon 150 --seed "$seed" $MODE \
     --label simulator --output "$RUNS/comparison/seed_$seed" --resume
 done
+case " $SEEDS " in *" 0 "*)  # in real time, for the table of lateness: nothing else should run
+  for rate in 20 5; do
+    postbc robot rollout --policy "$RUNS/bc" --seeds 0 --robot $ROBOT --episodes 10 --horizon 150 --rate $rate --label simulator \
+      --output "$RUNS/real-time-$rate" --resume
+  done ;;
+esac

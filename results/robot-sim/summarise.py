@@ -1,6 +1,7 @@
 """What run.sh made, as tables: `python summarise.py OUTPUT RUNS [RUNS ...]`, a directory for all seeds or one for each.
 
-Writes results.csv (a row a seed and policy), comparisons.csv and tables.md. Success is the simulator's own word, not the labels.
+Writes results.csv (a row a seed and policy), comparisons.csv, real_time.csv and tables.md. Success is the simulator's own word, not the
+labels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from postbc.evaluation import Evaluation
 from postbc.robot.comparison import Comparison
 from postbc.robot.labels import Labels
 from postbc.robot.recorded import said_success
-from postbc.schemas import read_json
+from postbc.robot.summary import read_summary
+from postbc.schemas import plain, read_json
 from postbc.stages.evaluate import EPISODES
 from postbc.stages.robot_compare import COMPARISON
 from postbc.statistics import mean_interval
@@ -38,6 +40,7 @@ def main() -> None:
     output, roots = Path(sys.argv[1]), [Path(word) for word in sys.argv[2:]]
     rows: list[dict[str, Any]] = []
     verdicts: list[dict[str, Any]] = []
+    lateness: list[dict[str, Any]] = []
     for root in roots:
         for method in METHODS:
             for prefix in POLICIES:
@@ -60,7 +63,15 @@ def main() -> None:
                 "seed": int(folder.name.removeprefix("seed_")), "rounds": found.rounds, **solved, "difference": pair.difference,
                 "low": pair.interval[0], "high": pair.interval[1], "better": better,
             })  # fmt: skip
-    for name, table in (("results.csv", rows), ("comparisons.csv", verdicts)):
+        for folder in sorted(root.glob("real-time-*/seed_*")):
+            timing = read_summary(folder).timing
+            assert timing is not None
+            lateness.append({
+                "rate": float(folder.parent.name.removeprefix("real-time-")), "seed": int(folder.name.removeprefix("seed_")),
+                "steps": timing.steps, "missed_deadlines": timing.missed_deadlines,
+                **{f"{what}_{k}": v for what in ("late", "plan_age", "inference") for k, v in plain(getattr(timing, what)).items()},
+            })  # fmt: skip
+    for name, table in (("results.csv", rows), ("comparisons.csv", verdicts), ("real_time.csv", lateness)):
         names = list(dict.fromkeys(key for row in table for key in row))
         with (output / name).open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
@@ -71,8 +82,11 @@ def main() -> None:
         cells = []
         for policy in POLICIES.values():
             values = [row["success"] for row in rows if (row["pretraining"], row["policy"]) == (method, policy)]
-            mean, low, high = mean_interval(values) if len(values) > 1 else (sum(values) / max(len(values), 1), 0.0, 1.0)
-            cells.append(f"{mean:.2f} [{low:.2f}, {high:.2f}] of {len(values)} seeds")
+            each = ", ".join(f"{value:.2f}" for value in values)
+            if len(values) > 2:
+                mean, low, high = mean_interval(values)
+                each = f"{mean:.2f} [{max(low, 0):.2f}, {min(high, 1):.2f}] ({each})"
+            cells.append(each)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     (output / "tables.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
