@@ -122,10 +122,10 @@ def test_best_of_n_finetunes_from_pixels(policy: DiffusionPolicy, tmp_path: Path
     assert len(np.unique(np.asarray(rollouts[0].observations["image.top"][0]))) > 2
 
 
-def eyes(seed: int, shapes: dict[str, tuple[int, ...]], keypoints: int = 4) -> DiffusionPolicy:
+def eyes(seed: int, shapes: dict[str, tuple[int, ...]]) -> DiffusionPolicy:
     """A policy that only its encoder is used of, with features of another width than `policy`'s."""
     data = pixel_demonstrations(3, 0.2)
-    encoder = EncoderConfig(keypoints=keypoints, channels=(8, 8))
+    encoder = EncoderConfig(keypoints=4, channels=(8, 8))
     generator = make_generator(seed, "policy/initialisation")
     return DiffusionPolicy(DiffusionConfig(hidden=8, encoder=encoder), shapes, 2, 2, fit_normalization(data, data), generator)
 

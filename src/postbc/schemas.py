@@ -25,6 +25,7 @@ MANY = 10**12
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=MANY)]
 CountOrZero = Annotated[int, Field(ge=0, le=MANY)]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Layers = Annotated[int, Field(ge=1, le=99)]
 Width = Annotated[int, Field(ge=1, le=2**20)]
 Positive = Annotated[float, Field(gt=0, lt=1e12)]

@@ -100,6 +100,8 @@ class Batch(NamedTuple):
 
 # -- files ---------------------------------------------------------------------------------------------------------------------
 AGENT_FILE, BASE_POLICY_FILE = "agent.safetensors", "base_policy.safetensors"
+#: Of Best-of-N: the policy whose encoder its critics see by, where that is not the base policy's own.
+CRITIC_ENCODER_FILE = "critic_encoder.safetensors"
 
 #: name in an agent's file -> "module:Class" of the finetuned agents; a class has `load(directory, policy=None, device="cpu")`.
 AGENTS: dict[str, str] = {
@@ -143,6 +145,15 @@ def load_agent(path: str | Path, device: str | torch.device = "cpu", **overrides
     module, name = AGENTS[kind].split(":")
     agent = getattr(importlib.import_module(module), name).load(path, device=device)
     return agent, about_of(agent.policy)
+
+
+def agent_files(path: Path) -> list[Path]:
+    """What :func:`load_agent` reads of `path`: the files that make an agent or a policy."""
+    if path.is_file():
+        return [path]
+    finetuned = (path / AGENT_FILE).is_file()
+    names = (AGENT_FILE, BASE_POLICY_FILE, CRITIC_ENCODER_FILE) if finetuned else (POLICY_FILE,)
+    return [path / name for name in names if (path / name).is_file()]
 
 
 def about_of(policy: Any) -> About:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from postbc.agents.base import PolicyAgent, load_parameters, read_agent, save_agent
+from postbc.agents.base import CRITIC_ENCODER_FILE, PolicyAgent, load_parameters, read_agent, save_agent
 from postbc.agents.iql import IQLConfig, make_critics
 from postbc.agents.networks import Critics
 from postbc.errors import require
@@ -17,9 +17,6 @@ from postbc.policies.base import Observation, Policy, load_policy, policy_finger
 from postbc.schemas import Count, CountOrZero, NonNegative, schema
 
 Aggregate = Literal["min", "mean"]
-
-#: The policy whose encoder the critics see by, where it is not the base policy's own.
-CRITIC_ENCODER_FILE = "critic_encoder.safetensors"
 
 
 # -- act -----------------------------------------------------------------------------------------------------------------------
@@ -82,11 +79,11 @@ class BestOfNAgent(PolicyAgent):
         file, policy = read_agent(directory, _Saved, policy, device)
         head, encoder = file.header, None
         if head.encoder is not None:
-            encoder = load_policy(Path(directory) / CRITIC_ENCODER_FILE, device)
+            path = Path(directory) / CRITIC_ENCODER_FILE
+            encoder = load_policy(path, device)
             found = policy_fingerprint(encoder)
-            require(found == head.encoder, "These are not the eyes that the critics learnt with.", key="fingerprint",
-                    file=Path(directory) / CRITIC_ENCODER_FILE, found=found, expected=head.encoder,
-                    remedy="copy the whole directory of the run")  # fmt: skip
+            require(found == head.encoder, "These are not the eyes that the critics learnt with.", file=path, key="fingerprint",
+                    found=found, expected=head.encoder, remedy="copy the whole directory of the run")  # fmt: skip
         dims = ((encoder or policy).feature_dim, policy.chunk * policy.action_dim)
         critics = load_parameters(lambda generator: make_critics(head.iql, *dims, generator), file, device)
         return cls(policy, critics, head.iql, samples or head.samples, head.aggregate, encoder)

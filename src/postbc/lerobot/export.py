@@ -10,8 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, load_agent
-from postbc.agents.best_of_n import CRITIC_ENCODER_FILE
+from postbc.agents.base import agent_files, load_agent
 from postbc.data.language import LANGUAGE
 from postbc.data.lerobot import ACTION
 from postbc.disk import atomic_path, os_errors, write_json
@@ -50,8 +49,7 @@ class Export:
                 expected="an agent of one task", remedy="--policy.type=postbc --policy.agent=… in our environments, which give them",
                 )  # fmt: skip
         Player(agent, features, 0, self.n_action_steps)
-        for file in files_of(source):
-            copy(file, self.output / (POLICY_FILE if file == source else file.name))
+        copy_agent(source, self.output)
         write_json(self.output / PREPROCESSOR, PROCESSORS[0])
         write_json(self.output / POSTPROCESSOR, PROCESSORS[1])
         steps = {"n_obs_steps": agent.observation_steps, "n_action_steps": self.n_action_steps, "seed": self.seed}
@@ -67,20 +65,11 @@ def one_agent(path: Path) -> Path:
     return next(iter(there.values()))
 
 
-def files_of(source: Path) -> list[Path]:
-    """What makes an agent or policy: the files that are read to play it."""
-    if source.is_file():
-        return [source]
-    if not (source / AGENT_FILE).is_file():
-        return [source / POLICY_FILE]
-    files = [source / name for name in (AGENT_FILE, BASE_POLICY_FILE, CRITIC_ENCODER_FILE)]
-    return [file for file in files if file.is_file()]
-
-
-def copy(file: Path, to: Path) -> None:
-    """Copy a file atomically. InputError if it cannot be read or written."""
-    with os_errors(file, "read"), atomic_path(to) as partial:
-        shutil.copyfile(file, partial)
+def copy_agent(source: Path, folder: Path) -> None:
+    """Copy the files of an agent or policy, each atomically. InputError if one cannot be read or written."""
+    for file in agent_files(source):
+        with os_errors(file, "read"), atomic_path(folder / (POLICY_FILE if file == source else file.name)) as partial:
+            shutil.copyfile(file, partial)
 
 
 def described(features: Features, action_dim: int) -> dict[str, Any]:

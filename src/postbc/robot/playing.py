@@ -58,6 +58,11 @@ class Recording:
     def __len__(self) -> int:
         return len(self.actions)
 
+    @property
+    def broken(self) -> bool:
+        """Whether the robot ended it: it was blind, or it failed."""
+        return self.ended in ("watchdog", "failed")
+
 
 class Player:
     """Plays episodes of several agents on one robot.
@@ -118,7 +123,8 @@ class Player:
         if begun is None:
             recording.ended = "stop"
             return
-        observation, command, age = self.reader(begun[0]), begun[1], begun[2]
+        first, command, age = begun
+        observation = self.reader(first)
         self.limits.begin(command)
         history = History(planner.agent.shapes, planner.agent.observation_steps, scene_seed)
         seen = history.add(observation)

@@ -94,11 +94,14 @@ def usable(folder: str | Path) -> dict[int, Label]:
     require(not missing, "Episodes of this session have no label.", file=folder,
             key=", ".join(map(str, missing[:20])) + (" …" if len(missing) > 20 else ""), found=f"{len(missing)} of {len(numbers)}",
             expected="success, failure or discard for each", remedy=f"label them: postbc robot label {folder}")  # fmt: skip
-    lost = sorted(number for number, label in labels.items() if label != "discard" and number not in numbers)
-    require(not lost, "Episodes that were labelled are not there.", file=folder / "episodes",
-            key=", ".join(map(str, lost[:20])), found=f"no {episode_file(folder, lost[0]).name}" if lost else None,
-            remedy="put them back; or discard them: "
-            f'echo \'{{"episode": {lost[0] if lost else 0}, "label": "discard"}}\' >> {folder / "labels.jsonl"}')  # fmt: skip
+    lost = sorted({number for number, label in labels.items() if label != "discard"}.difference(numbers))
+    if lost:
+        line = f'{{"episode": {lost[0]}, "label": "discard"}}'
+        raise InputError(
+            "Episodes that were labelled are not there.", file=folder / "episodes", key=", ".join(map(str, lost[:20])),
+            found=f"no {episode_file(folder, lost[0]).name}",
+            remedy=f"put them back; or discard them: echo '{line}' >> {folder / 'labels.jsonl'}",
+        )  # fmt: skip
     used = {number: labels[number] for number in numbers if labels[number] != "discard"}
     require(used, "All episodes of this session are discarded.", file=folder, found=f"{len(numbers)} episodes")
     return used

@@ -27,7 +27,7 @@ from postbc.robot.planning import Planner
 from postbc.robot.playing import Player, Recording
 from postbc.robot.recorded import recorded, said_success, write_episode
 from postbc.robot.session import Session
-from postbc.schemas import Positive, Share, schema
+from postbc.schemas import Port, Positive, Share, schema
 from postbc.seeding import make_generator
 
 Labelling = Literal["keyboard", "page", "simulator", "later"]
@@ -68,7 +68,7 @@ class Person:
     """Who labels, for the record; default the user of this machine."""
     host: str = "127.0.0.1"
     """Where the page listens; another than this machine's own needs a token."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8017
+    port: Port = 8017
     """0: a free one."""
     token: Annotated[str, Field(min_length=8)] | None = None
     """Of the page, 8 characters or more; made and printed where one is needed and none is given."""
@@ -118,22 +118,22 @@ class Loop:
         self.clock: Clock = VirtualClock() if control.fast else RealClock()
         rate = robot.rate if control.rate is None else control.rate
         steps = robot.horizon if horizon is None else horizon
+        self.by = person.by or user_name()
         self.watched = WatchedRobot(robot.make, robot.name, self.clock, control.watchdog)
-        self._buttons = contextlib.ExitStack()
-        try:
+        with contextlib.ExitStack() as held:  # all of it is let go where something does not fit
+            held.callback(self.watched.close)
             env = self.watched.env
             self.reader = RobotReader(env.observation_space, state_keys)
             limits = ActionLimits(env.action_space, control.action_low, control.action_high, control.rate_limit)
             for agent in self.agents:
                 check_agent(agent, self.reader, limits)
             self.session = session or Session(episodes, None if control.fast else rate, steps, self.reader.cameras)
-            self._open_buttons()
-        except BaseException:
-            self._buttons.close()
-            self.watched.close()
-            raise
-        self.player = Player(self.watched, self.reader, limits, self.session, self.clock, 1 / rate, steps)
-        self.planners = [Planner(agent, 1 / rate, control.overlap, self.clock.real) for agent in self.agents]
+            self._open_buttons(held)
+            self.player = Player(self.watched, self.reader, limits, self.session, self.clock, 1 / rate, steps)
+            self.planners = [Planner(agent, 1 / rate, control.overlap, self.clock.real) for agent in self.agents]
+            for planner in self.planners:
+                held.callback(planner.close)
+            self._held = held.pop_all()
 
     def run(self, folder: Path, choose: Choose) -> bool:
         """Play into a session's folder until `choose` says that it is enough (True), or a person ends the session (False)."""
@@ -154,11 +154,10 @@ class Loop:
                 recording = self._play(number, play)
                 if recording is None:
                     continue
-                broken = recording.ended in ("watchdog", "failed")
-                if broken:  # first, or a kill could leave an episode that looks whole
+                if recording.broken:  # first, or a kill could leave an episode that looks whole
                     self.labels.set(number, "discard", "watchdog", recording.reason[:2000])
                 write_episode(folder, number, recording, self.reader, self.facts, play.scene_seed)
-                if broken or self.watched.unheld:
+                if recording.broken or self.watched.unheld:
                     self._must_be_looked_at(number, recording)
         except _End:
             self.session.enter("finished", "The session was ended; the same command with --resume goes on.")
@@ -167,21 +166,18 @@ class Loop:
             self.watched.hold()
 
     def close(self) -> None:
-        """Let the robot go."""
-        self._buttons.close()
-        for planner in self.planners:
-            planner.close()
-        self.watched.close()
+        """Let the robot go, and its buttons; nothing is left to do the second time."""
+        self._held.close()
 
     # -- phases ------------------------------------------------------------------------------------------------------------------
-    def _open_buttons(self) -> None:
+    def _open_buttons(self, held: contextlib.ExitStack) -> None:
         page = self.person.label == "page"
         if page:
             from postbc.robot.page import serve
 
             served = serve(self.session, host=self.person.host, port=self.person.port, token=self.person.token)
-            self._buttons.callback(served.close)
-        there = self._buttons.enter_context(keyboard(self.session, self.person.by or user_name()))
+            held.callback(served.close)
+        there = held.enter_context(keyboard(self.session, self.by))
         require(there or page or not self.attended, "There is no keyboard to reset and label by.", key="label", found="no terminal",
                 expected="a terminal; or --label page; or nobody to wait for: --label simulator, or --automatic-resets --label later",
                 remedy="run the command in a terminal, or give --label page")  # fmt: skip
@@ -220,7 +216,7 @@ class Loop:
             elif number in self.labels.current():
                 say(f"Episode {number} has been labelled elsewhere meanwhile; {press.button} does not count.", stderr=True)
             elif press.button in ("success", "failure", "discard"):
-                self.labels.set(number, press.button, press.by or self.person.by or user_name())
+                self.labels.set(number, press.button, press.by or self.by)
             self._counted()
 
     def _simulated_label(self, number: int) -> None:
@@ -283,7 +279,7 @@ class Loop:
     def _must_be_looked_at(self, number: int, recording: Recording) -> None:
         """Somebody has to look at the robot before it goes on; where nobody is there the run ends, unless it only looked away."""
         said = self.watched.unheld
-        if recording.ended in ("watchdog", "failed"):
+        if recording.broken:
             what = "Observations stopped" if recording.ended == "watchdog" else "The robot has failed"
             said = f"{what}: {recording.reason}. {said or 'It holds'}; episode {number} is discarded."
         if self.attended:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc import saliency
-from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Agent, load_agent
+from postbc.agents.base import Agent, agent_files, load_agent
 from postbc.agents.best_of_n import BestOfNAgent
 from postbc.data.episodes import COORDINATES, is_image
 from postbc.data.libero_tasks import IMAGE
@@ -26,7 +26,7 @@ from postbc.environments.robosuite.tasks import TASKS
 from postbc.errors import require
 from postbc.evaluation import Evaluation, Summary, TaskRate, check_plays, evaluate
 from postbc.files import write_json
-from postbc.policies.base import POLICY_FILE, About, Observation
+from postbc.policies.base import About, Observation
 from postbc.progress import say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, later, plain, read_json, schema
@@ -211,10 +211,7 @@ def environment_of(name: str | None, about: About, file: Path) -> Environment:
 
 def digests(path: Path) -> dict[str, str]:
     """Of the files that make an agent."""
-    files = [path] if path.is_file() else [path / name for name in (AGENT_FILE, BASE_POLICY_FILE, POLICY_FILE)]
-    if (path / AGENT_FILE).is_file():
-        files = files[:2]
-    return {file.stem: digest(file) for file in files if file.is_file()}
+    return {file.stem: digest(file) for file in agent_files(path)}
 
 
 def _is_missing(folder: Path, evaluation: Evaluation, videos: int) -> bool:

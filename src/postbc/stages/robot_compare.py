@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated
@@ -98,27 +99,19 @@ def compare(config: RobotCompare) -> Comparison:
         robot, [agent for agent, _ in loaded], config.control, config.person, horizon=config.horizon, seed=config.seed,
         episodes=config.episodes * len(paths), state_keys=keys.pop(),
     )  # fmt: skip
-    try:
-        with Run(
-            config.output, recorded, resume=config.resume, inputs=inputs, revisable=(*REVISABLE, "agents", "videos")
-        ) as run:
-            folder = run.directory
-            tournament = Tournament(folder, len(paths), config.episodes, config.seed, config.episode_seed, config.level)
-            whole = loop.run(folder, tournament.choose)
-            loop.close()
-            labels = Labels(folder).current()
-            found = compare_agents(tournament, labels, robot.name, [str(path) for path in paths])
-            write_json(folder / COMPARISON, plain(found))
-            videos, note = (
-                film(folder, tournament, labels, config.videos, config.control.rate or robot.rate) if whole else ([], "")
-            )
-            write_report(
-                folder, found, videos, note if whole else "It was ended before the answer was known: --resume goes on."
-            )
-            if whole:
-                run.finish()
-    finally:
+    moved = (*REVISABLE, "agents", "videos")
+    with contextlib.closing(loop), Run(config.output, recorded, resume=config.resume, inputs=inputs, revisable=moved) as run:
+        folder = run.directory
+        tournament = Tournament(folder, len(paths), config.episodes, config.seed, config.episode_seed, config.level)
+        whole = loop.run(folder, tournament.choose)
         loop.close()
+        labels = Labels(folder).current()
+        found = compare_agents(tournament, labels, robot.name, [str(path) for path in paths])
+        write_json(folder / COMPARISON, plain(found))
+        videos, note = film(folder, tournament, labels, config.videos, config.control.rate or robot.rate) if whole else ([], "")
+        write_report(folder, found, videos, note if whole else "It was ended before the answer was known: --resume goes on.")
+        if whole:
+            run.finish()
     return found
 
 

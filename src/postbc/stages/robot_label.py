@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from pydantic import Field
 
 from postbc.progress import say
 from postbc.robot.labels import user_name
-from postbc.schemas import schema
+from postbc.schemas import Port, schema
 
 
 @schema
@@ -22,7 +21,7 @@ class RobotLabel:
     """Of a session: the --output of `postbc robot rollout`. Its labels.jsonl is appended to, nothing else is written."""
     host: str = "127.0.0.1"
     """Where the page listens: this machine alone, or 0.0.0.0 for every machine of the network, which then needs the link's token."""
-    port: Annotated[int, Field(ge=0, lt=65536)] = 8017
+    port: Port = 8017
     """0 takes a free one."""
     token: str | None = None
     """What the link must have; by default made anew where one is needed."""

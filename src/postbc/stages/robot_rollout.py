@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
@@ -133,16 +134,15 @@ def roll_out(config: RobotRollout, seed: int) -> SessionSummary:
         robot, [agent], config.control, config.person, episodes=config.episodes, horizon=config.horizon, seed=seed,
         state_keys=state_keys_of(about),
     )  # fmt: skip
-    try:  # whatever the robot, its agent and its buttons have against it has been said: now it may be written
-        with Run(config.output / f"seed_{seed}", recorded, resume=config.resume, inputs=inputs, revisable=REVISABLE) as run:
-            whole = loop.run(run.directory, choose)
-            loop.close()
-            summary = summarise(run.directory, robot.name, str(path))
-            write_json(run.directory / SUMMARY, plain(summary))
-            if whole:
-                run.finish()
-    finally:
+    # whatever the robot, its agent and its buttons have against it has been said: now it may be written
+    where = config.output / f"seed_{seed}"
+    with contextlib.closing(loop), Run(where, recorded, resume=config.resume, inputs=inputs, revisable=REVISABLE) as run:
+        whole = loop.run(run.directory, choose)
         loop.close()
+        summary = summarise(run.directory, robot.name, str(path))
+        write_json(run.directory / SUMMARY, plain(summary))
+        if whole:
+            run.finish()
     return summary
 
 

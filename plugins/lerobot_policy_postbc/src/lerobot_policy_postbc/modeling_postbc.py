@@ -73,8 +73,7 @@ class PostBCPolicy(PreTrainedPolicy):
 
     # -- files -----------------------------------------------------------------------------------------------------------------
     def _save_pretrained(self, save_directory: Path, state_dict: Any = None) -> None:
-        for file in export.files_of(self.source):
-            export.copy(file, save_directory / (export.POLICY_FILE if file == self.source else file.name))
+        export.copy_agent(self.source, save_directory)
         config = copy(self.config)
         config.agent, config.pretrained_path = "", None
         config._save_pretrained(save_directory)

@@ -50,7 +50,11 @@ class Robot:
 
 
 def _options(kind: type[Any], config: Path | None) -> Any:
-    return parse(kind, {} if config is None else read_yaml(config, remedy="mend it: docs/robot.md has examples"), config)
+    return parse(kind, _read(config), config)
+
+
+def _read(config: Path | None) -> dict[str, Any]:
+    return {} if config is None else read_yaml(config, remedy="mend it: docs/robot.md has examples")
 
 
 def _simulated(name: str, config: Path | None) -> Robot:
@@ -109,7 +113,7 @@ def _gymnasium(identity: str, config: Path | None) -> Robot:
 
     known = gymnasium_environment(identity)  # which imports its module, or says that nobody knows it
     simulated = gymnasium_spec(identity)[1].get("simulated") is True  # whoever does not say so may be an arm
-    options = {} if config is None else read_yaml(config, remedy="mend it: docs/robot.md has examples")
+    options = _read(config)
     make = lambda: gymnasium.make(identity.split(":")[-1], disable_env_checker=True, **options)  # noqa: E731
     return Robot(known.name, make, float(known.fps), known.horizon, simulated, known.facts, known.check)
 

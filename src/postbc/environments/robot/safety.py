@@ -126,7 +126,7 @@ class WatchedRobot:
         self.name, self.clock, self.patience = name, clock, patience
         self._thread = ThreadPoolExecutor(1, "postbc-robot")
         self._pending: Future[Any] | None = None
-        self.unheld, self._closed = "", False
+        self.unheld = ""
         self.env: Any = self._call("construction", make, None)
 
     def reset(self, seed: int, stopped: Callable[[], bool] = lambda: False) -> tuple[Any, Any, float] | None:
@@ -197,10 +197,7 @@ class WatchedRobot:
             warnings.warn(self.unheld, RuntimeWarning, stacklevel=2)
 
     def close(self) -> None:
-        """Hold, and let go, once; an Env that does not answer is left behind."""
-        if self._closed:
-            return
-        self._closed = True
+        """Hold, and let go; an Env that does not answer is left behind."""
         self.hold()
         try:
             self._call("close", self.env.close, 10.0)
