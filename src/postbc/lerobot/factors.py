@@ -67,8 +67,8 @@ class Factors:
         try:
             file = safe_open(self.path, framework="pt")
             head = json.loads((file.metadata() or {})["postbc"])
-            self.rows, index, self.scale = file.get_slice("rows"), file.get_tensor("index"), file.get_tensor("scale")
-            shape = tuple(self.rows.get_shape())
+            self.rows, index, self.scale = (file.get_tensor(name) for name in ("rows", "index", "scale"))  # mapped, not read
+            shape = tuple(self.rows.shape)
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InputError("This is no file of factors.", file=self.path, found=f"{type(error).__name__}: {error}"[:200],
                              remedy="remove it: it is fitted again") from None  # fmt: skip
