@@ -1,4 +1,4 @@
-"""SmolVLA on PostBC's targets: LeRobot's own class, with a tiny vision-language model of random weights in place of the hub's."""
+"""SmolVLA and π0 on PostBC's targets: LeRobot's own classes, with tiny vision-language models of random weights in place of the hub's."""
 
 from __future__ import annotations
 
@@ -24,42 +24,64 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def tiny_vlm(folder: Path) -> Path:
-    """What LeRobot asks the hub for: the model's configuration, a tokenizer and the processor of frames."""
+def tokenizer() -> Any:
+    """Of a few words."""
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 32}  # fmt: skip
-    vision = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 64,
-        "patch_size": 16,
-    }
-    hf.SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=3).save_pretrained(folder)
     words = ["<pad>", "<unk>", "<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>", "lift"]
     tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    made: Any = hf.PreTrainedTokenizerFast(
+    return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokens, pad_token="<pad>", unk_token="<unk>", extra_special_tokens={
             "fake_image_token": words[2], "image_token": words[3], "global_image_token": words[4], "end_of_utterance_token": words[5]
         },
     )  # fmt: skip
-    hf.SmolVLMProcessor(hf.SmolVLMImageProcessor(), made, hf.SmolVLMVideoProcessor()).save_pretrained(folder)
-    return folder
 
 
-def test_smolvla_trains_on_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_smolvla(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What LeRobot asks the hub for: the model's configuration, a tokenizer and the processor of frames."""
+    import transformers as hf
+
+    text = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 32}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64,
+              "patch_size": 16}  # fmt: skip
+    hf.SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=3).save_pretrained(folder)
+    hf.SmolVLMProcessor(hf.SmolVLMImageProcessor(), tokenizer(), hf.SmolVLMVideoProcessor()).save_pretrained(folder)
+    return [f"--policy.vlm_model_name={folder}", "--policy.resize_imgs_with_padding=[64,64]", "--policy.num_vlm_layers=2",
+            "--policy.num_steps=2"]  # fmt: skip
+
+
+def tiny_pi0(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """π0 writes its sizes in code and asks the hub for a tokenizer: both are replaced, the rest is its own."""
+    import transformers as hf
+    from lerobot.policies.pi0 import modeling_pi0 as pi0
+
+    whole = pi0.PaliGemmaForConditionalGenerationWithPiGemma
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16,
+              "projection_dim": 32}  # fmt: skip
+
+    def tiny(config: Any) -> Any:
+        for name, value in vision.items():
+            setattr(config.vision_config, name, value)
+        return whole(config=config)
+
+    monkeypatch.setattr(pi0, "get_gemma_config", lambda variant: pi0.GemmaConfig(32, 2, 64, 8, 1, 8))
+    monkeypatch.setattr(pi0, "PaliGemmaForConditionalGenerationWithPiGemma", tiny)
+    monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", lambda name, **_: tokenizer())
+    return ["--policy.image_resolution=[32,32]", "--policy.num_inference_steps=2"]
+
+
+@pytest.mark.parametrize("kind", ["smolvla", "pi0"])
+def test_trains_on_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """α = 0 is plain training to the bit; α = 1 is not, and what it leaves is LeRobot's own checkpoint, which plays."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = write_demonstrations(tmp_path / "a.hdf5", 3, 12, images={"top_image": (64, 64, 3)})
     root = LeRobotWriter(tmp_path / "set", read_dataset(file, image_keys=["top_image"]), "x").write()
+    tiny = {"smolvla": tiny_smolvla, "pi0": tiny_pi0}[kind](tmp_path / "vlm", monkeypatch)
     common = [
-        *data(root), *COMMON, "--policy.type=smolvla", f"--policy.vlm_model_name={tiny_vlm(tmp_path / 'vlm')}", "--policy.chunk_size=8",
-        "--policy.n_action_steps=4", "--policy.resize_imgs_with_padding=[64,64]", "--policy.num_vlm_layers=2", "--policy.num_steps=2",
+        *data(root), *COMMON, f"--policy.type={kind}", *tiny, "--policy.chunk_size=8", "--policy.n_action_steps=4",
         "--policy.tokenizer_max_length=8", "--steps=2", "--num_workers=0", "--seed=7",
     ]  # fmt: skip
     plainly(*common, f"--output_dir={tmp_path / 'plain'}")
@@ -69,11 +91,10 @@ def test_smolvla_trains_on_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     plain, zero, one = (weights(tmp_path / name) for name in ("plain", "zero", "one"))
     assert same(plain, zero)
     assert not same(plain, one)
-    from lerobot.policies.factory import make_pre_post_processors
-    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
     checkpoint = tmp_path / "one/checkpoints/last/pretrained_model"
-    policy = SmolVLAPolicy.from_pretrained(checkpoint)
+    policy = get_policy_class(kind).from_pretrained(checkpoint)
     before, after = make_pre_post_processors(policy.config, str(checkpoint))
     batch = before({"observation.state": torch.zeros(9), "observation.images.top": torch.rand(3, 64, 64), "task": "lift"})
     noise = torch.randn(1, 8, policy.config.max_action_dim, generator=torch.Generator().manual_seed(0))
