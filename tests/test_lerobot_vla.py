@@ -1,4 +1,4 @@
-"""SmolVLA and π0 on PostBC's targets: LeRobot's own classes, with tiny vision-language models of random weights in place of the hub's."""
+"""SmolVLA and π0 on PostBC's targets: LeRobot's own classes, tiny and of random weights."""
 
 from __future__ import annotations
 
