@@ -19,7 +19,7 @@ from postbc.lerobot.features import Features, features_of_agent
 from postbc.lerobot.player import Player
 from postbc.policies.base import POLICY_FILE
 from postbc.schemas import Count, Seed, schema
-from postbc.stages.seeds import agents_in
+from postbc.stages.seeds import one_agent
 
 #: Of the plugin: what config.json says its type is.
 TYPE = "postbc"
@@ -55,14 +55,6 @@ class Export:
         steps = {"n_obs_steps": agent.observation_steps, "n_action_steps": self.n_action_steps, "seed": self.seed}
         write_json(self.output / CONFIG, {"type": TYPE, **steps, **described(features, agent.action_dim)})  # last: now it plays
         return self.output
-
-
-def one_agent(path: Path) -> Path:
-    """Where the agent or policy is that `path` holds. InputError if it holds none, or several."""
-    there = agents_in(path)
-    require(len(there) == 1, "LeRobot plays one agent, and here are several.", file=path,
-            found=", ".join(folder.name for folder in there.values()), remedy="give one of them")  # fmt: skip
-    return next(iter(there.values()))
 
 
 def copy_agent(source: Path, folder: Path) -> None:

@@ -112,8 +112,11 @@ def _look(episode: int, file: Path) -> Entry:
         return Entry(episode, file, error=str(error))
 
 
-def frames(file: Path, cameras: Sequence[str]) -> Iterator[np.ndarray]:
-    """(H, W, 3) uint8 a step of an episode's file: its `cameras` side by side, black below the lower ones."""
+def frames(file: Path, cameras: Sequence[str], width: int = 0) -> Iterator[np.ndarray]:
+    """(H, W, 3) uint8 a step of an episode's file: its `cameras` side by side, black below the lower ones.
+
+    Enlarged by a whole factor to about `width` pixels where they are narrower.
+    """
     episode = read_robomimic(file, observation_keys=(), image_keys=cameras, parts=(), check_actions=False)[0]
     images = list(episode.observations.values())
     height = max(image.shape[2] for image in images)
@@ -121,4 +124,6 @@ def frames(file: Path, cameras: Sequence[str]) -> Iterator[np.ndarray]:
         blocks = [np.moveaxis(np.asarray(image[start : start + 32]), 1, -1) for image in images]
         blocks = [np.repeat(b, 3, axis=-1) if b.shape[-1] == 1 else b[..., :3] for b in blocks]
         blocks = [np.pad(b, ((0, 0), (0, height - b.shape[1]), (0, 0), (0, 0))) for b in blocks]
-        yield from np.concatenate(blocks, axis=2)
+        block = np.concatenate(blocks, axis=2)
+        scale = max(1, round(width / block.shape[2]))
+        yield from block.repeat(scale, 1).repeat(scale, 2)

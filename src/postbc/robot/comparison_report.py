@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
-from postbc.data.readers import list_cameras, read_dataset
+from postbc.data.readers import list_cameras
 from postbc.errors import InputError
 from postbc.files import write_text
 from postbc.progress import progress
+from postbc.robot.catalogue import frames
 from postbc.robot.comparison import Comparison, Tournament, letter
 from postbc.robot.labels import Label
 from postbc.robot.recorded import episode_file
@@ -42,16 +42,6 @@ def chosen(tournament: Tournament, labels: Mapping[int, Label], number: int) -> 
     return found
 
 
-def frames(path: Path, camera: str) -> Iterator[np.ndarray]:
-    """(H, W, 3) what a camera saw in an episode, enlarged to 256 pixels or so."""
-    (episode,) = read_dataset(path, observation_keys=(), image_keys=(camera,), parts=())
-    (seen,) = episode.observations.values()
-    scale = max(1, round(256 / seen.shape[-1]))
-    for t in range(len(episode)):
-        frame = np.moveaxis(np.asarray(seen[t : t + 1])[0], 0, -1)
-        yield frame.repeat(scale, 0).repeat(scale, 1)
-
-
 def film(folder: Path, tournament: Tournament, labels: Mapping[int, Label], number: int, fps: float) -> tuple[list[str], str]:
     """Write videos, those that are there left alone; their names, and why there are none."""
     shown = chosen(tournament, labels, number)
@@ -64,7 +54,7 @@ def film(folder: Path, tournament: Tournament, labels: Mapping[int, Label], numb
             name = f"{VIDEOS}/{letter(agent)}_{label}_{episode:05}.mp4"
             try:
                 if not (folder / name).exists():
-                    write_video(folder / name, frames(episode_file(folder, episode), cameras[0]), max(1, round(fps)))
+                    write_video(folder / name, frames(episode_file(folder, episode), cameras[:1], 256), max(1, round(fps)))
             except InputError as error:
                 return names, f"no videos: {error.what}"
             names.append(name)

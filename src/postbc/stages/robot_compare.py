@@ -22,7 +22,7 @@ from postbc.schemas import Count, CountOrZero, OpenShare, Seed, plain, read_json
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds
 from postbc.stages.evaluate import digests
 from postbc.stages.robot_rollout import REVISABLE, agent_for, check_options, recorded_person, robot_of, state_keys_of
-from postbc.stages.seeds import agents_in
+from postbc.stages.seeds import one_agent
 
 COMPARISON = "comparison.json"
 
@@ -69,14 +69,6 @@ class RobotCompare:
                 found="later", expected="keyboard, page or simulator")  # fmt: skip
         evaluation_seeds(self.episodes, self.episode_seed)
         check_options(self.control, self.person)
-
-
-def one_agent(path: Path) -> Path:
-    """What `load_agent` reads of a path that holds one agent. InputError for several."""
-    found = agents_in(path)
-    require(len(found) == 1, "This directory holds agents of several seeds.", file=path, key="agents",
-            found=", ".join(f"seed_{seed}" for seed in found), remedy=f"name one: {next(iter(found.values()))}")  # fmt: skip
-    return next(iter(found.values()))
 
 
 def compare(config: RobotCompare) -> Comparison:

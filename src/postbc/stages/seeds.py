@@ -60,6 +60,14 @@ def agents_in(path: Path) -> dict[int, Path]:
     return {about.seed or 0: path}
 
 
+def one_agent(path: Path) -> Path:
+    """What `load_agent` reads of a path that holds one agent. InputError if it holds none, or several."""
+    there = agents_in(path)
+    require(len(there) == 1, "This directory holds agents of several seeds.", file=path, key="agents",
+            found=", ".join(f"seed_{seed}" for seed in there), remedy=f"name one: {next(iter(there.values()))}")  # fmt: skip
+    return next(iter(there.values()))
+
+
 def seeds_of(config: Any) -> list[int]:
     """The seeds that a stage plays: `config.seeds`, or all that `config.policy` has. InputError for one that is not there."""
     there = agents_in(config.policy)

@@ -17,6 +17,7 @@ from postbc.jobs import load_plugins
 from postbc.lerobot import export
 from postbc.lerobot.features import features_of_agent
 from postbc.lerobot.player import Player
+from postbc.stages.seeds import one_agent
 
 
 class PostBCPolicy(PreTrainedPolicy):
@@ -38,7 +39,7 @@ class PostBCPolicy(PreTrainedPolicy):
         require(directory or config.agent, "Which agent?", key="policy.agent", expected="the directory of a policy or finetuned agent",
                 remedy="--policy.agent=runs/dsrl/seed_0, or --policy.path= what `postbc lerobot export` wrote")  # fmt: skip
         load_plugins()
-        self.source = export.one_agent(Path(directory or config.agent))
+        self.source = one_agent(Path(directory or config.agent))
         agent, about = load_agent(self.source, config.device)
         features = features_of_agent(agent, about)
         seed = config.seed if config.seed is not None else about.seed or 0
