@@ -27,6 +27,7 @@ from postbc.data.episodes import Dataset
 from postbc.data.lerobot_write import LeRobotWriter
 from postbc.devices import Compute
 from postbc.disk import write_json
+from postbc.lerobot.columns import hold_numbers
 from postbc.lerobot.factors import Factors
 from postbc.lerobot.fit import fit_factors, read_frames
 from postbc.lerobot.train import PostBC
@@ -79,7 +80,8 @@ def measure(root: Path, name: str) -> dict[str, float]:
     delta = list(config.action_delta_indices)
     of_time = {"action": [d / 10 for d in delta]}
     of_time |= {key: [d / 10 for d in config.observation_delta_indices] for key in config.input_features}
-    base = LeRobotDataset("postbc/bench", root=root, delta_timestamps=of_time)
+    base, held = (LeRobotDataset("postbc/bench", root=root, delta_timestamps=of_time) for _ in range(2))
+    hold_numbers(held)
 
     frames, file, ensemble = read_frames(root), root / f"{name}.factors", PostBC().ensemble
 
@@ -92,7 +94,7 @@ def measure(root: Path, name: str) -> dict[str, float]:
     few, one = fit(FIT_STEPS), fit(1)  # of one step: features and factors of every frame
     whole_fit = one * HUMAN_FRAMES / len(frames.actions) + (few - one) / (FIT_STEPS - 1) * ensemble.steps
 
-    view = PosteriorDataset(base, Factors(file), 1.0, 0)
+    view = PosteriorDataset(held, Factors(file), 1.0, 0)
     places = np.random.default_rng(0).integers(len(base), size=ITEMS).tolist()
     turns = [[seconds(lambda d=d: [d[place] for place in places], 1) / ITEMS for d in (base, view)] for _ in range(9)]
     plain, ours = (statistics.median(times) for times in zip(*turns, strict=True))

@@ -26,6 +26,7 @@ from postbc.data import Dataset, Windows, pusht, read_dataset
 from postbc.data.lerobot_write import LeRobotWriter
 from postbc.errors import InputError
 from postbc.lerobot import hook
+from postbc.lerobot.columns import hold_numbers
 from postbc.lerobot.factors import About, Factors, write_factors
 from postbc.lerobot.fit import chunk_rows, fit_factors, frame_features, read_frames
 from postbc.lerobot.train import PostBC, split
@@ -323,6 +324,39 @@ def test_this_lerobot_has_what_is_replaced() -> None:
 
     hook.training_script()
     assert version("lerobot") in hook.VERSIONS
+
+
+@needs_lerobot
+@pytest.mark.parametrize("video", [False, True])
+def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool) -> None:
+    """Of some episodes, with windows of actions and frames: every key, type and bit; and LeRobot's library is asked no longer."""
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    file = write_demonstrations(tmp_path / "a.hdf5", 4, 6, images={"top_image": (32, 32, 3)})
+    LeRobotWriter(tmp_path / "set", read_dataset(file, image_keys=["top_image"]), "x", video=video).write()
+    camera = "observation.images.top"
+
+    def read() -> Any:
+        times = {"action": [-0.05, 0.0, 0.05], "observation.state": [-0.05, 0.0], camera: [-0.05, 0.0]}
+        return LeRobotDataset("postbc/test", tmp_path / "set", episodes=[1, 3], delta_timestamps=times)
+
+    plain, held = read(), read()
+    hold_numbers(held)
+    assert len(plain) == len(held) == 12
+    for place in range(12):
+        expected, found = plain[place], held[place]
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert type(found[key]) is type(value)
+            assert (
+                value == found[key]
+                if isinstance(value, str)
+                else (value.dtype, value.shape) == (found[key].dtype, found[key].shape)
+            )
+            assert isinstance(value, str) or torch.equal(value, found[key])
+        found["action"].zero_()  # an item is nobody else's
+        assert torch.equal(held[place]["action"], expected["action"])
+    assert torch.equal(pickle.loads(pickle.dumps(held.hf_dataset))["action"][[3]][0], plain[3]["action"][1])
 
 
 @needs_lerobot

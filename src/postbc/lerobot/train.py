@@ -15,6 +15,7 @@ import tyro
 from postbc.devices import Compute
 from postbc.disk import write_json
 from postbc.errors import require
+from postbc.lerobot.columns import hold_numbers
 from postbc.lerobot.encoders import make_encoder
 from postbc.lerobot.factors import Factors
 from postbc.lerobot.fit import Frames, fit_factors, read_frames
@@ -120,6 +121,7 @@ def wrap(command: Asked, cfg: Any, dataset: Any) -> PosteriorDataset:
         require(factors.about.fit.get(key) == value, "The posterior was fitted with other settings.", file=options.factors,
                 key=f"postbc.{key}", found=factors.about.fit.get(key), expected=value,
                 remedy="give these settings, or another --postbc.factors")  # fmt: skip
+    hold_numbers(dataset)
     view = PosteriorDataset(dataset, factors, options.weight, int(options.seed or 0))
     if int(os.environ.get("RANK", 0)) == 0:
         write_json(record, plain(options, whole=True))
