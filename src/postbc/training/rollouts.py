@@ -364,8 +364,8 @@ def transition_batch(
     require(
         solved or ours, "There is no success among the rollouts: nothing to learn from.", file=dataset.source, key="rewards",
         found=f"0 of {len(dataset)} episodes succeed",
-        remedy="use more rollouts, or a policy that sometimes succeeds; of a robot's session look at the labels (postbc robot label); of other "
-        "files say what success is (transitions.success)",
+        remedy="use more rollouts, or a policy that sometimes succeeds; of a robot's session look at the labels (postbc robot label); "
+        "of other files say what success is (transitions.success)",
     )  # fmt: skip
     parts = [n_step(transitions(e, s, policy.chunk, discount, config), steps) for e, s in zip(dataset, successes, strict=True)]
     require(
