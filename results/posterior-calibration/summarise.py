@@ -25,7 +25,7 @@ SETTINGS = ("five", "mixed", "human", "can", "pusht")
 def rows_of(runs: Path, report: Path) -> list[dict[str, Any]]:
     """A row an arm and seed."""
     tries = json.loads((runs / "tries.json").read_text()) if (runs / "tries.json").exists() else {}
-    coverage = {policy_fingerprint(load_policy(path)[0]): found["solved_within"][-1] for path, found in tries.items()}
+    coverage = {policy_fingerprint(load_policy(path)): found["solved_within"][-1] for path, found in tries.items()}
     made: dict[tuple[str, str, int], dict[str, Any]] = {}
     for entry in json.loads((report / "summary.json").read_text()):
         policy = yaml.safe_load((runs.parent / entry["run"] / "config.yaml").read_text())["inputs"]["policy"]
