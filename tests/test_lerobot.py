@@ -348,12 +348,11 @@ def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool) -> No
         assert expected.keys() == found.keys()
         for key, value in expected.items():
             assert type(found[key]) is type(value)
-            assert (
-                value == found[key]
-                if isinstance(value, str)
-                else (value.dtype, value.shape) == (found[key].dtype, found[key].shape)
-            )
-            assert isinstance(value, str) or torch.equal(value, found[key])
+            if isinstance(value, str):
+                assert found[key] == value
+            else:
+                assert (found[key].dtype, found[key].shape) == (value.dtype, value.shape)
+                assert torch.equal(found[key], value)
         found["action"].zero_()  # an item is nobody else's
         assert torch.equal(held[place]["action"], expected["action"])
     assert torch.equal(pickle.loads(pickle.dumps(held.hf_dataset))["action"][[3]][0], plain[3]["action"][1])

@@ -20,7 +20,7 @@ from pydantic import Field
 import postbc.data.pusht as pusht
 from postbc.data.episodes import Dataset, Episode, check_filters, choose
 from postbc.data.lazy import LazyArray
-from postbc.data.lerobot_files import INFO, NUMBERING, LeRobotFolder
+from postbc.data.lerobot_files import INFO, NUMBERING, LeRobotFolder, is_number
 from postbc.data.robomimic import KEYS, Listing
 from postbc.errors import InputError, require
 from postbc.schemas import Seed, later, read_json, schema
@@ -99,7 +99,7 @@ class _Source:
         """Features that can be observed as numbers."""
         return [
             name for name, feature in self.folder.features.items()
-            if re.fullmatch(r"(float|u?int)\d+|bool", feature["dtype"]) and name not in (*NUMBERING, ACTION, SIMULATOR)
+            if is_number(feature) and name not in (*NUMBERING, ACTION, SIMULATOR)
             and not name.startswith("next.")
         ]  # fmt: skip
 

@@ -16,7 +16,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,11 @@ def library(name: str) -> Any:
 def is_lerobot(path: str | Path) -> bool:
     """Whether a folder looks like a LeRobotDataset of any version."""
     return os.path.exists(os.path.join(path, INFO))
+
+
+def is_number(feature: Mapping[str, Any]) -> bool:
+    """Whether a feature (of info.json) is numbers or truth values: no frames, no text."""
+    return re.fullmatch(r"(float|u?int)\d+|bool", feature["dtype"]) is not None
 
 
 class LeRobotFolder:

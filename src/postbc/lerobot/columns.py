@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from postbc.data.lerobot_files import is_number
+
 BLOCK = 4096
 
 
 def hold_numbers(dataset: Any) -> None:
     """Let a LeRobotDataset read its numbers (states, actions, times) from memory: the same items, to the bit."""
-    numbers = [
-        key for key, about in dataset.meta.features.items() if about["dtype"].startswith(("float", "int", "uint", "bool"))
-    ]
+    numbers = [name for name, feature in dataset.meta.features.items() if is_number(feature)]
     dataset.reader.hf_dataset = Columns(dataset.hf_dataset, numbers)
 
 
@@ -32,8 +32,10 @@ class Columns:
     def __init__(self, table: Any, numbers: list[str]) -> None:
         self._table = table
         held = table.select_columns(numbers)
-        blocks = [held[i : i + BLOCK] for i in range(0, len(table), BLOCK)]
-        self._numbers = {name: torch.stack([row for block in blocks for row in block[name]]) for name in numbers}
+        blocks = [
+            {name: torch.stack(rows) for name, rows in held[i : i + BLOCK].items()} for i in range(0, len(table), BLOCK)
+        ]  # stacked at once: a tensor for each row takes many times the memory of its numbers
+        self._numbers = {name: torch.cat([block[name] for block in blocks]) for name in numbers}
         others = [name for name in table.column_names if name not in numbers]
         self._others = table.select_columns(others) if others else None
 
