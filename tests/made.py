@@ -19,8 +19,9 @@ LIFT = {
 }  # fmt: skip
 #: As robomimic's v1.5 files have it: robosuite 1.5 keeps an arm's controller among the parts of the body.
 RIGHT = {
-    **{key: value for key, value in OSC.items() if key != "damping_ratio"}, "damping": 1, "kp_limits": [0, 300], "damping_limits": [0, 10],
-    "position_limits": None, "orientation_limits": None, "uncouple_pos_ori": True, "interpolation": None, "ramp_ratio": 0.2,
+    **{key: value for key, value in OSC.items() if key != "damping_ratio"}, "damping": 1,
+    "kp_limits": [0, 300], "damping_limits": [0, 10], "position_limits": None,
+    "orientation_limits": None, "uncouple_pos_ori": True, "interpolation": None, "ramp_ratio": 0.2,
     "input_ref_frame": "world", "gripper": {"type": "GRIP"},
 }  # fmt: skip
 LIFT_15 = {

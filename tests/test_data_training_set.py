@@ -191,14 +191,15 @@ def test_the_controller_of_a_newer_robosuite_is_the_arms() -> None:
     for facts in (Facts.of_env_args(LIFT_15), found(control_delta=True), found(input_type="delta")):
         [warning] = check_belongs(facts, HERE, allow_version_mismatch=True)  # nothing is unknown
         assert "1.5.1" in warning
-    for change, word in (({"kp": 300}, "kp"), ({"control_delta": False}, "control_delta"), ({"input_type": "absolute"}, "control_delta"),
+    absolute = {"input_type": "absolute"}
+    for change, word in (({"kp": 300}, "kp"), ({"control_delta": False}, "control_delta"), (absolute, "control_delta"),
                          ({"type": "JOINT_POSITION"}, "controller type")):  # fmt: skip
         with pytest.raises(InputError, match=word):
             check_belongs(found(**change), HERE, allow_version_mismatch=True)
     assert expected_action_dim(LIFT_15) == 7
     assert action_bounds(LIFT_15) == (-1.0, 1.0)
-    absolute = {"controller_configs": {"body_parts": {"right": {**right, "input_type": "absolute"}}}}
-    assert action_bounds({"type": 1, "env_kwargs": absolute}) is None
+    kwargs = {"controller_configs": {"body_parts": {"right": {**right, **absolute}}}}
+    assert action_bounds({"type": 1, "env_kwargs": kwargs}) is None
     for bad in ({"body_parts": "right"}, {"body_parts": {"right": 3}}):
         with pytest.raises(InputError, match="controller's settings cannot be compared"):
             Facts.of_env_args({"env_kwargs": {"controller_configs": bad}})
