@@ -242,8 +242,10 @@ def test_statistics_that_ruin_a_policy(data: Path, tmp_path: Path, monkeypatch: 
     assert (constant.status, "state[0]" in constant.found, "minimum-range" in constant.remedy) == ("warn", True, True)
     narrow = check(low, high, a_low, np.array([a_low[0] + 0.2 * (a_high - a_low)[0], a_high[1]]))
     assert (narrow.status, "action[0]" in narrow.found) == ("fail", True)
-    few = check(low, np.array([*high[:3], np.median(dataset.states[:, 3]) + 0.15]), a_low, a_high)
-    assert (few.status, "state[3]" in few.found) == ("ok", False)  # a subset's range, as five demonstrations have it
+    few = check(low, np.array([*high[:3], low[3] + 0.8 * (high - low)[3]]), a_low, a_high)
+    assert few.status == "ok"  # a subset's range, as a few demonstrations have it
+    fewer = check(low, np.array([*high[:3], low[3] + 0.6 * (high - low)[3]]), a_low, a_high)
+    assert (fewer.status, "far outside the policy's range in state[3]" in fewer.found) == ("warn", True)
     millimetres = check(1000 * low, 1000 * high, a_low, a_high)
     assert (millimetres.status, "fill less" in millimetres.found, "units" in millimetres.remedy) == ("warn", True, True)
     metres = check(low / 1000, high / 1000, a_low, a_high)

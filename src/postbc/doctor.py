@@ -397,7 +397,7 @@ def check_statistics(study: Study) -> Check:
     require(values.shape[1] == len(names), "The demonstrations are not as wide as the policy.", file=data.source, key="state, actions",
             found=values.shape[1], expected=len(names), remedy=remedy)  # fmt: skip
     normalised = 2 * (values - low) / np.maximum(high - low, NARROW) - 1
-    strange = np.abs(np.median(normalised, axis=0)) > 1 + FILLED
+    strange = ~constant & (np.abs(np.median(normalised, axis=0)) > 1 + FILLED)
     found = f"{len(names)} dimensions, against {len(data)} demonstrations"
     if strange.any():
         found += f": more than half of the data's values lie outside the policy's range in {_some(names, strange)}"
