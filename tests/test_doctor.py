@@ -235,7 +235,7 @@ def test_statistics_that_ruin_a_policy(data: Path, tmp_path: Path, monkeypatch: 
 
     def check(*ends: Any) -> Check:
         policy = pretrained(tmp_path / "p", dataset, normalization=Normalization(*ends))
-        return examined(monkeypatch, data, policy)["statistics"]
+        return doctor.check_statistics(Study(data, policy))
 
     assert check(low, high, a_low, a_high).status == "ok"
     constant = check(np.array([0, *low[1:]]), np.array([0, *high[1:]]), a_low, a_high)
