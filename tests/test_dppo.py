@@ -268,7 +268,7 @@ def test_the_critic_alone_learns_first_and_the_frozen_steps_never() -> None:
     learner.learn(memory, *generators)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.networks.actor.parameters(), strict=True))
     assert len(memory) == 0
-    assert learner.gradient_steps == 2 * 3  # 72 decisions in batches of 32, twice
+    assert learner.gradient_steps == 2 * 2  # 72 decisions in batches of 32, twice
     learner.iterations = 5
     learner2, memory2 = filled()
     learner2.iterations = 5
@@ -282,7 +282,23 @@ def test_a_policy_that_has_moved_too_far_ends_the_iteration() -> None:
     learner, memory = filled(replace(CONFIG, actor_lr=10.0, target_kl=1e-6))
     learner.iterations = 5
     learner.learn(memory, torch.Generator().manual_seed(1), torch.Generator())
-    assert learner.gradient_steps < 6
+    assert learner.gradient_steps < 4
+
+
+@pytest.mark.parametrize("size", [71, 32, 24, 2, 100])
+def test_every_minibatch_is_of_one_size(size: int) -> None:
+    """72 decisions: no remainder, whose advantages could not be normalised, or that a recorded graph would not take."""
+    learner, memory = filled(replace(CONFIG, batch_size=size))
+    parts = list(learner.minibatches(72, torch.Generator().manual_seed(0)))
+    assert {len(part) for part in parts} == {min(size, 72)}
+    assert len(parts) == max(1, 72 // size)
+    every = torch.cat(parts)
+    assert len(every.unique()) == len(every)
+    assert torch.equal(every, torch.randperm(72, generator=torch.Generator().manual_seed(0))[: len(every)])
+    learner.iterations = 5
+    info = learner.learn(memory, torch.Generator().manual_seed(1), torch.Generator())
+    assert all(bool(value.isfinite().all()) for value in info.values())
+    assert all(bool(p.isfinite().all()) for p in learner.networks.parameters())
 
 
 @pytest.mark.parametrize(("kind", "most"), [("diffusion", None), ("flow", None), ("flow", 0.3)])
@@ -349,7 +365,7 @@ def finetune(directory: Path, made: Any = None, config: DPPOConfig = CONFIG, **o
 
 def test_a_run_and_its_agent(tmp_path: Path) -> None:
     result = finetune(tmp_path)
-    assert (result.finetuner, result.policy, result.gradient_steps) == ("dppo", "diffusion", 4 * 2 * 3)
+    assert (result.finetuner, result.policy, result.gradient_steps) == ("dppo", "diffusion", 4 * 2 * 2)
     agent, _ = load_agent(tmp_path)
     assert isinstance(agent, DPPOAgent)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
@@ -400,10 +416,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path) 
         (None, CONFIG, {"initial_steps": 10}, "its own iterations"),
         (None, replace(CONFIG, max_noise_std=0.3), {}, "none of its own"),
         (policy("flow"), replace(CONFIG, max_noise_std=0.1), {}, "nothing between them"),
+        (None, replace(CONFIG, n_steps=1, ft_denoising_steps=1), {"num_envs": 1}, "one decision"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             finetune(tmp_path / "run", made, config, **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_decision_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size"):
+        DPPOConfig(batch_size=1)
 
 
 def test_log_probabilities_are_clamped_as_published() -> None:

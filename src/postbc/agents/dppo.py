@@ -27,7 +27,7 @@ from postbc.nn import gaussian_log_density, linear
 from postbc.policies.base import Observation, Policy
 from postbc.policies.chains import Chain
 from postbc.policies.networks.mlp import ResidualBlock
-from postbc.schemas import Count, CountOrZero, NonNegative, Positive, Share, Width, schema
+from postbc.schemas import MANY, Count, CountOrZero, NonNegative, Positive, Share, Width, schema
 
 
 # -- networks ------------------------------------------------------------------------------------------------------------------
@@ -337,9 +337,10 @@ class DPPO(Optimized):
         return Rows(wide[0], x, after, step, old, wide[1], wide[2])
 
     def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Indices of an epoch's batches, in random order."""
+        """Indices of an epoch's batches, in random order, all of one size: what is left over sits out (as published)."""
+        size = min(self.config.batch_size, count)
         order = torch.randperm(count, generator=generator, device=generator.device)
-        yield from order.split(self.config.batch_size)
+        yield from order[: count // size * size].split(size)
 
     # -- in the loop (:class:`postbc.training.online.Learner`) -----------------------------------------------------------------
     def memory(self, rows: int, num_envs: int) -> Rollout:
@@ -459,8 +460,9 @@ class DPPOConfig:
     """Steps of the chain: DDIM with η = 1 in fewer than the policy was trained with. Default all of them: DDPM. Flow: its own."""
     n_steps: Count = 300
     """Vector steps of an iteration."""
-    batch_size: Count = 7500
-    """Decisions (environment step × denoising step) of a gradient step."""
+    batch_size: Annotated[int, Field(ge=2, le=MANY)] = 7500
+    """Decisions (environment step × denoising step) of a gradient step, all of an iteration where it has fewer; at least two, as their
+    advantages are normalised."""
     epochs: Count = 10
     """Passes over an iteration's decisions."""
     discount: Share = 0.999
