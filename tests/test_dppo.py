@@ -20,6 +20,7 @@ from kills import in_a_process, kill_and_resume, kill_at_every_operation
 from postbc.agents.base import Batch, load_agent
 from postbc.agents.dppo import (
     DPPO,
+    Denoising,
     DPPOAgent,
     DPPOConfig,
     RewardScale,
@@ -28,7 +29,6 @@ from postbc.agents.dppo import (
     advantages,
     clip_range,
     log_probability,
-    sample_chain,
 )
 from postbc.agents.networks import adam, descend
 from postbc.data.normalization import Normalization
@@ -119,17 +119,8 @@ def test_what_is_kept_of_a_chain_is_what_was_played(kind: str) -> None:
     chunk, flat = learner.act(normal(6, F), torch.Generator().manual_seed(1))
     chains = flat.view(6, 4, D)
     torch.testing.assert_close(chunk.flatten(1), chains[:, -1].clamp(-1, 1))
-    again = sample_chain(
-        made.network,
-        learner.networks.actor,
-        learner.chain,
-        8,
-        normal(6, F),
-        torch.Generator().manual_seed(1),
-        D,
-        0.1,
-        3.0,
-        True,
+    _, again = Denoising(replace(CONFIG, ft_denoising_steps=8), made, torch.device("cpu")).sample(
+        learner.networks.actor, normal(6, F), torch.Generator().manual_seed(1), True
     )
     torch.testing.assert_close(again[:, -4:], chains)  # whichever network takes the first steps, they are the same one's
     mean, std = learner.chain.distribution(made.network, normal(6, F), chains[:, 0], torch.full((6,), 5))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, save_agent
 from postbc.agents.networks import (
     Actor,
+    Causes,
     Critics,
     Info,
     Optimized,
@@ -114,6 +115,11 @@ class DSRL(Optimized):
     """
 
     networks: Networks
+    causes: Causes = {
+        "learning from too few initial rollouts": ("training.initial_steps",),
+        "exploration that drowns the policy": ("dsrl.init_temperature", "dsrl.action_magnitude"),
+        "too large steps or too many of them": ("dsrl.lr", "dsrl.utd"),
+    }
 
     def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy = config, policy

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from postbc.errors import NotFiniteError
 from postbc.nn import MLP, Activation, StackedMLP
 
+Causes = Mapping[str, tuple[str, ...]]  # of a fall below the pretrained policy -> the options that it depends on
 Info = dict[str, Tensor]  # metric name -> values of a batch, without gradient; whoever reads one takes the mean
 
 
@@ -134,6 +135,8 @@ class Optimized:
     optimizers: dict[str, torch.optim.Adam]
     gradient_steps: int = 0
     on_policy = False
+    causes: Causes = {"too large steps or too many of them": ()}
+    """What usually makes it fall below its pretrained policy."""
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser moments, gradient steps."""

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, save_agent
-from postbc.agents.networks import Critics, Info, Optimized, adam, copy_into, descend
+from postbc.agents.networks import Causes, Critics, Info, Optimized, adam, copy_into, descend
 from postbc.agents.replay import NStepReplay, Replay
 from postbc.devices import Compute
 from postbc.errors import require
@@ -128,6 +128,13 @@ class Residual(Optimized):
 
     networks: Networks
     name = "residual"
+    causes: Causes = {
+        "an actor that moves while the critics know little": (
+            "residual.penalty", "residual.ramp", "residual.critic_warmup", "training.initial_steps",
+        ),
+        "a correction that is too large": ("residual.scale", "residual.exploration"),
+        "too large steps or too many of them": ("residual.lr", "residual.utd"),
+    }  # fmt: skip
 
     def __init__(
         self,
