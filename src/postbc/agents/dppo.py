@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, save_agent
-from postbc.agents.networks import Causes, Info, Optimized, adam, descend
+from postbc.agents.networks import Info, Optimized, adam, descend
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import gaussian_log_density, linear
@@ -266,7 +266,7 @@ class DPPO(Optimized):
 
     networks: Networks
     name, on_policy = "dppo", True
-    causes: Causes = {
+    causes: Mapping[str, tuple[str, ...]] = {
         "too large steps or too many of them": (
             "dppo.actor_lr",
             "dppo.clip",

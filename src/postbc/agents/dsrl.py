@@ -12,6 +12,7 @@ Everything is in normalised units; s are the policy's features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,6 @@ from torch import Tensor, nn
 from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, save_agent
 from postbc.agents.networks import (
     Actor,
-    Causes,
     Critics,
     Info,
     Optimized,
@@ -115,7 +115,7 @@ class DSRL(Optimized):
     """
 
     networks: Networks
-    causes: Causes = {
+    causes: Mapping[str, tuple[str, ...]] = {
         "learning from too few initial rollouts": ("training.initial_steps",),
         "exploration that drowns the policy": ("dsrl.init_temperature", "dsrl.action_magnitude"),
         "too large steps or too many of them": ("dsrl.lr", "dsrl.utd"),

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from postbc.errors import NotFiniteError
 from postbc.nn import MLP, Activation, StackedMLP
 
-Causes = Mapping[str, tuple[str, ...]]  # of a fall below the pretrained policy -> the options that it depends on
 Info = dict[str, Tensor]  # metric name -> values of a batch, without gradient; whoever reads one takes the mean
 
 
@@ -135,8 +134,8 @@ class Optimized:
     optimizers: dict[str, torch.optim.Adam]
     gradient_steps: int = 0
     on_policy = False
-    causes: Causes = {"too large steps or too many of them": ()}
-    """What usually makes it fall below its pretrained policy."""
+    causes: Mapping[str, tuple[str, ...]] = {"too large steps or too many of them": ()}
+    """What usually makes it fall below its pretrained policy -> the options that this depends on."""
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser moments, gradient steps."""

@@ -13,6 +13,7 @@ arXiv 2101.05982); choosing among proposals in acting and in the target (Dong et
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from postbc.agents.base import Batch, PolicyAgent, load_parameters, read_agent, save_agent
-from postbc.agents.networks import Causes, Critics, Info, Optimized, adam, copy_into, descend
+from postbc.agents.networks import Critics, Info, Optimized, adam, copy_into, descend
 from postbc.agents.replay import NStepReplay, Replay
 from postbc.devices import Compute
 from postbc.errors import require
@@ -128,7 +129,7 @@ class Residual(Optimized):
 
     networks: Networks
     name = "residual"
-    causes: Causes = {
+    causes: Mapping[str, tuple[str, ...]] = {
         "an actor that moves while the critics know little": (
             "residual.penalty", "residual.ramp", "residual.critic_warmup", "training.initial_steps",
         ),

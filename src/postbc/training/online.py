@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from postbc.agents.base import Agent, Batch, PolicyAgent
-from postbc.agents.networks import Causes, Info, means
+from postbc.agents.networks import Info, means
 from postbc.devices import Compute
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, Termination
 from postbc.environments.registry import Environment, find_environment
@@ -72,7 +72,7 @@ class Learner(Protocol):
     discount: float
     gradient_steps: int
     on_policy: bool
-    causes: Causes
+    causes: Mapping[str, tuple[str, ...]]
 
     @property
     def networks(self) -> nn.Module:
