@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,9 +27,10 @@ from postbc.data.transitions import TransitionConfig, n_step, transitions
 from postbc.errors import InputError
 from postbc.policies.base import About
 from postbc.runs import digest
+from postbc.schemas import plain
 from postbc.seeding import make_generator
 from postbc.training.online import Online, OnlineConfig
-from postbc.training.residual import finetune_residual, of_demonstrations
+from postbc.training.residual import ResidualTraining, finetune_residual, of_demonstrations
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import collect_rollouts
 from toy import PointReach, ToyPolicy, environment, stopped
@@ -310,12 +312,47 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path) -> None:
     path = demonstrations(tmp_path / "demos")
     with pytest.raises(InputError, match="environment's own reward"):
         finetune(tmp_path / "run", demonstrations=path, reward="environment")
+    for rule in ("never", "chunk_success"):  # rollouts would earn more than the demonstrations' one success
+        with pytest.raises(InputError, match=rf"(?s)end at their first success.*terminate_on.*{rule}"):
+            finetune(tmp_path / "run", demonstrations=path, terminate_on=rule)
     with pytest.raises(InputError, match="missing"):
         finetune(tmp_path / "run", demonstrations=tmp_path / "missing.hdf5")
     failures = collect_rollouts(ToyPolicy(drift=0.0, noise=1e-3), environment(), 3, tmp_path / "bad", seed=1)
     with pytest.raises(InputError, match="success"):
         finetune(tmp_path / "run", demonstrations=failures)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reward", ["sparse", "negative"])
+def test_a_demonstration_is_rewarded_as_the_same_episode_is_when_it_is_played(tmp_path: Path, reward: Any) -> None:
+    """The policy records an episode and plays it again in training: every transition that both have has one reward and discount."""
+    policy, training = ToyPolicy(drift=5.0, noise=0.0), replace(TRAINING, reward=reward, num_envs=1, initial_steps=10**6)
+    config = replace(CONFIG, n_step=1, proposals=1)
+    online = Online(Residual(config, policy, make_generator(0, "online/initialisation")), PointReach(1), training, 0)
+    made = environment()
+    start = int(online.env.seeds[0])
+    with pytest.MonkeyPatch.context() as patch:  # the very episode
+        patch.setattr("postbc.training.rollouts.episode_seed", lambda *_: start)
+        path = collect_rollouts(policy, made, 1, tmp_path / "demos", seed=0)
+    while int(online.begun[0]) == 1:
+        online.step()
+    played = online.memory.batch(torch.arange(len(online.memory)))
+    recorded = of_demonstrations(path, digest(path), policy, config, training, torch.Generator().manual_seed(0))
+    assert float(played.discount[-1]) == 0
+    for k in range(len(played.reward)):
+        (row,) = torch.nonzero((recorded.features[:, :F] - played.features[k, :F]).abs().amax(1) < 1e-6)[0]
+        assert float(recorded.reward[row]) == float(played.reward[k])
+        assert float(recorded.discount[row]) == pytest.approx(float(played.discount[k]))
+
+
+def test_the_defaults_are_what_was_measured() -> None:
+    """results/lift-finetuners, on which the claims about the steps that it needs rest."""
+    measured = yaml.safe_load((Path(__file__).parent.parent / "results/lift-finetuners/config.yaml").read_text())
+    assert measured["residual"] == plain(ResidualConfig())
+    names = ("budget_env_steps", "num_envs", "initial_steps", "eval_every", "reward", "terminate_on", "time_limit")
+    assert {name: measured["residual_training"][name] for name in names} == {
+        name: plain(ResidualTraining())[name] for name in names
+    }
 
 
 @pytest.mark.parametrize(
