@@ -32,6 +32,7 @@ from postbc.agents.dppo import (
 )
 from postbc.agents.networks import adam, descend
 from postbc.data.normalization import Normalization
+from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.policies.base import About, policy_class
 from postbc.policies.schedules import ddpm
@@ -343,6 +344,63 @@ def test_learnt_noise_by_hand() -> None:
     before = [p.clone() for p in learner.networks.noise.parameters()]
     learner.learn(memory, torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
     assert all(not torch.equal(a, b) for a, b in zip(before, learner.networks.noise.parameters(), strict=True))
+
+
+# -- devices -------------------------------------------------------------------------------------------------------------------
+def same_learning(kind: str, noise: float | None, device: str, compiled: bool) -> None:
+    """A few updates: as plain ones on the CPU, from the same weights."""
+    config = replace(CONFIG, max_noise_std=noise, actor_lr=3e-4, critic_lr=3e-4)
+    first = DPPO(config, policy(kind), make_generator(0, "online/initialisation"))
+    n, learners = 20, []
+    for where, how in (("cpu", False), (device, compiled)):
+        compute = Compute(device=where, compile=how)  # type: ignore[arg-type]
+        learner = DPPO(config, policy(kind).to(where), make_generator(0, "online/initialisation", where), compute)
+        learner.load_state_dict(first.state_dict())  # a checkpoint goes to another device
+        for k in range(8):
+            features, x, after, step = (
+                normal(n, F, seed=k),
+                normal(n, D, seed=k + 50),
+                normal(n, D, seed=k + 99),
+                torch.arange(n) % 3,
+            )
+            old = first.log_probabilities(features, x, after, step).detach() + 0.02 * normal(n, seed=k)
+            rows = Rows(features, x, after, step, old, normal(n, seed=k + 1), normal(n, seed=k + 2))
+            learner.update(Rows(*(part.to(where) for part in rows)))
+        learners.append(learner)
+    before, here, there = (list(learner.networks.parameters()) for learner in (first, *learners))
+    assert not any(torch.equal(a, b) for a, b in zip(before, here, strict=True))
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("kind", "noise"), [("diffusion", None), ("flow", 0.3)])
+def test_a_gpu_learns_the_same(kind: str, noise: float | None, compiled: bool) -> None:
+    same_learning(kind, noise, "cuda", compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "noise"), [("diffusion", None), ("flow", 0.3)])
+def test_a_compiled_update_gives_the_same_numbers(kind: str, noise: float | None) -> None:
+    same_learning(kind, noise, "cpu", True)
+
+
+@pytest.mark.gpu
+def test_a_recorded_update_learns_from_iterations_that_no_batch_size_divides() -> None:
+    config = replace(CONFIG, critic_warmup_iterations=0)  # 72 decisions in batches of 32
+    made, compute = policy().to("cuda"), Compute(device="cuda", compile=True)
+    learner = DPPO(config, made, make_generator(0, "online/initialisation", "cuda"), compute)
+    sampling, noise, acting = (torch.Generator("cuda").manual_seed(k) for k in range(3))
+    for _ in range(3):
+        memory = learner.memory(0, 4)
+        for t in range(config.n_steps):
+            state, on = normal(4, F, seed=t).cuda(), torch.ones(4, dtype=torch.bool, device="cuda")
+            _, action = learner.act(state, acting)
+            memory.remember(Batch(state, action, state, normal(4, seed=t).cuda(), 0.9 * on.float()), on, ~on)
+        info = learner.learn(memory, sampling, noise)
+        assert all(bool(value.isfinite().all()) for value in info.values())
+    assert learner.gradient_steps == 3 * 2 * 2
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from postbc.agents.residual import Residual, ResidualAgent, ResidualConfig, acto
 from postbc.data.episodes import Episode
 from postbc.data.readers import list_dataset
 from postbc.data.transitions import TransitionConfig, n_step, transitions
+from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.policies.base import About
 from postbc.runs import digest
@@ -150,6 +151,36 @@ def test_the_ramp_the_warm_up_and_the_shares() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, made.networks.actor.parameters(), strict=True))
     made.learn(memory, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     assert made.gradient_steps == 20 + 8  # the warm-up comes once
+
+
+# -- devices -------------------------------------------------------------------------------------------------------------------
+def same_learning(device: str, compiled: bool) -> None:
+    """A few updates of critics and actor: as plain ones on the CPU, from the same weights."""
+    config, first, learners = replace(CONFIG, lr=3e-4), learner(replace(CONFIG, lr=3e-4)), []
+    for where, how in (("cpu", False), (device, compiled)):
+        compute = Compute(device=where, compile=how)  # type: ignore[arg-type]
+        made = Residual(config, ToyPolicy(), make_generator(0, "online/initialisation", where), compute)
+        made.load_state_dict(first.state_dict())  # a checkpoint goes to another device
+        for k in range(8):
+            rows = Batch(*(part.roll(k, 0).to(where) for part in batch(32)))
+            made.update(rows, torch.tensor([k % 4, (k + 1) % 4], device=where), actor=True)
+        learners.append(made)
+    before, here, there = (list(made.networks.parameters()) for made in (first, *learners))
+    assert not any(torch.equal(a, b) for a, b in zip(before, here, strict=True))
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+    assert float(learners[0].scale) == float(learners[1].scale) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_learns_the_same(compiled: bool) -> None:
+    same_learning("cuda", compiled)
+
+
+@pytest.mark.slow
+def test_a_compiled_update_gives_the_same_numbers() -> None:
+    same_learning("cpu", True)
 
 
 # -- n steps -------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from postbc.training.rollouts import read_rollouts, transition_batch
 
 @schema
 class ResidualTraining(OnlineConfig):
-    """Where it differs from DSRL's: fewer rollouts before learning, and success as the reward (as measured: results/lift-finetuners)."""
+    """Where it differs from DSRL's: fewer rollouts before learning, success as the reward (measured: results/lift-finetuners)."""
 
     budget_env_steps: Count = 60_000
     """Environment steps, the initial rollouts included."""
