@@ -12,6 +12,7 @@ Everything is in normalised units; s are the policy's features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +115,11 @@ class DSRL(Optimized):
     """
 
     networks: Networks
+    causes: Mapping[str, tuple[str, ...]] = {
+        "learning from too few initial rollouts": ("training.initial_steps",),
+        "exploration that drowns the policy": ("dsrl.init_temperature", "dsrl.action_magnitude"),
+        "too large steps or too many of them": ("dsrl.lr", "dsrl.utd"),
+    }
 
     def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy = config, policy

@@ -208,7 +208,7 @@ class Estimate:
             trained = trained_steps(numbers, self._policy(own).chain(numbers.sampling_steps))
             iterations = steps // numbers.n_steps
             decisions = numbers.n_steps * training.num_envs * trained
-            gradient_steps = iterations * numbers.epochs * math.ceil(decisions / numbers.batch_size)
+            gradient_steps = iterations * numbers.epochs * max(1, decisions // numbers.batch_size)
             seconds = gradient_steps * self._updating(own, finetuner, numbers, training)
         else:
             gradient_steps = learning * numbers.utd + (numbers.critic_warmup if finetuner == "residual" else 0)
