@@ -447,7 +447,7 @@ def diffusion_policy(**changes: Any) -> DiffusionPolicy:
 
 def saved(directory: Path, policy: Any = None) -> DSRLAgent:
     policy = policy or diffusion_policy()
-    actor = make_actor(CONFIG, policy.feature_dim, 4, generator(1)).requires_grad_(False)
+    actor = make_actor(CONFIG, policy, generator(1)).requires_grad_(False)
     perturb(actor)
     agent = DSRLAgent(policy, actor, CONFIG)
     agent.save(directory)
