@@ -321,7 +321,7 @@ class DSRLConfig:
     hidden: Width = 2048
     """Width of actor and critics (2048 Robomimic, 1024 LIBERO; 128 to 256 do on a laptop)."""
     noise: Literal["full", "tied"] = later("full")
-    """full: the actor chooses the latent noise of every action of a chunk. tied: one for all of them (as DSRL does with π0): few numbers
+    """full: the actor chooses the latent noise of every action of a chunk. tied: one for all of them, as DSRL does with π0: few numbers
     where chunks are long."""
     layers: Layers = 3
     """Hidden layers of actor and critics."""

@@ -7,7 +7,7 @@ import importlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,8 +58,14 @@ def _configuration(config: LeRobotConfig) -> Any:
     kind = str(config.lerobot.get("type"))
     require(kind in KINDS, f"This LeRobot policy does not play here: {WHY_NOT.get(kind, UNKNOWN)}.", key="type", found=kind,
             expected=", ".join(KINDS))  # fmt: skip
-    off = {name: False for name in ("compile_model", "gradient_checkpointing") if name in config.lerobot}
-    settings = {**config.lerobot, "device": "cpu", "pretrained_path": None, **off, **KINDS[kind].settings(config.inference_steps)}
+    off: dict[str, Any] = {name: False for name in ("compile_model", "gradient_checkpointing") if name in config.lerobot}
+    settings = {
+        **config.lerobot,
+        "device": "cpu",
+        "pretrained_path": None,
+        **off,
+        **KINDS[kind].settings(config.inference_steps),
+    }
     try:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "config.json").write_text(json.dumps(settings), encoding="utf-8")
@@ -73,7 +79,7 @@ def _configuration(config: LeRobotConfig) -> Any:
 
 
 def _build(config: LeRobotConfig, checkpoint: Path | None = None) -> Any:
-    """LeRobot's policy, with random weights or a checkpoint's, where :func:`torch.get_default_device` says; on "meta" without memory."""
+    """LeRobot's policy, with random weights or a checkpoint's, on torch's default device ("meta": without memory)."""
     made = _configuration(config)
     kind = importlib.import_module("lerobot.policies.factory").get_policy_class(made.type)
     if KINDS[made.type].reads_weights(made):
@@ -101,12 +107,15 @@ class LeRobotPolicy(nn.Module):
     """
 
     Config = LeRobotConfig
+    shapes: Shapes
     normalization: Normalization
     chunk: int
     feature_dim: int
 
-    def __init__(self, config: LeRobotConfig, shapes: Shapes, action_dim: int, chunk: int, normalization: Normalization,
-                 generator: torch.Generator, observation_steps: int = 1, about: About | None = None, theirs: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self, config: LeRobotConfig, shapes: Shapes, action_dim: int, chunk: int, normalization: Normalization,
+        generator: torch.Generator, observation_steps: int = 1, about: About | None = None, theirs: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.theirs: Any = _build(config) if theirs is None else theirs
         own = self.theirs.config
@@ -116,7 +125,8 @@ class LeRobotPolicy(nn.Module):
         self.normalization, self.observation_steps, self.about = normalization, observation_steps, about or About()
         self.seen_dim, self.feature_dim = config.seen, config.seen + config.context
         self._kind = KINDS[own.type]
-        self._processor = None if own.device == "meta" else _processor(self.theirs, config.stats)
+        blank = torch.get_default_device().type == "meta"
+        self._processor = None if blank else _processor(self.theirs, config.stats)
 
     def encode(self, observation: Observation) -> Tensor:
         """Raw named observations -> (B, F); of them learners see the first `seen_dim`."""
@@ -158,8 +168,9 @@ class LeRobotPolicy(nn.Module):
 def _ends(stats: Mapping[str, Tensor], mode: str, width: int) -> tuple[list[float], list[float]]:
     """LeRobot's normalisation as ends of ours: every one of its kinds is affine. A dimension that never changed is 0 by its mean and
     standard deviation, and else -1."""
-    require(mode == "IDENTITY" or mode in STATISTICS, "LeRobot normalises in a way that is not known here.", key="normalization_mapping",
-            found=mode, expected=", ".join(("IDENTITY", *STATISTICS)))  # fmt: skip
+    known = "IDENTITY", *STATISTICS
+    require(mode in known, "LeRobot normalises in a way that is not known here.", key="normalization_mapping", found=mode,
+            expected=", ".join(known))  # fmt: skip
     if mode == "IDENTITY" or not stats:
         low, high = torch.full((width,), -1.0, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
     else:
@@ -198,6 +209,43 @@ class Import:
         return file
 
 
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What lerobot-train leaves: its config.json, and of its processors the statistics and whether they read words."""
+
+    config: dict[str, Any]
+    stats: dict[str, dict[str, Tensor]]
+    reads_words: bool
+
+    def ends(self, name: str, kind: str) -> tuple[list[float], list[float]]:
+        """Of a feature that is STATE, ENV or ACTION."""
+        features = {**self.config["input_features"], **self.config["output_features"]}
+        mode = self.config["normalization_mapping"].get(kind, "IDENTITY")
+        return _ends(self.stats.get(name, {}), mode, int(features[name]["shape"][0]))
+
+
+def _read(folder: Path) -> _Checkpoint:
+    """InputError where a checkpoint is of a kind, or of a configuration, that no latent noise steers."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_bytes())
+    kind = str(config["type"])
+    why = WHY_NOT.get(kind, UNKNOWN) if kind not in KINDS else KINDS[kind].refused(config)
+    require(why is None, f"This LeRobot policy cannot be finetuned here: {why}.", file=folder, key="type", found=kind,
+            expected=", ".join(KINDS))  # fmt: skip
+    require(STATE in config["input_features"], "The policy reads no state of the robot.", file=folder, key="input_features",
+            found=list(config["input_features"]), expected=STATE)  # fmt: skip
+    steps = json.loads((folder / "policy_preprocessor.json").read_bytes())["steps"]
+    step = next(s for s in steps if s.get("registry_name") == "normalizer_processor")
+    numbers = load_file(folder / step["state_file"]) if "state_file" in step else {}
+    stats: dict[str, dict[str, Tensor]] = {}
+    for name, value in numbers.items():
+        feature, _, key = name.rpartition(".")
+        if any(key in keys for keys in STATISTICS.values()) and feature in (*config["input_features"], ACTION):
+            stats.setdefault(feature, {})[key] = value
+    return _Checkpoint(config, stats, any(s.get("registry_name") == "tokenizer_processor" for s in steps))
+
+
 def import_policy(
     checkpoint: Path, dataset: Path | None = None, inference_steps: int = 10, task: str | None = None
 ) -> LeRobotPolicy:
@@ -208,41 +256,18 @@ def import_policy(
             that reads words.
     """
     with _blamed(checkpoint):
-        from safetensors.torch import load_file
-
-        config = json.loads((checkpoint / "config.json").read_bytes())
-        steps = json.loads((checkpoint / "policy_preprocessor.json").read_bytes())["steps"]
-        step = next(s for s in steps if s.get("registry_name") == "normalizer_processor")
-        numbers = load_file(checkpoint / step["state_file"]) if "state_file" in step else {}
-        kind = str(config["type"])
-        require(kind in KINDS, f"This LeRobot policy cannot be finetuned here: {WHY_NOT.get(kind, UNKNOWN)}.", file=checkpoint, key="type",
-                found=kind, expected=", ".join(KINDS))  # fmt: skip
-        refused = KINDS[kind].refused(config)
-        require(refused is None, f"This LeRobot policy cannot be finetuned here: {refused}.", file=checkpoint, key="config.json")
-        features, modes = config["input_features"], config["normalization_mapping"]
-        require(STATE in features, "The policy reads no state of the robot.", file=checkpoint, key="input_features", found=list(features),
-                expected=STATE)  # fmt: skip
-        steps_seen, chunk = int(config.get("n_obs_steps", 1)), int(config["n_action_steps"])
-        action_dim = int(config["output_features"][ACTION]["shape"][0])
-        reads_words = any(s.get("registry_name") == "tokenizer_processor" for s in steps)
-        known = {f"{name}.{key}" for name in (*features, ACTION) for keys in STATISTICS.values() for key in keys}
-        stats: dict[str, dict[str, Tensor]] = {}
-        for name, value in numbers.items():
-            if name in known:
-                feature, _, key = name.rpartition(".")
-                stats.setdefault(feature, {})[key] = value
-
-    def ends(name: str, of: str, width: int) -> tuple[list[float], list[float]]:
-        with _blamed(checkpoint):
-            return _ends(stats.get(name, {}), modes.get(of, "IDENTITY"), width)
-
-    parts = {name: (features[name]["type"], int(features[name]["shape"][0])) for name in (STATE, ENVIRONMENT_STATE) if name in features}
-    both = [ends(name, of, width) for name, (of, width) in parts.items()]
-    low, high = ([x for pair in both for x in pair[i]] for i in range(2))
-    normalization = Normalization(low, high, *ends(ACTION, "ACTION", action_dim))
-    cameras = {camera_name(name): name for name, feature in features.items() if feature["type"] == "VISUAL" and "empty_camera" not in name}
-    shapes: dict[str, tuple[int, ...]] = {"state": (sum(width for _, width in parts.values()),)}
-    shapes |= {name: tuple(features[theirs]["shape"]) for name, theirs in cameras.items()}
+        read = _read(checkpoint)
+        features = read.config["input_features"]
+        steps_seen, chunk = int(read.config["n_obs_steps"]), int(read.config["n_action_steps"])
+        action_dim = int(read.config["output_features"][ACTION]["shape"][0])
+        parts = [name for name in (STATE, ENVIRONMENT_STATE) if name in features]
+        both = [read.ends(name, features[name]["type"]) for name in parts]
+        low, high = ([x for pair in both for x in pair[i]] for i in range(2))
+        normalization = Normalization(low, high, *read.ends(ACTION, "ACTION"))
+        visual = [name for name, feature in features.items() if feature["type"] == "VISUAL"]
+        cameras = {camera_name(name): name for name in visual if "empty_camera" not in name}
+        shapes: dict[str, tuple[int, ...]] = {"state": (len(low),)}
+        shapes |= {name: tuple(features[theirs]["shape"]) for name, theirs in cameras.items()}
     about = About(method=None)
     if dataset is not None:
         data = read_dataset(dataset, image_keys=list(cameras))
@@ -256,20 +281,23 @@ def import_policy(
         facts = Facts.of_dataset(data)
         about = About(task=facts.environment, data=dataset.name, demonstrations=len(data), facts=plain(facts))
         task = data.tasks[0] if task is None and len(data.tasks) == 1 else task
-    require(not reads_words or task, "The policy reads words: which task is it to do?", file=checkpoint, key="task",
-            remedy="--task 'pick up the cup', in the words that it was trained with; --dataset says them where it has one task")  # fmt: skip
-    made = LeRobotConfig(
-        lerobot=config, task=task if reads_words and task else "", own=parts[STATE][1], cameras=cameras,
-        stats={name: {key: value.tolist() for key, value in of.items()} for name, of in stats.items()}, inference_steps=inference_steps,
+    require(
+        not read.reads_words or task, "The policy reads words: which task is it to do?", file=checkpoint, key="task",
+        remedy="--task, in the words that it was trained with; --dataset says them where it has one task",
     )  # fmt: skip
+    made = LeRobotConfig(
+        lerobot=read.config, task=task if read.reads_words and task else "", own=int(features[STATE]["shape"][0]), cameras=cameras,
+        stats={name: {key: value.tolist() for key, value in of.items()} for name, of in read.stats.items()},
+        inference_steps=inference_steps,
+    )  # fmt: skip
+    sizes = shapes, action_dim, chunk, normalization, torch.Generator(), steps_seen, about
     with _blamed(checkpoint):
         theirs = _build(made, checkpoint)
-    sizes = shapes, action_dim, chunk, normalization, torch.Generator(), steps_seen, about
-    policy = LeRobotPolicy(made, *sizes, theirs).eval().requires_grad_(False)
-    time = (steps_seen,) if steps_seen > 1 else ()
-    seen, context = policy.parts({name: torch.zeros(1, *time, *shape) for name, shape in shapes.items()})
-    wide = replace(made, seen=seen.shape[1], context=context.shape[1])
-    return LeRobotPolicy(wide, *sizes, theirs).eval().requires_grad_(False)
+        draft = LeRobotPolicy(made, *sizes, theirs).eval().requires_grad_(False)
+        time = (steps_seen,) if steps_seen > 1 else ()
+        seen, context = draft.parts({name: torch.zeros(1, *time, *shape) for name, shape in shapes.items()})
+    made = replace(made, seen=seen.shape[1], context=context.shape[1])
+    return LeRobotPolicy(made, *sizes, theirs).eval().requires_grad_(False)
 
 
 @contextlib.contextmanager

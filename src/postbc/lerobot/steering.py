@@ -161,7 +161,11 @@ class _VisionLanguage:
             return "it would see several observations, of which LeRobot shows it the newest alone"
         if config.get("use_relative_actions"):
             return "its actions are relative to the state, and policies here give actions that stand alone"
-        return "its joints are turned into Aloha's after normalisation (adapt_to_pi_aloha)" if config.get("adapt_to_pi_aloha") else None
+        return (
+            "its joints are turned into Aloha's after normalisation (adapt_to_pi_aloha)"
+            if config.get("adapt_to_pi_aloha")
+            else None
+        )
 
     def reads_weights(self, config: Any) -> bool:
         return False
@@ -192,7 +196,7 @@ class _VisionLanguage:
         state, (images, masks) = self._state(policy, batch), self._images(policy, batch)
         words = batch[TOKENS], batch[TOKEN_MASK]
         tokens, there, begins = policy.model.embed_prefix(images, masks, *words, **self._state_of_prefix(state))
-        # patches of each camera (first those that there are), words; then the state, which begins a block of attention, if it is a token
+        # patches camera by camera (first those that there are), words; then the state, if it is a token: it begins a block of attention
         end = int(begins[0].int().argmax()) or tokens.shape[1]
         patches = tokens[:, : end - words[0].shape[1]].unflatten(1, (len(images), -1))
         patches = patches[:, : sum(name in batch for name in policy.config.image_features)]

@@ -42,7 +42,7 @@ def finetune_dsrl(
     def check(policy: Policy, device: torch.device) -> None:
         require(
             config.variant == "sac" or seen_dim(policy) == policy.feature_dim,
-            "The critics of na would sample from this policy at remembered states, of which far too many numbers would have to be kept.",
+            "na samples from the policy at remembered states, and of each this one reads too many numbers to keep.",
             file=source, key="dsrl.variant", found=f"na; {policy.feature_dim:,} numbers a state", expected="sac",
             remedy="--dsrl.variant sac, which remembers what actor and critics see",
         )  # fmt: skip
@@ -61,7 +61,9 @@ def check_deterministic(policy: Policy, device: str | torch.device = "cpu", sour
     """InputError if two samples from one latent noise differ: then the noise does not decide the action."""
     generator = torch.Generator(device).manual_seed(0)
     steps = (policy.observation_steps,) if policy.observation_steps > 1 else ()
-    observation = {name: torch.randn(2, *steps, *shape, generator=generator, device=device) for name, shape in policy.shapes.items()}
+    observation = {
+        name: torch.randn(2, *steps, *shape, generator=generator, device=device) for name, shape in policy.shapes.items()
+    }
     frames = {name: (64 * value).clamp(0, 255).to(torch.uint8) for name, value in observation.items() if is_image(name)}
     with torch.no_grad():
         features = policy.encode(observation | frames)

@@ -72,9 +72,11 @@ def finetune_residual(
     content = None if demonstrations is None else digest(demonstrations)
 
     def check(policy: Policy, device: torch.device) -> None:
-        require(seen_dim(policy) == policy.feature_dim, "Residual RL keeps of every state all that the policy samples from: too much here.",
-                file=options.get("source"), key="policy", found=f"{policy.feature_dim:,} numbers a state", expected="all seen by learners",
-                remedy="postbc finetune dsrl --dsrl.variant sac, or best-of-n")  # fmt: skip
+        require(
+            seen_dim(policy) == policy.feature_dim, "Residual RL keeps of every state all that the policy reads: too much of this one.",
+            file=options.get("source"), key="policy", found=f"{policy.feature_dim:,} numbers a state",
+            remedy="postbc finetune dsrl --dsrl.variant sac, or best-of-n",
+        )  # fmt: skip
         with torch.device("meta"):
             networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
             check_memory(networks, 4, device, "residual.hidden")
