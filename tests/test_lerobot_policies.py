@@ -3,7 +3,6 @@ and taken back. Tiny, of random weights, offline (make test-lerobot)."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -214,3 +213,186 @@ def test_the_actions_are_lerobots(tmp_path: Path, kind: str, changes: dict[str, 
     drawn = policy.sample(policy.encode(seen), generator=torch.Generator().manual_seed(2))
     expected = chunk_of(kind, *reference, seen, whole, monkeypatch)
     torch.testing.assert_close(policy.normalization.unnormalize_action(drawn), expected, atol=1e-5, rtol=1e-5)
+
+
+# -- what cannot be steered ------------------------------------------------------------------------------------------------------
+def refusal(checkpoint: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    output = checkpoint.parent / "refused"
+    assert cli.main(["lerobot", "import", "--checkpoint", str(checkpoint), "--output", str(output), *more]) == 2
+    assert not output.exists()
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"type": "act"}, "nothing to choose among"),
+    ({"type": "vqbet"}, "no latent noise decides"),
+    ({"type": "groot"}, "not known here"),
+    ({"use_relative_actions": True}, "relative to the state"),
+    ({"adapt_to_pi_aloha": True}, "Aloha"),
+    ({"n_obs_steps": 2}, "several observations"),
+    ({"input_features": {}}, "no state"),
+    ({}, "which task"),
+])  # fmt: skip
+def test_what_no_noise_steers_is_refused(
+    tmp_path: Path, changes: dict[str, Any], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny("smolvla", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    found = refusal(tmp_path / "checkpoint", capsys)
+    assert says in found
+    assert str(tmp_path / "checkpoint") in found
+
+
+def test_a_stochastic_sampler_is_found_by_sampling_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny("diffusion", tmp_path / "checkpoint")
+    monkeypatch.setattr(
+        STEERED["diffusion"], "settings", lambda steps: {"noise_scheduler_type": "DDPM", "num_inference_steps": steps}
+    )
+    assert "two samples from one noise that differ" in refusal(tmp_path / "checkpoint", capsys)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tiny("smolvla", tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint/model.safetensors"
+    weights = load_file(file)
+    del weights["model.action_out_proj.bias"]
+    save_file(weights, file)
+    assert "action_out_proj.bias" in refusal(tmp_path / "checkpoint", capsys, "--task", TASK)
+
+
+def test_a_number_that_never_changed_is_not_far_from_itself(tmp_path: Path) -> None:
+    """LeRobot's (x - mean) / (0 + 1e-8), which is 0 at the mean; its least and greatest give -1."""
+    from lerobot.configs import NormalizationMode
+
+    for mode, expected in (("MEAN_STD", 0.0), ("MIN_MAX", -1.0)):
+        names = ("VISUAL", "STATE", "ACTION")
+        tiny("diffusion", tmp_path / mode, normalization_mapping=dict.fromkeys(names, NormalizationMode(mode)))
+        policy = imported(tmp_path / mode, tmp_path / f"{mode} imported")
+        seen = observations(2)
+        state = seen["state"].clone()
+        assert policy.encode(seen).unflatten(1, (2, -1))[:, :, 1].unique().tolist() == [expected]
+        assert policy.normalization.normalize_state(state)[..., 1].unique().tolist() == pytest.approx([expected])
+
+
+# -- finetuned, and taken back -------------------------------------------------------------------------------------------------
+class Both(toy.PointReach):
+    """The toy by its state and by 64x64 pixels."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.shapes = {"state": (STATE,), "image.top": FRAME}
+
+    def observation(self) -> Observations:
+        return {"state": self.at.astype(np.float32), "image.top": toy.draw(self.at).repeat(2, 2).repeat(2, 3)}
+
+
+SMALL = ["--dsrl.hidden", "8", "--dsrl.utd", "2", "--training.num-envs", "2", "--training.eval-episodes", "2", "--training.horizon", "12",
+         "--training.budget-env-steps", "96", "--training.initial-steps", "24", "--training.eval-every", "96"]  # fmt: skip
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    made = Environment(
+        "toy/Both", lambda n, **options: Both(n, **options), horizon=12, chunk=3, facts=lambda: {"env_name": "Both"}
+    )
+    monkeypatch.setitem(ENVIRONMENTS, "toy/Both", lambda: made)
+    return ["--environment", "toy/Both"]
+
+
+def plays_in_lerobot(folder: Path, exported: Path) -> None:
+    """The exported agent by LeRobot's own select_action, one observation at a time, gives what the agent gives."""
+    pytest.importorskip("lerobot_policy_postbc")
+    from lerobot.configs import PreTrainedConfig
+    from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+    from lerobot.utils.import_utils import register_third_party_plugins
+
+    from postbc.agents.base import load_agent
+    from postbc.seeding import make_generator
+
+    assert cli.main(["lerobot", "export", "--agent", str(folder), "--output", str(exported)]) == 0
+    register_third_party_plugins()
+    config = PreTrainedConfig.from_pretrained(exported, cli_overrides=["--device=cpu"])
+    assert config.type == "postbc"
+    assert set(config.input_features) == {"observation.state", "observation.images.top"}
+    played = get_policy_class(config.type).from_pretrained(exported, config=config)
+    before, after = make_pre_post_processors(config, str(exported))
+    agent, about = load_agent(folder)
+    generator, seen, steps = make_generator(about.seed or 0, "evaluation/acting"), observations(2, 7), agent.observation_steps
+    rows = list(range(7))
+    played.reset()
+    for step in rows:
+        raw = {"observation.state": seen["state"][step : step + 1, 0], "task": ["another"],
+               "observation.images.top": seen["image.top"][step : step + 1, 0].float() / 255}  # fmt: skip
+        action = after(played.select_action(before(raw)))
+        if step % agent.chunk == 0:
+            newest = [max(0, step - k) for k in reversed(range(steps))]
+            now = {name: value[newest, 0] if steps > 1 else value[step, 0] for name, value in seen.items()}
+            chunk = agent.act({name: value[None] for name, value in now.items()}, generator)
+        torch.testing.assert_close(action, chunk[:, step % agent.chunk])
+
+
+@pytest.mark.parametrize(("kind", "variant"), [("multi_task_dit", "na"), ("smolvla", "sac"), ("pi0", "sac")])
+def test_finetuned_with_tied_noise_and_taken_back(tmp_path: Path, kind: str, variant: str, both: list[str]) -> None:
+    tiny(kind, tmp_path / "checkpoint")
+    policy = imported(tmp_path / "checkpoint", tmp_path / "imported")
+    base, run = ["--policy", str(tmp_path / "imported"), *both], tmp_path / "dsrl"
+    assert (
+        cli.main(["finetune", "dsrl", *base, "--output", str(run), "--dsrl.variant", variant, "--dsrl.noise", "tied", *SMALL])
+        == 0
+    )
+    (file,) = run.glob("**/agent.safetensors")
+    from postbc.agents.base import load_agent
+
+    agent: Any = load_agent(file.parent)[0]
+    assert agent.config.noise == "tied"
+    assert [agent.actor.net(torch.zeros(1, policy.seen_dim)).shape[1]] == [
+        2 * ACTIONS
+    ]  # mean and deviation of one action's noise
+    given: list[torch.Tensor] = []
+    sample = agent.policy.sample
+    agent.policy.sample = lambda features, noise: given.append(noise) or sample(features, noise)
+    agent.act(observations(policy.observation_steps), torch.Generator().manual_seed(0))
+    assert torch.equal(given[0], given[0][:, :1].expand_as(given[0]))
+    plays_in_lerobot(file.parent, tmp_path / "exported")
+
+
+@pytest.mark.parametrize("kind", ["multi_task_dit", "smolvla"])
+def test_best_of_n_and_taken_back(tmp_path: Path, kind: str, both: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy, "RADIUS", 1.5)  # so that some of a random policy's episodes succeed
+    tiny(kind, tmp_path / "checkpoint")
+    imported(tmp_path / "checkpoint", tmp_path / "imported")
+    run = tmp_path / "best"
+    assert cli.main(["finetune", "best-of-n", "--policy", str(tmp_path / "imported"), *both, "--output", str(run),
+                     "--best-of-n.episodes", "4", "--best-of-n.eval-episodes", "2", "--best-of-n.horizon", "12", "--best-of-n.num-envs", "2",
+                     "--best-of-n.samples", "3", "--iql.steps", "3", "--iql.hidden", "8"]) == 0  # fmt: skip
+    (file,) = run.glob("**/agent.safetensors")
+    plays_in_lerobot(file.parent, tmp_path / "exported")
+
+
+def test_a_vision_language_policy_is_finetuned_by_what_its_learners_see(
+    tmp_path: Path, both: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """na and residual RL, which would keep all of a state's tokens, are refused; what sac remembers is what learners see."""
+    from postbc.agents.dsrl import DSRL, DSRLConfig
+    from postbc.agents.replay import Batch
+
+    tiny("smolvla", tmp_path / "checkpoint")
+    policy = imported(tmp_path / "checkpoint", tmp_path / "imported")
+    assert policy.seen_dim == STATE + 32 < policy.feature_dim
+    base = ["--policy", str(tmp_path / "imported"), *both]
+    assert cli.main(["finetune", "dsrl", *base, "--output", str(tmp_path / "na"), *SMALL]) == 2
+    assert "--dsrl.variant sac" in capsys.readouterr().err
+    small = [part for option in range(2, len(SMALL), 2) for part in SMALL[option : option + 2] if SMALL[option] != "--dsrl.utd"]
+    assert cli.main(["finetune", "residual", *base, "--output", str(tmp_path / "residual"), *small]) == 2
+    assert "--dsrl.variant sac" in capsys.readouterr().err
+    learner = DSRL(DSRLConfig(variant="sac", hidden=8, noise="tied"), policy, torch.Generator().manual_seed(0))
+    memory, wide, one = learner.memory(10, 2), torch.rand(2, policy.feature_dim), torch.ones(2)
+    memory.remember(Batch(wide, torch.zeros(2, ACTIONS), wide, one, one), one.bool(), one.bool())
+    batch = memory.batch(torch.arange(2))
+    assert torch.equal(batch.features, wide[:, : policy.seen_dim])
+    assert torch.equal(batch.next_features, wide[:, : policy.seen_dim])
