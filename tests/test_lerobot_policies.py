@@ -350,16 +350,15 @@ def test_finetuned_with_tied_noise_and_taken_back(tmp_path: Path, kind: str, var
     tiny(kind, tmp_path / "checkpoint")
     policy = imported(tmp_path / "checkpoint", tmp_path / "imported")
     base, run = ["--policy", str(tmp_path / "imported"), *both], tmp_path / "dsrl"
-    assert (
-        cli.main(["finetune", "dsrl", *base, "--output", str(run), "--dsrl.variant", variant, "--dsrl.noise", "tied", *SMALL])
-        == 0
-    )
+    chosen = ["--dsrl.variant", variant, "--dsrl.noise", "tied", *SMALL]
+    assert cli.main(["finetune", "dsrl", *base, "--output", str(run), *chosen]) == 0
     (file,) = run.glob("**/agent.safetensors")
     agent: Any = load_agent(file.parent)[0]
     assert agent.config.noise == "tied"
-    assert [agent.actor.net(torch.zeros(1, policy.seen_dim)).shape[1]] == [
-        2 * ACTIONS
-    ]  # mean and deviation of one action's noise
+    assert agent.actor.net(torch.zeros(1, policy.seen_dim)).shape == (
+        1,
+        2 * ACTIONS,
+    )  # mean and deviation of one action's noise
     given: list[torch.Tensor] = []
     sample = agent.policy.sample
     agent.policy.sample = lambda features, noise: given.append(noise) or sample(features, noise)
@@ -374,9 +373,10 @@ def test_best_of_n_and_taken_back(tmp_path: Path, kind: str, both: list[str], mo
     tiny(kind, tmp_path / "checkpoint")
     imported(tmp_path / "checkpoint", tmp_path / "imported")
     run = tmp_path / "best"
-    assert cli.main(["finetune", "best-of-n", "--policy", str(tmp_path / "imported"), *both, "--output", str(run),
-                     "--best-of-n.episodes", "4", "--best-of-n.eval-episodes", "2", "--best-of-n.horizon", "12",
-                     "--best-of-n.num-envs", "2", "--best-of-n.samples", "3", "--iql.steps", "3", "--iql.hidden", "8"]) == 0  # fmt: skip
+    base = ["--policy", str(tmp_path / "imported"), *both]
+    assert cli.main(["finetune", "best-of-n", *base, "--output", str(run), "--best-of-n.episodes", "4",
+                     "--best-of-n.eval-episodes", "2", "--best-of-n.horizon", "12", "--best-of-n.num-envs", "2",
+                     "--best-of-n.samples", "3", "--iql.steps", "3", "--iql.hidden", "8"]) == 0  # fmt: skip
     (file,) = run.glob("**/agent.safetensors")
     plays_in_lerobot(file.parent, tmp_path / "exported")
 
