@@ -27,6 +27,7 @@ from postbc.files import load_tree, save_tree
 from postbc.nn import StackedLayerNorm, StackedLinear
 from postbc.policies.base import About, load_policy, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from postbc.schemas import plain
 from postbc.seeding import make_generator
 from test_iql import random_batch as old_batch
 from toy import ToyPolicy
@@ -256,6 +257,54 @@ def test_initial_rollouts_are_the_base_policy_denoised_once(variant: Any) -> Non
     torch.testing.assert_close(action, w / 0.7 if variant == "sac" else chunk.flatten(1))
 
 
+# -- tied noise ----------------------------------------------------------------------------------------------------------------
+def test_tied_noise_is_learnt_as_that_of_a_single_action() -> None:
+    """sac never sees the chunk: its updates are those of a policy whose chunks are one action long, to the bit."""
+    numbers: dict[str, Any] = {"variant": "sac", "hidden": 16, "layers": 1, "target_entropy": "auto"}
+    tied, one = learner(DSRLConfig(noise="tied", **numbers), ToyPolicy()), learner(DSRLConfig(**numbers), ToyPolicy(chunk=1))
+    assert tied.target_entropy == one.target_entropy == -2
+    for seed in range(3):
+        batch = random_batch(seed)._replace(action=normal(B, 2, seed=seed).tanh())
+        for agent in (tied, one):
+            agent.update(batch, normal(B, 2, seed=10 + seed), normal(B, 2, seed=20 + seed))
+    for name, value in one.networks.state_dict().items():
+        assert torch.equal(tied.networks.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_tied_noise_is_the_same_for_every_action(variant: Any, tmp_path: Path) -> None:
+    """Acting, initial rollouts, the backup, the distillation, the saved agent; na's critics see whole chunks."""
+    policy: Any = ToyPolicy(chunk=3)
+    config = DSRLConfig(variant=variant, noise="tied", hidden=16, layers=1, utd=2, noise_critic_grad_steps=2, batch_size=4)
+    agent, features = learner(config, policy), normal(B, F, seed=1)
+    for act in (agent.act, agent.act_base):
+        chunk, action = act(features, generator(2))
+        assert chunk.shape == (B, 3, 2)
+        assert action.shape == (B, 2 if variant == "sac" else 6)
+        torch.testing.assert_close(action, policy.seen[-1][:, 0] / 1.5 if variant == "sac" else chunk.flatten(1))
+    memory = agent.memory(20, B)
+    one = torch.ones(B)
+    memory.remember(Batch(features, action, features, one, one), one.bool(), one.bool())
+    agent.learn(memory, generator(3), generator(4))
+    agent.agent().act({"state": features}, generator(5))
+    assert len(policy.seen) > 2
+    for noise in policy.seen:
+        assert torch.equal(noise, noise[:, :1].expand_as(noise))
+        assert len(noise.unique()) > 2
+    base = diffusion_policy()
+    made = DSRLAgent(base, make_actor(config, base, generator(1)), config)
+    made.save(tmp_path)
+    again: Any = load_agent(tmp_path)[0]
+    assert again.config.noise == "tied"
+    observation = {"state": normal(5, 3)}
+    assert torch.equal(again.act(observation, generator(0)), made.act(observation, generator(0)))
+
+
+def test_full_noise_is_what_was_before_there_was_a_choice() -> None:
+    assert "noise" not in plain(DSRLConfig())
+    assert plain(DSRLConfig(noise="tied"))["noise"] == "tied"
+
+
 # -- numbers, state --------------------------------------------------------------------------------------------------------------
 def trained(variant: Any = "na", steps: int = 5, seed: int = 3) -> tuple[DSRL, dict[str, float]]:
     config = DSRLConfig(
@@ -447,7 +496,7 @@ def diffusion_policy(**changes: Any) -> DiffusionPolicy:
 
 def saved(directory: Path, policy: Any = None) -> DSRLAgent:
     policy = policy or diffusion_policy()
-    actor = make_actor(CONFIG, policy.feature_dim, 4, generator(1)).requires_grad_(False)
+    actor = make_actor(CONFIG, policy, generator(1)).requires_grad_(False)
     perturb(actor)
     agent = DSRLAgent(policy, actor, CONFIG)
     agent.save(directory)

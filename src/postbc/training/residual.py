@@ -16,7 +16,7 @@ from postbc.data.transitions import TransitionConfig
 from postbc.environments.registry import Environment
 from postbc.errors import require
 from postbc.nn import check_memory
-from postbc.policies.base import Policy
+from postbc.policies.base import Policy, seen_dim
 from postbc.progress import say
 from postbc.runs import digest
 from postbc.schemas import Count, CountOrZero, plain, schema
@@ -75,6 +75,11 @@ def finetune_residual(
     content = None if demonstrations is None else digest(demonstrations)
 
     def check(policy: Policy, device: torch.device) -> None:
+        require(
+            seen_dim(policy) == policy.feature_dim, "Residual RL keeps of every state all that the policy reads: too much of this one.",
+            file=options.get("source"), key="policy", found=f"{policy.feature_dim:,} numbers a state",
+            remedy="postbc finetune dsrl --dsrl.variant sac, or best-of-n",
+        )  # fmt: skip
         with torch.device("meta"):
             networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
             check_memory(networks, 4, device, "residual.hidden")

@@ -28,7 +28,7 @@ from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import require
 from postbc.nn import generator_state, set_generator_state
-from postbc.policies.base import Policy, policy_fingerprint
+from postbc.policies.base import Policy, policy_fingerprint, seen_dim
 from postbc.progress import progress, say
 from postbc.robot.recorded import is_session, read_session, session_digest
 from postbc.runs import Checkpoints, Run, digest
@@ -336,10 +336,11 @@ def _with_coordinates(dataset: Dataset, size: int, ours: bool) -> Dataset:
 
 @torch.no_grad()
 def encode_all(dataset: Dataset, policy: Policy, device: str | torch.device = "cpu") -> Tensor:
-    """(num_steps, F) features of every frame, episode after episode, each encoded once."""
+    """(num_steps, F) of every frame what learners see of its features, episode after episode, each encoded once."""
     windows = Windows(dataset, 1, observation_steps=policy.observation_steps, device=device)
     rows = torch.arange(len(windows), device=device).split(FRAMES)
-    return torch.cat([policy.encode({name: windows.observation(r)[name] for name in policy.shapes}) for r in rows])
+    seen = seen_dim(policy)
+    return torch.cat([policy.encode({name: windows.observation(r)[name] for name in policy.shapes})[:, :seen] for r in rows])
 
 
 def transition_batch(
