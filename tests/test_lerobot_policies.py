@@ -350,11 +350,11 @@ def test_finetuned_with_tied_noise_and_taken_back(tmp_path: Path, kind: str, var
     tiny(kind, tmp_path / "checkpoint")
     policy = imported(tmp_path / "checkpoint", tmp_path / "imported")
     base, run = ["--policy", str(tmp_path / "imported"), *both], tmp_path / "dsrl"
-    chosen = ["--dsrl.variant", variant, "--dsrl.noise", "tied", *SMALL]
+    chosen = ["--dsrl.variant", variant, "--dsrl.latent", "tied", *SMALL]
     assert cli.main(["finetune", "dsrl", *base, "--output", str(run), *chosen]) == 0
     (file,) = run.glob("**/agent.safetensors")
     agent: Any = load_agent(file.parent)[0]
-    assert agent.config.noise == "tied"
+    assert agent.config.latent == "tied"
     assert agent.actor.net(torch.zeros(1, policy.seen_dim)).shape == (
         1,
         2 * ACTIONS,
@@ -393,7 +393,7 @@ def test_a_vision_language_policy_is_finetuned_by_what_its_learners_see(
     assert "--dsrl.variant sac" in capsys.readouterr().err
     assert cli.main(["finetune", "residual", *base, "--output", str(tmp_path / "residual"), *ONLINE]) == 2
     assert "--dsrl.variant sac" in capsys.readouterr().err
-    learner = DSRL(DSRLConfig(variant="sac", hidden=8, noise="tied"), policy, torch.Generator().manual_seed(0))
+    learner = DSRL(DSRLConfig(variant="sac", hidden=8, latent="tied"), policy, torch.Generator().manual_seed(0))
     memory, wide, one = learner.memory(10, 2), torch.rand(2, policy.feature_dim), torch.ones(2)
     memory.remember(Batch(wide, torch.zeros(2, ACTIONS), wide, one, one), one.bool(), one.bool())
     batch = memory.batch(torch.arange(2))
