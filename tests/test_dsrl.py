@@ -344,9 +344,8 @@ def test_chosen_coordinates_are_those_that_the_policy_observes(variant: Any, lat
 
 
 def test_only_a_coherent_policy_has_coordinates_to_choose(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Only a coherent policy has coordinates") as error:
+    with pytest.raises(InputError, match=r"(?s)Only a coherent policy has coordinates.*dsrl\.latent"):
         finetune_dsrl(diffusion_policy(), "postbc/Lift", tmp_path / "run", DSRLConfig(latent="posterior"))
-    assert error.value.key == "dsrl.latent"
     assert not (tmp_path / "run").exists()
 
 
