@@ -240,7 +240,10 @@ def _out_of_bag(ridges: list[Ridge], episode: Tensor, action_dim: int, bound: fl
     rows, residuals, spreads = (list(parts) for parts in zip(*found))
     every = torch.cat(rows)
     spread = Factor(torch.cat([part.rows for part in spreads]))
-    return OutOfBag(torch.cat(residuals), spread, torch.full((len(every),), groups - 2.0), episode[every], action_dim)
+    freedom = torch.full((len(every),), groups - 2.0)
+    return OutOfBag(
+        torch.cat(residuals), spread, freedom, torch.zeros(len(every)), episode[every], action_dim, len(episode.unique())
+    )
 
 
 def check_closed_form(trajectories: int, layers: int, config: ClosedFormConfig) -> None:

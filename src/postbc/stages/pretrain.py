@@ -21,7 +21,7 @@ from postbc.posterior import Calibration, ClosedForm
 from postbc.pretraining import PretrainingConfig, pretrain, train
 from postbc.progress import say
 from postbc.runs import Run, digest
-from postbc.schemas import Count, Seed, plain, schema
+from postbc.schemas import Count, OpenShare, Seed, later, plain, schema
 from postbc.seeding import make_generator
 from postbc.stages.calibrate import CALIBRATION_FILE, warn
 from postbc.stages.posterior import posterior_at
@@ -50,6 +50,8 @@ class Pretrain(Generic[C]):
     pretraining: PretrainingConfig = PretrainingConfig()
     value_dice: ValueDICEConfig = ValueDICEConfig()
     """Of pretraining.method value-dice, which has none of the other's numbers."""
+    level: OpenShare = later(0.05)
+    """Of the test against BC by which posterior_weight auto says which α is safe."""
     epochs: Count | None = None
     """Epochs instead of pretraining.steps (paper: 3000)."""
     compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
@@ -98,7 +100,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
         variant += [f"coherent {pretraining.coherent}"] * bool(pretraining.coherent)
         variant += ["auto"] * (pretraining.posterior_weight == "auto")
         if pretraining.posterior_weight == "auto":
-            calibration = at.calibrate(data)
+            calibration = at.calibrate(data, config.level)
             pretraining = dataclasses.replace(pretraining, posterior_weight=calibration.posterior_weight)
 
     shapes = {**data.shapes, **({COORDINATES: (pretraining.coherent,)} if pretraining.coherent else {})}
