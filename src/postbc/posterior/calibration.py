@@ -30,6 +30,8 @@ SIGMAS = tuple(np.geomspace(1 / 32, 2, 25).tolist())
 """σ as a share of the dimension's root mean square residual."""
 WINDOWS = 2000
 """At most so many, evenly spaced, are used: neighbours overlap."""
+FEW_WINDOWS = 400
+"""So many where posteriors are compared."""
 FALLBACK = 1.0
 """α where the trajectories are too few to tell: the paper's for most tasks."""
 SAFE_FROM = 0.25
@@ -60,7 +62,7 @@ class OutOfBag:
 
     def thinned(self, most: int = WINDOWS) -> OutOfBag:
         """At most so many of the windows, evenly spaced."""
-        keep = torch.linspace(0, len(self.residual) - 1, min(most, len(self.residual))).round().long()
+        keep = evenly(len(self.residual), most)
         return OutOfBag(
             self.residual[keep].double(), Factor(self.factor.rows[keep].double()), self.freedom[keep].double(),
             self.share[keep].double(), self.trajectory[keep], self.action_dim, self.demonstrations,
@@ -71,6 +73,11 @@ class OutOfBag:
         """(D,) root mean square residual of each number's action dimension."""
         by_dimension = self.residual.unflatten(1, (-1, self.action_dim)).square().mean((0, 1)).sqrt().clamp(min=1e-3)
         return by_dimension.repeat(self.residual.shape[1] // self.action_dim)
+
+
+def evenly(count: int, most: int | None = None) -> Tensor:
+    """At most `most` of the numbers from 0 to `count` − 1, evenly spaced."""
+    return torch.linspace(0, count - 1, min(most or count, count)).round().long()
 
 
 @schema
@@ -156,7 +163,7 @@ def welch(freedom: Tensor, estimated: Tensor, total: Tensor) -> Tensor:
 
 def best_likelihood(oob: OutOfBag) -> float:
     """The greatest likelihood of left-out trajectories over α and σ, nats a number: the criterion by which a posterior is chosen."""
-    oob = oob.thinned()
+    oob = oob.thinned(FEW_WINDOWS)
     table = log_likelihoods(oob, (0.0, *np.geomspace(1 / 8, 16, 8).tolist()), SIGMAS[::6]).sum(0)
     return table.amax(-1).sum(0).max().item() / oob.residual.numel()
 
