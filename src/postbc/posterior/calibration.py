@@ -87,7 +87,7 @@ class Estimate:
     alpha: NonNegative
     """Of greatest likelihood."""
     low: NonNegative
-    """Lower end of the 90 % interval: jackknife of log α over trajectories, with Student's t; 0 where the grid's least is inside."""
+    """Lower end of the 90 % interval: jackknife of log(α + 1/4) over trajectories, with Student's t."""
     high: NonNegative
     """Upper end."""
     sigma: NonNegative
@@ -223,22 +223,23 @@ def profiles(table: Tensor) -> Tensor:
 
 
 def interval(profile: Tensor, confidence: float = 0.9) -> tuple[float, float, float]:
-    """α of greatest likelihood, and the ends of its interval: the jackknife of log α over trajectories, with Student's t.
+    """α of greatest likelihood, and the ends of its interval: the jackknife of log(α + 1/4) over trajectories, with Student's t.
+
+    A ratio where α is large, a difference where it is near 0, whose logarithm says nothing.
 
     Args:
         profile: (1 + G, alphas), as of :func:`profiles` for one action dimension, or their sum.
     """
     first, step = math.log(ALPHAS[1]), math.log(ALPHAS[2] / ALPHAS[1])
-    log_alpha = first + step * peak(profile[:, 1:])[0]
-    own, without = log_alpha[0].item(), log_alpha[1:].numpy()
-    alpha = 0.0 if int(profile[0].argmax()) == 0 else math.exp(own)
-    count = len(without)
+    alphas = torch.exp(first + step * peak(profile[:, 1:].double())[0]) * (profile.argmax(1) > 0)
+    alpha, count = alphas[0].item(), len(alphas) - 1
     if count < 2:
         return alpha, 0.0, ALPHAS[-1]
+    own, without = math.log(alpha + SAFE_FROM), np.log(alphas[1:].numpy() + SAFE_FROM)
     error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
-    width = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error
-    low, high = math.exp(own - width), min(math.exp(min(own + width, 100.0)), ALPHAS[-1])
-    return alpha, low if alpha > 0 and low > ALPHAS[1] else 0.0, high
+    width = min(float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error, 100.0)
+    low, high = (math.exp(own + sign * width) - SAFE_FROM for sign in (-1, 1))
+    return alpha, max(low, 0.0), min(high, ALPHAS[-1])
 
 
 def against_bc(table: Tensor) -> np.ndarray:

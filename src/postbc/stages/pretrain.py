@@ -50,8 +50,6 @@ class Pretrain(Generic[C]):
     pretraining: PretrainingConfig = PretrainingConfig()
     value_dice: ValueDICEConfig = ValueDICEConfig()
     """Of pretraining.method value-dice, which has none of the other's numbers."""
-    level: OpenShare = later(0.05)
-    """Of the test against BC by which posterior_weight auto says which α is safe."""
     epochs: Count | None = None
     """Epochs instead of pretraining.steps (paper: 3000)."""
     compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
@@ -59,6 +57,8 @@ class Pretrain(Generic[C]):
     """Seeds at a time, each a process of its own."""
     resume: bool = False
     """Go on with the runs in the output directory."""
+    level: OpenShare = later(0.05)
+    """Of the test against BC by which posterior_weight auto says which α is safe."""
 
 
 def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
