@@ -1,8 +1,8 @@
 """How many pairs of episodes `postbc no-regression` needs, by simulation: `python -m benchmarks.no_regression_pairs`.
 
-Two policies that solve each episode independently of each other (the worst case: real pairs share their initial states); a row a pair of
-rates, margin and level 0.05. Prints a Markdown table: median and 90th percentile of the pairs until it is known, and the share of runs in
-which it is not after 1000, 2000, 3000 and 4000.
+Two policies that solve each episode independently of each other (the worst case: real pairs share their initial states); a row a pair
+of rates and a margin, level 0.05. Prints a Markdown table: median and 90th percentile of the pairs until it is known, and the share of
+runs in which it is not after 1000, 2000, 3000 and 4000.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def test_it_says_why_it_cannot_tell():
         ((estimate, 3.0, 4, 20), "too few members, 4 of 20 trajectories"),
         ((wide, 3.0, 9, 9), r"interval of 9 trajectories left out is \[0.40, 2.50\]$"),
         ((wide, 0.5, 9, 9), r"\[0.40, 2.50\]; larger ones are not shown, at level 0.05, to explain"),
-        ((estimate, None, 9, 9), "no α is shown: it is not shown, at level 0.05"),
+        ((estimate, None, 9, 9), "but no α is shown, at level 0.05, to explain"),
     ):
         assert re.search(words, choose(*arguments, 0.05)[2])
 

@@ -279,29 +279,25 @@ def choose(
     chunk: Estimate, safe: float | None, trajectories: int, demonstrations: int, level: float
 ) -> tuple[float, Literal["calibrated", "no-regression", "fallback"], str]:
     """What `auto` takes, (α, its source, why): never more than what is safe, where anything is shown to be."""
-    not_shown = f"not shown, at level {level:g}, to explain trajectories left out better than BC"
+    shown = f"shown, at level {level:g}, to explain trajectories left out better than BC"
     few, wide = trajectories < FEWEST, chunk.high > WIDEST * max(chunk.low, SAFE_FROM)
-    if not few and not wide:
-        if chunk.alpha < SAFE_FROM:
-            return 0.0, "no-regression", f"trajectories left out are explained best by α = {chunk.alpha:.2f}, all but BC"
-        if safe is not None and chunk.alpha <= safe:
-            return chunk.alpha, "calibrated", f"{trajectories} trajectories left out are explained best by it"
-        if safe is not None:
-            return safe, "no-regression", f"larger ones are {not_shown}"
-        return (
-            min(FALLBACK, chunk.alpha),
-            "fallback",
-            f"α = {chunk.alpha:.2f} explains them best, but no α is shown: it is {not_shown}",
-        )
-    told = f"the 90 % interval of {trajectories} trajectories left out is [{chunk.low:.2f}, {chunk.high:.2f}]"
-    if few:
+    if few or wide:
         scarce = "demonstrations" if demonstrations < FEWEST else "members"
-        told = (
-            f"too few {scarce}, {trajectories} of {demonstrations} trajectories can be left out, at least {FEWEST} are needed"
-        )
-    if safe is not None and safe < FALLBACK:
-        return safe, "fallback", f"not told: {told}; larger ones are {not_shown}"
-    return FALLBACK, "fallback", f"not told: {told}"
+        cause = (
+            f"too few {scarce}, {trajectories} of {demonstrations} trajectories can be left out, at least {FEWEST} are needed" if few
+            else f"the 90 % interval of {trajectories} trajectories left out is [{chunk.low:.2f}, {chunk.high:.2f}]"
+        )  # fmt: skip
+        if safe is not None and safe < FALLBACK:
+            return safe, "fallback", f"not told: {cause}; larger ones are not {shown}"
+        return FALLBACK, "fallback", f"not told: {cause}"
+    if chunk.alpha < SAFE_FROM:
+        return 0.0, "no-regression", f"trajectories left out are explained best by α = {chunk.alpha:.2f}, all but BC"
+    if safe is None:
+        weight = min(FALLBACK, chunk.alpha)
+        return weight, "fallback", f"α = {chunk.alpha:.2f} explains them best, but no α is {shown}"
+    if chunk.alpha <= safe:
+        return chunk.alpha, "calibrated", f"{trajectories} trajectories left out are explained best by it"
+    return safe, "no-regression", f"larger ones are not {shown}"
 
 
 def coverage(oob: OutOfBag, alpha: float, sigma: Tensor, seed: int = 0, draws: int = 4) -> tuple[float, float, float]:
