@@ -79,10 +79,12 @@ def ensemble_member_step(
     }  # fmt: skip
 
 
-def closed_form_posterior(members: int = 100, hidden: int = 512, steps: int = 60, whole: int = 6000) -> dict[str, object]:
+def closed_form_posterior(
+    members: int = 100, hidden: int = 512, steps: int = BLOCK, whole: int = 6000, repeats: int = 3
+) -> dict[str, object]:
     """The closed form's posterior against the ensemble's at the same width and steps: three regressors and linear algebra, or K.
 
-    Both train `steps` steps a network in this run, which stand for `whole`: what comes after training is timed as it is.
+    Both train `steps` steps a network in this run, in turn, which stand for `whole`: what comes after training is timed as it is.
     """
     torch.set_num_threads(1)
     n = 600
@@ -91,18 +93,14 @@ def closed_form_posterior(members: int = 100, hidden: int = 512, steps: int = 60
     config = EnsembleConfig(ensemble_size=members, hidden=hidden, steps=steps)
     compute = Compute(device="cpu", precision="auto")
 
-    def seconds(function: Callable[[], object]) -> float:
-        begin = time.perf_counter()
-        function()
-        return time.perf_counter() - begin
+    def fit(config: EnsembleConfig) -> None:
+        fit_ensemble(features, chunks, episode, config, 0, compute)
 
-    training = seconds(lambda: fit_ensemble(features, chunks, episode, config, 0, compute))
-    three = replace(config, ensemble_size=3)
-    own = statistics.median(seconds(lambda: fit_ensemble(features, chunks, episode, three, 0, compute)) for _ in range(3))
-    algebra = statistics.median(
-        seconds(lambda: fit_closed_form(features, chunks, episode, replace(config, steps=1), None, 0, compute))
-        for _ in range(3)
-    )
+    def close() -> None:
+        fit_closed_form(features, chunks, episode, replace(config, steps=1), None, 0, compute)
+
+    own, training = alternate(lambda: fit(replace(config, ensemble_size=3)), lambda: fit(config), repeats)
+    algebra = alternate(close, lambda: None, repeats)[0]
     ours, theirs = own * whole / steps + algebra, training * whole / steps
     return {
         "ours": ours, "theirs": theirs, "unit": "s a posterior", "ratio": theirs / ours,

@@ -20,7 +20,7 @@ from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.errors import InputError
 from postbc.files import load_tree, save_tree, write_text
 from postbc.policies import DiffusionConfig
-from postbc.posterior import ClosedFormConfig, EnsembleConfig, Posterior, fit_closed_form
+from postbc.posterior import ClosedFormConfig, EnsembleConfig, Posterior, closed_form, fit_closed_form
 from postbc.posterior.closed_form import Ridge, groups_of, jackknife, left_out, scaled, with_constant
 from postbc.pretraining import PretrainingConfig
 from postbc.runs import versions
@@ -61,8 +61,8 @@ def test_fits_without_some_windows_are_refits_without_them(length):
         others = np.setdiff1d(np.arange(len(phi)), np.flatnonzero(np.isin(episode.numpy(), without)))
         weights = refit(phi.numpy()[others], y.numpy()[others], 0.3)
         np.testing.assert_allclose((ridge.basis @ ridge.without(*without)).numpy(), weights, atol=1e-10)
-        own = episode == without[0]
-        np.testing.assert_allclose(ridge.residuals(*without).numpy(), (y[own] - phi[own] @ weights).numpy(), atol=1e-10)
+        own = torch.nonzero(episode == without[0])[:, 0]
+        np.testing.assert_allclose(ridge.residuals(own, *without).numpy(), (y[own] - phi[own] @ weights).numpy(), atol=1e-10)
 
 
 def test_the_fit_is_bayesian_linear_regression():
@@ -107,8 +107,11 @@ def test_on_a_linear_problem_the_covariance_is_the_bayesian_posteriors():
 def test_leaving_out_two_is_the_jackknife_of_those_who_stay():
     features, chunks, episode = data(5, 4)
     phi, y = scaled(features).double(), chunks.flatten(1).double()
-    rows, residual, factor = left_out(Ridge(phi, y, episode, 0.2), range(1, 4, 2), 1.0)
-    assert rows.tolist() == [4, 5, 6, 7, 12, 13, 14, 15]
+    ridge = Ridge(phi, y, episode, 0.2)
+    residual, factor = left_out(ridge, (1, 3), 1.0, [ridge.rows[1], ridge.rows[3]])
+    few = left_out(ridge, (1, 3), 1.0, [ridge.rows[1][1:3], ridge.rows[3][:1]])
+    torch.testing.assert_close(few[0], residual[[1, 2, 4]])
+    torch.testing.assert_close(few[1].rows, factor.rows[[1, 2, 4]])
     for k, b in enumerate((1, 3)):
         own = (episode == b).numpy()
         fits = [refit(phi.numpy()[~own & (episode != c).numpy()], y.numpy()[~own & (episode != c).numpy()], 0.2)
@@ -146,12 +149,27 @@ def test_features_that_have_seen_a_trajectory_are_not_asked_about_it():
     model = fit_closed_form(features, chunks, episode, config, ClosedFormConfig(layer=2, ridge=0.1))
     honest = model.out_of_bag(features, chunks, episode, 0)
     own = Ridge(scaled(model.regressor(features[None])[0]), chunks.flatten(1), episode, 0.1)
-    seen = left_out(own, range(8), 1.0)
-    assert seen[1].square().mean() < 0.6 * 0.25
+    seen = left_out(own, range(8), 1.0, own.rows)
+    assert seen[0].square().mean() < 0.6 * 0.25
     assert honest.residual.square().mean() > 0.9 * 0.25
     assert model.inflation > 1.2
     assert honest.trajectory.unique().tolist() == list(range(8))
     assert (honest.freedom == 6).all()
+
+
+def test_few_windows_are_those_of_all():
+    """Asked about 7 of 48 windows, what is left out answers as it does about all; nothing else is predicted."""
+    features, chunks, episode = data(8, 6)
+    model = fit_closed_form(features, chunks, episode, SMALL, ClosedFormConfig(layer=1, ridge=0.1))
+    ridges = [Ridge(scaled(half), chunks.flatten(1), episode, 0.1) for half in model.halves(features.expand(2, -1, -1))]
+    every, few = (closed_form._out_of_bag(ridges, episode, 2, 1.0, most) for most in (None, 7))
+    assert (len(every.residual), len(few.residual)) == (48, 7)
+    expected = every.thinned(7)
+    assert few.trajectory.tolist() == expected.trajectory.tolist()
+    torch.testing.assert_close(few.residual, expected.residual)
+    torch.testing.assert_close(few.factor.rows, expected.factor.rows)
+    assert (few.share == 0).all()  # a fit, not the mean of several
+    assert few.demonstrations == 8
 
 
 def test_ridge_and_layer_are_chosen_by_what_is_left_out():

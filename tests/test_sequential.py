@@ -42,6 +42,13 @@ def test_it_ends_soon_where_the_answer_is_clear():
         assert np.median([pairs for _, pairs in found]) < median
 
 
+def test_by_default_most_equal_policies_are_told():
+    """At half of the episodes solved and independently, where it takes longest (a thousand pairs leave two thirds open)."""
+    rng, of = np.random.default_rng(2), {field.name: field.default for field in dataclasses.fields(NoRegression)}
+    found = [simulate(0.5, 0.5, rng, of["margin"], of["level"], of["max_episodes"])[0] for _ in range(40)]
+    assert np.mean([decision == "not worse" for decision in found]) > 0.8
+
+
 def test_capital_is_the_mean_over_bets_and_a_fair_game():
     """By enumeration: after three pairs the expected capital under the hypothesis' edge is what it was at the start."""
     margin, equal = 0.2, [(0.3, (True, False)), (0.5, (False, True)), (0.2, (True, True))]  # E d = −0.2

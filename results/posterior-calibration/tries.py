@@ -1,6 +1,6 @@
 """Share of initial states that a policy solves at least once in k tries: `python tries.py OUTPUT.json POLICY [POLICY ...] [--tries 8]`.
 
-A try has other noise of the policy and, for a coherent one, other coordinates: the episode's own, rotated, which are as normal as they.
+Each policy plays its own environment. A try has other noise of the policy and, for a coherent one, other coordinates of each episode.
 """
 
 from __future__ import annotations
@@ -17,22 +17,37 @@ from postbc.agents.base import load_agent
 from postbc.data.episodes import COORDINATES
 from postbc.evaluation import evaluate
 from postbc.files import write_json
+from postbc.stages.evaluate import environment_of
 
 
-class Rotated:
-    """A coherent agent that reads its coordinates rotated, in each try by another orthogonal matrix (none in the first)."""
+class Redrawn:
+    """A coherent agent that reads other coordinates in each try: standard normal numbers, a function of the episode and the try.
+
+    The episode is known by the coordinates that its seed gave it; the first try has those.
+
+    Args:
+        agent: reads coordinates (n, R), or (n, time, R), the same at all times.
+        number: of the try, from 0.
+    """
 
     def __init__(self, agent: Any, number: int) -> None:
-        self._agent, size = agent, agent.shapes[COORDINATES][0]
-        drawn = np.random.default_rng(number).normal(size=(size, size))
-        self._rotation = torch.as_tensor(np.linalg.qr(drawn)[0] if number else np.eye(size), dtype=torch.float32)
+        self._agent, self._number = agent, number
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._agent, name)
 
     def act(self, observation: Any, generator: torch.Generator) -> torch.Tensor:
         """As the agent's."""
-        return self._agent.act({**observation, COORDINATES: observation[COORDINATES] @ self._rotation}, generator)
+        own = observation[COORDINATES]
+        if self._number == 0:
+            return self._agent.act(observation, generator)
+        drawn = [self._drawn(row) for row in own.reshape(len(own), -1, own.shape[-1])[:, 0].float().cpu().numpy()]
+        other = torch.from_numpy(np.stack(drawn)).to(own).reshape(len(own), *[1] * (own.ndim - 2), -1).expand_as(own)
+        return self._agent.act({**observation, COORDINATES: other}, generator)
+
+    def _drawn(self, own: np.ndarray) -> np.ndarray:
+        episode = own.astype(np.float32).view(np.uint32).tolist()
+        return np.random.default_rng((self._number, *episode)).standard_normal(len(own), np.float32)
 
 
 def main() -> None:
@@ -42,21 +57,23 @@ def main() -> None:
     parser.add_argument("policies", nargs="+", type=Path)
     parser.add_argument("--tries", type=int, default=8)
     parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--environment", default="postbc/Lift")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     found = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
-    for path in map(str, chosen.policies):
-        if path in found:
+    for path in chosen.policies:
+        if str(path) in found:
             continue
         agent, about = load_agent(path)
+        environment = environment_of(None, about, path)
         tries = []
         for k in range(chosen.tries):
-            player = Rotated(agent, k) if COORDINATES in agent.shapes else agent
+            player = Redrawn(agent, k) if COORDINATES in agent.shapes else agent
             seed = (about.seed or 0) + 1_000_000 * k
-            tries.append(evaluate(player, chosen.environment, episodes=chosen.episodes, agent_seed=seed).outcomes())
+            tries.append(evaluate(player, environment, episodes=chosen.episodes, agent_seed=seed).outcomes())
         solved = np.maximum.accumulate(np.stack(tries), 0).mean(1)
-        found[path] = {"successes": np.stack(tries).astype(int).tolist(), "solved_within": solved.tolist()}
+        found[str(path)] = {
+            "environment": environment.name, "successes": np.stack(tries).astype(int).tolist(), "solved_within": solved.tolist()
+        }  # fmt: skip
         write_json(chosen.output, found)
         print(path, " ".join(f"{share:.2f}" for share in solved), flush=True)
 

@@ -1,9 +1,14 @@
 """α from the data: trajectories that the posterior has not seen say by how much its spread must be multiplied to explain its errors.
 
-Every trajectory is predicted by what was fitted without it (*out of bag*): residuals e (D,) with an estimated covariance C of ν degrees
-of freedom. The model is e ~ N(0, α²C + σ²), one σ an action dimension; as C is an estimate, each number's likelihood is Student's with
-the degrees of freedom of α²C + σ² (Welch 1947): ν·((α²C + σ²)/α²C)². Without that, few members would make α too large. Windows of a
-trajectory are not independent: what is resampled and tested is the trajectory.
+Every trajectory is predicted by what was fitted without it (*out of bag*): residuals e (D,) with an estimated covariance C of ν
+degrees of freedom. The model is e ~ N(0, (α² + s)C + σ²), one σ an action dimension; s = 1/m where the prediction is the mean of m
+members, which errs by that much itself, and 0 where it is a fit. As C is an estimate, each number's likelihood is Student's with the
+degrees of freedom of v = (α² + s)C + σ² (Welch 1947): ν·(v/(v − σ²))². Without either, few members would make α too large.
+
+The likelihood is the product over numbers, windows and steps, as if they were independent (a composite likelihood, whose α is
+consistent all the same): the covariance of few members is singular in a chunk's D numbers, so that the chunk has no joint density.
+Numbers and windows of a trajectory are not independent; what is left out for the interval, and what is tested, is therefore the whole
+trajectory. The covariance's off-diagonals are judged by the coverage of ellipsoids.
 """
 
 from __future__ import annotations
@@ -25,12 +30,14 @@ SIGMAS = tuple(np.geomspace(1 / 32, 2, 25).tolist())
 """σ as a share of the dimension's root mean square residual."""
 WINDOWS = 2000
 """At most so many, evenly spaced, are used: neighbours overlap."""
+FEW_WINDOWS = 400
+"""So many where posteriors are compared."""
 FALLBACK = 1.0
 """α where the trajectories are too few to tell: the paper's for most tasks."""
 SAFE_FROM = 0.25
-"""The smallest α that is held against BC."""
+"""The smallest α that is held against BC; below it there is little to lose."""
 FEWEST, WIDEST = 5, 4.0
-"""Too few to tell: fewer trajectories, or an interval whose ends differ by a larger factor."""
+"""Not told: fewer trajectories, or an interval whose ends differ by a larger factor (the lower counts as `SAFE_FROM` at least)."""
 LEVELS = (0.5, 0.8, 0.95)
 
 
@@ -43,18 +50,22 @@ class OutOfBag:
     factor: Factor
     """Of the covariance C that the same fits estimate, (N, R, D)."""
     freedom: Tensor
-    """(N,) its degrees of freedom."""
+    """(N,) its degrees of freedom ν; a window has ν + 1 rows that are not zero, each a fit less their mean."""
+    share: Tensor
+    """(N,) s: the prediction errs by s·C of itself, 1/m for the mean of m members, 0 for a fit."""
     trajectory: Tensor
     """(N,)."""
     action_dim: int
     """A."""
+    demonstrations: int
+    """Trajectories that there are; too few members leave not all of them out."""
 
     def thinned(self, most: int = WINDOWS) -> OutOfBag:
         """At most so many of the windows, evenly spaced."""
-        keep = torch.linspace(0, len(self.residual) - 1, min(most, len(self.residual))).round().long()
+        keep = evenly(len(self.residual), most)
         return OutOfBag(
             self.residual[keep].double(), Factor(self.factor.rows[keep].double()), self.freedom[keep].double(),
-            self.trajectory[keep], self.action_dim,
+            self.share[keep].double(), self.trajectory[keep], self.action_dim, self.demonstrations,
         )  # fmt: skip
 
     @property
@@ -64,6 +75,11 @@ class OutOfBag:
         return by_dimension.repeat(self.residual.shape[1] // self.action_dim)
 
 
+def evenly(count: int, most: int | None = None) -> Tensor:
+    """At most `most` of the numbers from 0 to `count` − 1, evenly spaced."""
+    return torch.linspace(0, count - 1, min(most or count, count)).round().long()
+
+
 @schema
 class Estimate:
     """α of an action dimension, or of the whole chunk."""
@@ -71,18 +87,18 @@ class Estimate:
     alpha: NonNegative
     """Of greatest likelihood."""
     low: NonNegative
-    """Lower end of the 90 % interval: percentiles of a bootstrap over trajectories."""
+    """Lower end of the 90 % interval: jackknife of log(α + 1/4) over trajectories, with Student's t."""
     high: NonNegative
     """Upper end."""
     sigma: NonNegative
     """σ that goes with it, normalised units (whole chunk: mean over the dimensions)."""
     moments: NonNegative
-    """√(mean e² / mean C): α if there were no σ, an upper bound."""
+    """√(mean (e² − sC) / mean C): α if there were no σ, an upper bound."""
 
 
 @schema
 class Coverage:
-    """Shares of windows inside the ellipsoids of N(mean, α²C + σ²) that should hold 50, 80 and 95 % of them."""
+    """Shares of windows inside the ellipsoids that should hold 50, 80 and 95 % of them if N(mean, α²C + σ²) were right."""
 
     alpha: NonNegative
     shares: tuple[Share, Share, Share]
@@ -97,7 +113,7 @@ class Calibration:
     posterior_weight: NonNegative
     """α that `auto` takes."""
     source: Literal["calibrated", "no-regression", "fallback"]
-    """The likelihood's α; the largest that is shown to be no worse than BC; or too few trajectories to tell."""
+    """The likelihood's α; the largest that is shown to be no worse than BC; or neither is told."""
     reason: str
     """The same in a sentence."""
     chunk: Estimate
@@ -123,14 +139,14 @@ class Calibration:
 
 def log_likelihoods(oob: OutOfBag, alphas: tuple[float, ...], sigmas: tuple[float, ...]) -> Tensor:
     """Sum over each trajectory's windows and steps, by action dimension: (G, A, alphas, sigmas)."""
-    variance, noise = oob.factor.std().square(), oob.noise[:, None] * torch.tensor(sigmas, dtype=torch.float64)
-    square, freedom = oob.residual.square()[..., None], oob.freedom[:, None, None]
+    variance, noise = oob.factor.std().square()[..., None], oob.noise[:, None] * torch.tensor(sigmas, dtype=torch.float64)
+    square, freedom, share = oob.residual.square()[..., None], oob.freedom[:, None, None], oob.share[:, None, None]
     names, which = torch.unique(oob.trajectory, return_inverse=True)
     table = []
     for alpha in alphas:
-        of_posterior = alpha**2 * variance[..., None]
+        of_posterior = (alpha**2 + share) * variance
         total = of_posterior + noise.square()  # (N, D, sigmas)
-        nu = (freedom * (total / of_posterior.clamp(min=1e-12)).square()).clamp(max=1e6)
+        nu = welch(freedom, of_posterior, total)
         each = (
             torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2) - 0.5 * torch.log(nu * math.pi * total)
             - (nu + 1) / 2 * torch.log1p(square / (nu * total))
@@ -140,57 +156,90 @@ def log_likelihoods(oob: OutOfBag, alphas: tuple[float, ...], sigmas: tuple[floa
     return torch.stack(table, 2)
 
 
-def best_likelihood(oob: OutOfBag, windows: int = 400) -> float:
+def welch(freedom: Tensor, estimated: Tensor, total: Tensor) -> Tensor:
+    """Degrees of freedom of a variance `total` whose part `estimated` has `freedom`."""
+    return (freedom * (total / estimated.clamp(min=1e-12)).square()).clamp(max=1e6)
+
+
+def best_likelihood(oob: OutOfBag) -> float:
     """The greatest likelihood of left-out trajectories over α and σ, nats a number: the criterion by which a posterior is chosen."""
-    oob = oob.thinned(windows)
+    oob = oob.thinned(FEW_WINDOWS)
     table = log_likelihoods(oob, (0.0, *np.geomspace(1 / 8, 16, 8).tolist()), SIGMAS[::6]).sum(0)
     return table.amax(-1).sum(0).max().item() / oob.residual.numel()
 
 
-def calibrate(oob: OutOfBag, level: float = 0.05, resamples: int = 1000, seed: int = 0) -> Calibration:
+def calibrate(oob: OutOfBag, level: float = 0.05, seed: int = 0) -> Calibration:
     """α, its uncertainty, how well N(mean, α²C + σ²) fits with it, and how large it may be without doing worse than BC.
 
     Args:
         oob: of :meth:`postbc.posterior.ensemble.Ensemble.out_of_bag` or that of a closed form.
         level: of the test against BC.
-        resamples: of the bootstrap over trajectories.
-        seed: of that bootstrap.
+        seed: of its random sign patterns, and of the draws that ellipsoids are judged by.
     """
     oob = oob.thinned()
     table = log_likelihoods(oob, ALPHAS, SIGMAS)  # (G, A, alphas, sigmas)
-    count, alphas = len(table), np.array(ALPHAS)
-    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    weights = torch.from_numpy(drawn).double()
-    profile = torch.stack([torch.einsum("bg,gjs->bjs", weights, table[:, d]).amax(-1) for d in range(oob.action_dim)])
+    count = len(table)
     best = table.sum(0).amax(-1)  # (A, alphas)
-    squares = (oob.residual.square(), oob.factor.std().square())
+    profile = profiles(table)
+    squares = (oob.residual.square() - oob.share[:, None] * oob.factor.std().square(), oob.factor.std().square())
     moments = [each.unflatten(1, (-1, oob.action_dim)).mean((0, 1)) for each in squares]  # (A,) each
     at_best = table.sum(0).argmax(-1)  # (A, alphas)
     sigma = oob.noise[: oob.action_dim, None] * torch.tensor(SIGMAS, dtype=torch.float64)[at_best]
 
-    def estimate(curve: Tensor, resampled: Tensor, sigmas: Tensor, square: Tensor, variance: Tensor) -> Estimate:
-        low, high = np.quantile(alphas[resampled.argmax(-1)], (0.05, 0.95)).tolist()
-        index = int(curve.argmax())
-        moment = math.sqrt(float(square) / max(float(variance), 1e-12))
-        return Estimate(ALPHAS[index], low, high, float(sigmas[index]), moment)
+    def estimate(curve: Tensor, profile: Tensor, sigmas: Tensor, square: Tensor, variance: Tensor) -> Estimate:
+        alpha, low, high = interval(profile)
+        moment = math.sqrt(max(float(square), 0.0) / max(float(variance), 1e-12))
+        return Estimate(alpha, low, high, float(sigmas[int(curve.argmax())]), moment)
 
-    dimensions = [estimate(best[d], profile[d], sigma[d], moments[0][d], moments[1][d]) for d in range(oob.action_dim)]
-    chunk = estimate(best.sum(0), profile.sum(0), sigma.mean(0), moments[0].mean(), moments[1].mean())
-    difference = against_bc(table)
+    dimensions = [estimate(best[d], profile[:, d], sigma[d], moments[0][d], moments[1][d]) for d in range(oob.action_dim)]
+    chunk = estimate(best.sum(0), profile.sum(1), sigma.mean(0), moments[0].mean(), moments[1].mean())
     tested = ALPHAS[ALPHAS.index(SAFE_FROM) :]
-    p_values = sign_flips(difference, seed).tolist()
+    p_values = sign_flips(against_bc(table), seed).tolist()
     safe = max((a for a, p in zip(tested, p_values) if p <= level), default=None)
-    at = tested.index(FALLBACK)
-    worse = float(sign_flips(-difference[:, at : at + 1], seed)[0]) <= level
-    weight, source, reason = choose(chunk, safe, worse, count, level)
-    indices = [min(range(len(ALPHAS)), key=lambda k: abs(ALPHAS[k] - a)) for a in (0.0, 1.0, chunk.alpha)]
+    weight, source, reason = choose(chunk, safe, count, oob.demonstrations, level)
+    indices = [0, ALPHAS.index(1.0), int(best.sum(0).argmax())]
     own = best.sum(0) / oob.residual.numel()
-    covered = [Coverage(ALPHAS[k], _coverage(oob, ALPHAS[k], sigma[:, k]), float(own[k])) for k in indices]
+    covered = [Coverage(ALPHAS[k], coverage(oob, ALPHAS[k], sigma[:, k], seed), float(own[k])) for k in indices]
     return Calibration(
         weight, source, reason, chunk, tuple(dimensions), level, safe, tuple(zip(tested, p_values)),
-        tuple(zip(ALPHAS, own.tolist())), tuple(covered), _pit(oob, chunk.alpha, sigma[:, indices[-1]]), count,
+        tuple(zip(ALPHAS, own.tolist())), tuple(covered), _pit(oob, ALPHAS[indices[-1]], sigma[:, indices[-1]]), count,
         len(oob.residual),
     )  # fmt: skip
+
+
+def peak(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., n) on an even grid -> where the parabola through the greatest and its neighbours is greatest, and its value there."""
+    middle = values.argmax(-1, keepdim=True).clamp(1, values.shape[-1] - 2)
+    left, centre, right = (values.gather(-1, middle + k)[..., 0] for k in (-1, 0, 1))
+    bend = 2 * centre - left - right
+    offset = ((right - left) / (2 * bend.clamp(min=1e-300))).clamp(-1, 1)
+    return middle[..., 0] + offset, centre + offset * (right - left) / 2 - offset.square() * bend / 2
+
+
+def profiles(table: Tensor) -> Tensor:
+    """(G, A, alphas, sigmas) -> (1 + G, A, alphas): at the best σ, of all trajectories, then of all but each (if there are two)."""
+    without = table.sum(0) - table if len(table) > 1 else table[:0]
+    return peak(torch.cat([table.sum(0, keepdim=True), without]))[1]
+
+
+def interval(profile: Tensor, confidence: float = 0.9) -> tuple[float, float, float]:
+    """α of greatest likelihood, and the ends of its interval: the jackknife of log(α + 1/4) over trajectories, with Student's t.
+
+    A ratio where α is large, a difference where it is near 0, whose logarithm says nothing.
+
+    Args:
+        profile: (1 + G, alphas), as of :func:`profiles` for one action dimension, or their sum.
+    """
+    first, step = math.log(ALPHAS[1]), math.log(ALPHAS[2] / ALPHAS[1])
+    alphas = torch.exp(first + step * peak(profile[:, 1:].double())[0]) * (profile.argmax(1) > 0)
+    alpha, count = alphas[0].item(), len(alphas) - 1
+    if count < 2:
+        return alpha, 0.0, ALPHAS[-1]
+    own, without = math.log(alpha + SAFE_FROM), np.log(alphas[1:].numpy() + SAFE_FROM)
+    error = math.sqrt((count - 1) / count * float(((without - without.mean()) ** 2).sum()))
+    width = min(float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error, 100.0)
+    low, high = (math.exp(own + sign * width) - SAFE_FROM for sign in (-1, 1))
+    return alpha, max(low, 0.0), min(high, ALPHAS[-1])
 
 
 def against_bc(table: Tensor) -> np.ndarray:
@@ -227,36 +276,73 @@ def sign_flips(difference: np.ndarray, seed: int = 0, exact_up_to: int = 12) -> 
 
 
 def choose(
-    chunk: Estimate, safe: float | None, worse: bool, trajectories: int, level: float
+    chunk: Estimate, safe: float | None, trajectories: int, demonstrations: int, level: float
 ) -> tuple[float, Literal["calibrated", "no-regression", "fallback"], str]:
-    """What `auto` takes: (α, its source, why); `worse`: the fallback is shown to be worse than BC."""
-    wide = chunk.high > WIDEST * chunk.low
-    if trajectories >= FEWEST and not wide and safe is not None:
-        if chunk.alpha <= safe:
-            return chunk.alpha, "calibrated", f"{trajectories} trajectories left out are explained best by it"
-        shown = f"larger ones are not shown, at level {level:g}, to explain trajectories left out better than BC"
-        return safe, "no-regression", shown
-    if worse and trajectories >= FEWEST:
-        return 0.0, "no-regression", "the posterior explains trajectories left out worse than BC does"
-    cause = (
-        f"{trajectories} trajectories can be left out, at least {FEWEST} are needed" if trajectories < FEWEST
-        else f"the 90 % interval is [{chunk.low:.2f}, {chunk.high:.2f}]" if wide
-        else f"no α is shown, at level {level:g}, to explain trajectories left out better than BC"
-    )  # fmt: skip
-    return FALLBACK, "fallback", f"too few demonstrations to tell: {cause}"
+    """What `auto` takes, (α, its source, why): never more than what is safe, where anything is shown to be."""
+    shown = f"shown, at level {level:g}, to explain trajectories left out better than BC"
+    few, wide = trajectories < FEWEST, chunk.high > WIDEST * max(chunk.low, SAFE_FROM)
+    if few or wide:
+        scarce = "demonstrations" if demonstrations < FEWEST else "members"
+        cause = (
+            f"too few {scarce}, {trajectories} of {demonstrations} trajectories can be left out, at least {FEWEST} are needed" if few
+            else f"the 90 % interval of {trajectories} trajectories left out is [{chunk.low:.2f}, {chunk.high:.2f}]"
+        )  # fmt: skip
+        if safe is not None and safe < FALLBACK:
+            return safe, "fallback", f"not told: {cause}; larger ones are not {shown}"
+        return FALLBACK, "fallback", f"not told: {cause}"
+    if chunk.alpha < SAFE_FROM:
+        return 0.0, "no-regression", f"trajectories left out are explained best by α = {chunk.alpha:.2f}, all but BC"
+    if safe is None:
+        weight = min(FALLBACK, chunk.alpha)
+        return weight, "fallback", f"α = {chunk.alpha:.2f} explains them best, but no α is {shown}"
+    if chunk.alpha <= safe:
+        return chunk.alpha, "calibrated", f"{trajectories} trajectories left out are explained best by it"
+    return safe, "no-regression", f"larger ones are not {shown}"
 
 
-def _coverage(oob: OutOfBag, alpha: float, sigma: Tensor) -> tuple[float, float, float]:
-    covariance = alpha**2 * oob.factor.covariance() + torch.diag(sigma.repeat(oob.residual.shape[1] // oob.action_dim).square())
-    distance = (oob.residual * torch.linalg.solve(covariance, oob.residual)).sum(1)
-    limits = special.chdtri(oob.residual.shape[1], 1 - np.array(LEVELS))
-    first, second, third = (float((distance <= limit).double().mean()) for limit in limits)
+def coverage(oob: OutOfBag, alpha: float, sigma: Tensor, seed: int = 0, draws: int = 4) -> tuple[float, float, float]:
+    """Shares of windows inside ellipsoids that hold `LEVELS` of what the model says, however few fits its covariance is of.
+
+    How far away the model's own windows are depends on how C was estimated, so each limit is that of the fits themselves: one of m
+    is left out, C and mean are those of the m − 1 others, and the fit's own difference from them, scaled to the model's covariance
+    and with noise σ, stands in the residual's place. If the model is right, it is as far away as the residual is.
+
+    Args:
+        oob: of at least two degrees of freedom at each window.
+        alpha: α.
+        sigma: (A,) σ.
+        seed: of the fit that is left out at each window, and of the noise.
+        draws: times that this is done at each window.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, d = oob.residual.shape
+    noise, nu = sigma.repeat(d // oob.action_dim), oob.freedom
+    outer, others = oob.factor.covariance(), 1 / nu  # the mean of m − 1 = ν members errs by others·C
+    share = torch.where(oob.share > 0, others, 0.0)
+    real, own = [], []
+    for _ in range(draws):
+        which = (torch.rand(n, generator=generator, dtype=torch.float64) * (nu + 1)).long()
+        x = oob.factor.rows[torch.arange(n), which] * nu.sqrt()[:, None]  # a fit less the mean of all m
+        left = (nu[:, None, None] * outer - (1 + others)[:, None, None] * x[:, :, None] * x[:, None, :]) / (nu - 1)[
+            :, None, None
+        ]
+        scale = alpha**2 + share
+        covariance = scale[:, None, None] * left + torch.diag(noise.square())
+        drawn = noise * torch.randn(n, d, generator=generator, dtype=torch.float64)
+        mine = ((scale * (1 + others)).sqrt())[:, None] * x + drawn  # x·(1 + others) is its difference from the others' mean
+        residual = oob.residual + share[:, None] * x
+        both = torch.stack((residual, mine), 2)
+        distance = (both * torch.linalg.solve(covariance, both)).sum(1)
+        real.append(distance[:, 0])
+        own.append(distance[:, 1])
+    limits = torch.quantile(torch.cat(own), torch.tensor(LEVELS, dtype=torch.float64))
+    first, second, third = (float((torch.cat(real) <= limit).double().mean()) for limit in limits)
     return first, second, third
 
 
 def _pit(oob: OutOfBag, alpha: float, sigma: Tensor) -> tuple[float, ...]:
-    of_posterior = alpha**2 * oob.factor.std().square()
+    of_posterior = (alpha**2 + oob.share[:, None]) * oob.factor.std().square()
     total = of_posterior + sigma.repeat(oob.residual.shape[1] // oob.action_dim).square()
-    nu = (oob.freedom[:, None] * (total / of_posterior.clamp(min=1e-12)).square()).clamp(max=1e6)
+    nu = welch(oob.freedom[:, None], of_posterior, total)
     u = special.stdtr(nu.numpy(), (oob.residual / total.sqrt()).numpy())
     return tuple((np.histogram(u, 10, (0, 1))[0] / u.size).tolist())

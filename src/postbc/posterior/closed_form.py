@@ -13,6 +13,7 @@ the spread there is larger than from the regressor's own features, and by that r
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import StackedMLP
-from postbc.posterior.calibration import OutOfBag, best_likelihood
+from postbc.posterior.calibration import FEW_WINDOWS, WINDOWS, OutOfBag, best_likelihood, evenly
 from postbc.posterior.ensemble import EnsembleConfig, fit_ensemble
 from postbc.posterior.factor import Factor
 from postbc.runs import Run
@@ -78,12 +79,14 @@ class Ridge:
         self.products = self.inputs.T @ self.targets
         self.rows = [torch.nonzero(group == g)[:, 0] for g in range(int(group.max()) + 1)]
         self._grams: dict[int, Tensor] = {}
+        self._without: dict[frozenset[int], Tensor] = {}
         self.at(ridge)
 
     def at(self, ridge: float) -> Ridge:
         """The same with another λ."""
         self.precision = self.values + ridge
         self.whole = self.products / self.precision[:, None]
+        self._without.clear()
         return self
 
     def _gram(self, group: int) -> Tensor:
@@ -94,6 +97,12 @@ class Ridge:
 
     def without(self, *groups: int) -> Tensor:
         """(P, D): the weights of the fit without these groups, in the basis of `inputs`."""
+        key = frozenset(groups)
+        if key not in self._without:
+            self._without[key] = self._fit_without(*groups)
+        return self._without[key]
+
+    def _fit_without(self, *groups: int) -> Tensor:
         rows = torch.cat([self.rows[g] for g in groups])
         z, y = self.inputs[rows], self.targets[rows]
         if len(rows) <= z.shape[1]:  # through the hat matrix: fewer windows than weights
@@ -105,10 +114,9 @@ class Ridge:
         gram = torch.stack([self._gram(g) for g in groups]).sum(0)
         return _solve(torch.diag(self.precision) - gram, self.products - z.T @ y)
 
-    def residuals(self, group: int, *others: int) -> Tensor:
-        """(n, D): targets of a group's windows less their prediction by the fit without it and `others`."""
-        rows = self.rows[group]
-        return self.targets[rows] - self.inputs[rows] @ self.without(group, *others)
+    def residuals(self, rows: Tensor, *groups: int) -> Tensor:
+        """(n, D): targets of the windows `rows` (n,) less their prediction by the fit without these groups."""
+        return self.targets[rows] - self.inputs[rows] @ self.without(*groups)
 
 
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
@@ -122,22 +130,23 @@ def jackknife(predictions: Tensor) -> Factor:
     return Factor((centred * ((groups - 1) / groups) ** 0.5).transpose(0, 1).contiguous())
 
 
-def left_out(ridge: Ridge, of: range, bound: float) -> tuple[Tensor, Tensor, Factor]:
+def left_out(ridge: Ridge, of: Sequence[int], bound: float, rows: Sequence[Tensor]) -> tuple[Tensor, Factor]:
     """The groups `of` predicted without them, with the jackknife of all others, for which a second one is left out each time.
 
     Args:
         bound: predictions are clamped to ± this.
+        rows: the windows of each group that are asked about, M together.
 
     Returns:
-        Windows (M,), their residuals (M, D), factor of the covariance (M, G − 1, D).
+        Their residuals (M, D), factor of the covariance (M, G − 1, D).
     """
     residuals, spreads = [], []
-    for b in of:
-        y = ridge.targets[ridge.rows[b]]
-        residuals.append(y - (y - ridge.residuals(b)).clamp(-bound, bound))
-        pairs = torch.stack([y - ridge.residuals(b, c) for c in range(len(ridge.rows)) if c != b])
+    for b, own in zip(of, rows, strict=True):
+        y = ridge.targets[own]
+        residuals.append(y - (y - ridge.residuals(own, b)).clamp(-bound, bound))
+        pairs = torch.stack([y - ridge.residuals(own, b, c) for c in range(len(ridge.rows)) if c != b])
         spreads.append(jackknife(pairs.clamp(-bound, bound)).rows)
-    return torch.cat([ridge.rows[b] for b in of]), torch.cat(residuals), Factor(torch.cat(spreads))
+    return torch.cat(residuals), Factor(torch.cat(spreads))
 
 
 def groups_of(episode: Tensor, most: int, seed: int) -> Tensor:
@@ -190,7 +199,7 @@ class ClosedForm(nn.Module):
         return torch.cat([with_constant(part) @ self.weight for part in hidden], 1).clamp_(-self.bound, self.bound)
 
     def factor(self, features: Tensor) -> Factor:
-        """(N, F) -> the jackknife's covariance of the chunk at each state, less its optimism: a row a group."""
+        """(N, F) -> the jackknife's covariance of the chunk at each state, at the scale of what is left out: a row a group."""
         return Factor(jackknife(self.predict(features)).rows * self.inflation)
 
     @torch.no_grad()
@@ -206,7 +215,7 @@ class ClosedForm(nn.Module):
         group = groups_of(torch.as_tensor(episode), self.choice.groups, seed)
         hidden = self.halves(features.expand(2, -1, -1)).cpu()
         ridges = [Ridge(scaled(half), chunks.flatten(1).cpu(), group, self.choice.ridge) for half in hidden]
-        return _out_of_bag(ridges, torch.as_tensor(episode).cpu(), self.action_dim, self.bound)
+        return _out_of_bag(ridges, torch.as_tensor(episode).cpu(), self.action_dim, self.bound, WINDOWS)
 
 
 def first(network: nn.Sequential, layers: int) -> nn.Sequential:
@@ -229,18 +238,21 @@ def scaled(hidden: Tensor) -> Tensor:
     return with_constant(hidden * _scale(hidden))
 
 
-def _out_of_bag(ridges: list[Ridge], episode: Tensor, action_dim: int, bound: float) -> OutOfBag:
-    """Even groups from the features of the first, odd ones from those of the second."""
+def _out_of_bag(ridges: list[Ridge], episode: Tensor, action_dim: int, bound: float, most: int | None = None) -> OutOfBag:
+    """Even groups from the features of the first, odd ones from those of the second; at most so many windows, evenly spaced."""
     groups = len(ridges[0].rows)
     require(
         groups >= 4, "There are too few trajectories to leave some out.", key="trajectories", found=groups,
         expected="at least 4", remedy="use more demonstrations, or a number for α",
     )  # fmt: skip
-    found = [left_out(ridge, range(half, groups, 2), bound) for half, ridge in enumerate(ridges)]
-    rows, residuals, spreads = (list(parts) for parts in zip(*found))
-    every = torch.cat(rows)
-    spread = Factor(torch.cat([part.rows for part in spreads]))
-    return OutOfBag(torch.cat(residuals), spread, torch.full((len(every),), groups - 2.0), episode[every], action_dim)
+    halves = [range(half, groups, 2) for half in range(2)]
+    every = torch.cat([ridges[0].rows[b] for half in halves for b in half])
+    kept = every[evenly(len(every), most)]
+    which = [[rows[torch.isin(rows, kept)] for rows in (ridges[0].rows[b] for b in half)] for half in halves]
+    found = [left_out(ridge, half, bound, rows) for ridge, half, rows in zip(ridges, halves, which)]
+    residuals, spreads = torch.cat([part[0] for part in found]), Factor(torch.cat([part[1].rows for part in found]))
+    freedom, names = torch.full((len(kept),), groups - 2.0), episode.unique()
+    return OutOfBag(residuals, spreads, freedom, torch.zeros(len(kept)), episode[kept], action_dim, len(names))
 
 
 def check_closed_form(trajectories: int, layers: int, config: ClosedFormConfig) -> None:
@@ -302,7 +314,7 @@ def fit_closed_form(
     for layer in tried if len(tried) * len(ridges) > 1 else ():
         made = [Ridge(scaled(half), targets, coarse) for half in first(network, layer)(hidden)[1:].cpu()]
         for ridge in ridges:
-            oob = _out_of_bag([m.at(ridge) for m in made], episode, sizes[2], bound)
+            oob = _out_of_bag([m.at(ridge) for m in made], episode, sizes[2], bound, FEW_WINDOWS)
             scores[Choice(ridge, layer, groups)] = best_likelihood(oob)
     choice = max(scores, key=lambda c: scores[c]) if scores else Choice(ridges[0], tried[0], groups)
     posterior = ClosedForm(config, choice, *sizes).to(hidden.device)
@@ -318,6 +330,7 @@ def fit_closed_form(
             _out_of_bag([Ridge(scaled(each), targets, coarse, choice.ridge) for each in pair], episode, sizes[2], bound)
             for pair in (halves, (own, own))
         )
+        # α is calibrated by the honest spread, so the covariance is brought to its scale, whichever of the two is larger
         variance = mine.factor.std().square().mean().clamp(min=1e-12)
         posterior.inflation.fill_((honest.factor.std().square().mean() / variance).sqrt())
     return posterior.eval().requires_grad_(False)

@@ -163,7 +163,7 @@ def plot_calibration(calibration: Calibration, path: str | Path, title: str = ""
     likelihood, coverage, pit, dims = figure.subplots(2, 2).ravel()
     alphas, values = np.array(c.curve).T
     likelihood.plot(alphas, values, lw=1.8)
-    likelihood.axvspan(c.chunk.low, c.chunk.high, color="C0", alpha=0.15, label="90 % interval (trajectories resampled)")
+    likelihood.axvspan(c.chunk.low, c.chunk.high, color="C0", alpha=0.15, label="90 % interval")
     likelihood.axvline(c.posterior_weight, color="C3", lw=1.5, label=f"taken: {c.posterior_weight:.2f} ({c.source})")
     if c.safe is not None:
         likelihood.axvline(c.safe, color="C2", ls="--", lw=1.2, label=f"largest shown no worse than BC: {c.safe:.2f}")

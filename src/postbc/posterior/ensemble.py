@@ -106,15 +106,16 @@ class Regressors(nn.Module):
         require(kept, "No trajectory is left out by three members or more.", key="ensemble_size", found=config.ensemble_size,
                 remedy="fit more members (each leaves out a third of the trajectories), or --kind closed-form")  # fmt: skip
         predicted, targets = torch.cat([part.cpu().double() for part in predictions], 1), chunks.flatten(1).cpu().double()
+        most = int(max(which.sum() for _, which in kept))
         residuals, spreads, freedom = [], [], []
         for rows, which in kept:
             members = predicted[which][:, rows]
-            spread = Factor.from_predictions(members).compact().rows
             residuals.append(targets[rows] - members.mean(0))
-            spreads.append(nn.functional.pad(spread, (0, 0, 0, self.dim - spread.shape[1])))
+            spreads.append(nn.functional.pad(Factor.from_predictions(members).rows, (0, 0, 0, most - len(members))))
             freedom.append(torch.full((len(rows),), len(members) - 1.0))
-        windows = episode[torch.cat([rows for rows, _ in kept])]
-        return OutOfBag(torch.cat(residuals), Factor(torch.cat(spreads)), torch.cat(freedom), windows, self.action_dim)
+        windows, nu = episode[torch.cat([rows for rows, _ in kept])], torch.cat(freedom)
+        spread = Factor(torch.cat(spreads))
+        return OutOfBag(torch.cat(residuals), spread, nu, 1 / (nu + 1), windows, self.action_dim, len(trajectories))
 
 
 class Ensemble(Regressors):

@@ -47,7 +47,7 @@ class NoRegression:
     """A loss of success that would not matter: "not worse" says that the loss is smaller, "worse" that it is larger."""
     level: OpenShare = 0.05
     """Probability at most of either being said wrongly, however long it takes."""
-    max_episodes: Count = 1000
+    max_episodes: Count = 4000
     """Pairs of episodes after which it gives up; with --resume and more of them it goes on."""
     batch: Count = 20
     """Episodes played between two looks."""

@@ -58,8 +58,8 @@ class PosteriorFit:
     seeds: tuple[Seed, ...] = (0,)
     """One posterior a seed; give those that you will pretrain."""
     kind: Literal["ensemble", "closed-form"] = later("ensemble")
-    """ensemble (Algorithm 1), or closed-form: ridge regression on a regressor's features, each trajectory left out; a thirtieth of
-    the time."""
+    """ensemble (Algorithm 1), or closed-form: ridge regression on a regressor's features, each trajectory left out: three
+    networks are trained in place of K."""
     ensemble: EnsembleConfig = EnsembleConfig()
     closed_form: ClosedFormConfig = later(ClosedFormConfig())
     epochs: Count | None = None

@@ -21,7 +21,7 @@ from postbc.posterior import Calibration, ClosedForm
 from postbc.pretraining import PretrainingConfig, pretrain, train
 from postbc.progress import say
 from postbc.runs import Run, digest
-from postbc.schemas import Count, Seed, plain, schema
+from postbc.schemas import Count, OpenShare, Seed, later, plain, schema
 from postbc.seeding import make_generator
 from postbc.stages.calibrate import CALIBRATION_FILE, warn
 from postbc.stages.posterior import posterior_at
@@ -57,6 +57,8 @@ class Pretrain(Generic[C]):
     """Seeds at a time, each a process of its own."""
     resume: bool = False
     """Go on with the runs in the output directory."""
+    level: OpenShare = later(0.05)
+    """Of the test against BC by which posterior_weight auto says which α is safe."""
 
 
 def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
@@ -98,7 +100,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
         variant += [f"coherent {pretraining.coherent}"] * bool(pretraining.coherent)
         variant += ["auto"] * (pretraining.posterior_weight == "auto")
         if pretraining.posterior_weight == "auto":
-            calibration = at.calibrate(data)
+            calibration = at.calibrate(data, config.level)
             pretraining = dataclasses.replace(pretraining, posterior_weight=calibration.posterior_weight)
 
     shapes = {**data.shapes, **({COORDINATES: (pretraining.coherent,)} if pretraining.coherent else {})}
