@@ -26,9 +26,11 @@ from kills import assert_same_files
 from postbc import board as board_module
 from postbc import cli
 from postbc.board import Board
+from postbc.data.training_set import load_training_set
 from postbc.engines.base import Began, Ended, Event
 from postbc.engines.processes import Here
 from postbc.errors import InputError
+from postbc.experiments import checks
 from postbc.experiments.running import RunSweep
 from postbc.experiments.sweep import run_sweep
 from postbc.jobs import Job, JobError, local, raise_failures, run_graph
@@ -276,6 +278,24 @@ def test_each_recipe_is_checked_before_anything_is_written(tmp_path: Path) -> No
     (tmp_path / "y/mine").touch()
     with pytest.raises(InputError, match="holds no sweep"):
         run_sweep(recipes(tmp_path), tmp_path / "y")
+
+
+def test_recipes_of_the_same_training_set_read_it_once_before_they_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[Any, int]] = []
+
+    def counted(config: Any, seed: int) -> Any:
+        read.append((config, seed))
+        return load_training_set(config, seed)
+
+    monkeypatch.setattr(checks, "load_training_set", counted)
+    fewer = tiny(tmp_path, data={**TINY["data"], "num_trajectories": 2})
+    both = {**recipes(tmp_path), "fewer": fewer, "other-seed": replace(fewer, seeds=(3,))}
+    both["bad"] = replace(both["half"], environment="gymnasium:reach:ReachPixels-v0", seeds=(0,))  # of other observations
+    with pytest.raises(InputError, match="bad: "):
+        run_sweep(both, tmp_path / "x")
+    assert [(config.num_trajectories, seed) for config, seed in read] == [(3, 0), (2, 0), (2, 3), (3, 0)]
 
 
 def test_a_sweeps_options(tmp_path: Path) -> None:
