@@ -69,7 +69,7 @@ def test_kills_and_bugs_are_a_line_and_a_log_and_then_nothing(tmp_path, capfd):
     lines = str(raised.value).splitlines()
     assert len(lines) == 2
     assert any("seed_0: failed with exit status 1" in line and "seed_0.log" in line for line in lines)
-    assert any("seed_1: ended by SIGKILL; the same command with --resume goes on" in line for line in lines)
+    assert any("seed_1: ended by SIGKILL; the same command with --resume goes on" in line for line in lines)  # a stage's option
     assert "Traceback" not in capfd.readouterr().err
     assert results(tmp_path) == ["logs/seed_0.log", "logs/seed_1.log", "seed_2/result"]
     assert "KeyError: 'bug'" in (tmp_path / "logs/seed_0.log").read_text()

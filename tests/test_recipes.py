@@ -26,6 +26,7 @@ from postbc.experiments.checks import check as check_recipe
 from postbc.experiments.layout import Layout
 from postbc.experiments.recipe import Recipe, load_recipe, load_recipes, names, parse_recipe
 from postbc.experiments.running import table
+from postbc.experiments.summary import collect, compare_groups, group
 from postbc.experiments.sweep import run_recipe
 from postbc.jobs import JobError
 from postbc.policies.flow import FlowConfig
@@ -140,12 +141,17 @@ def test_a_closed_form_with_an_alpha_of_its_own_and_coherent_play(tmp_path: Path
 
 
 def test_value_dice_beside_postbc(tmp_path: Path) -> None:
-    """Its policy is a Gaussian one, whatever the recipe's is; the report compares it as a baseline."""
+    """Its policy is a Gaussian one, whatever the recipe's is; the report compares it as a baseline, on the same episodes."""
     both = {"methods": ["value-dice", "postbc"], "seeds": [0], "finetuners": ["dsrl", "best-of-n"]}
     report = run_recipe(tiny(tmp_path, value_dice={"steps": 10, "hidden": 8, "batch_size": 8}, **both), tmp_path / "x")
     entries = json.loads((report / "summary.json").read_text())
     assert {(e["pretraining"], e["policy"]) for e in entries} == {("value-dice", "gaussian"), ("postbc", "diffusion")}
-    assert "ValueDICE" in (report / "report.html").read_text()
+    pairs = compare_groups(group(collect([report])[0])[0], "success_after")
+    assert {(p.setting.finetuner, p.ours.label, p.baseline.label) for p in pairs} == {
+        (finetuner, "PostBC (α=0.5)", "ValueDICE") for finetuner in ("dsrl-sac", "best-of-n")
+    }
+    assert all(p.p_episodes is not None and p.setting.horizon == 12 for p in pairs)
+    assert "PostBC (α=0.5) − ValueDICE" in (report / "report.html").read_text()
     with pytest.raises(InputError, match="sampled by a chain"):
         run_recipe(tiny(tmp_path, methods=["value-dice"], seeds=[0], finetuners=["dppo"]), tmp_path / "y")
     assert not (tmp_path / "y").exists()

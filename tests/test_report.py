@@ -28,7 +28,7 @@ from postbc.data.episodes import Dataset
 from postbc.data.normalization import Normalization
 from postbc.data.windows import Windows
 from postbc.errors import InputError
-from postbc.experiments import aggregates, formats, plots
+from postbc.experiments import aggregates, formats, plots, tables
 from postbc.experiments.action_distribution import action_distribution, switches, uncertainty
 from postbc.experiments.material import Found, look, shared_and_differing, within
 from postbc.experiments.report import Content, Picture, build
@@ -312,10 +312,144 @@ def test_policies_of_different_kinds_are_not_averaged(tmp_path: Path) -> None:
     write(tmp_path / "b", result("postbc", 0) | {"policy": "flow"})
     groups, notes = group(collect([tmp_path])[0])
     assert notes == []
-    assert [g.setting.title for g in groups] == [
-        "Lift · 5 demonstrations · DSRL-SAC",
-        "Lift · 5 demonstrations · flow policy · DSRL-SAC",
-    ]
+    assert [g.label for g in groups] == ["PostBC (α=0.5)", "PostBC (α=0.5, flow policy)"]
+
+
+def test_a_baseline_has_the_same_kind_of_policy_unless_it_has_its_own(tmp_path: Path) -> None:
+    """ValueDICE's is a Gaussian one whatever the others' is: it is compared with each, BC by flow with PostBC by flow alone."""
+    runs = {
+        "post": result("postbc", 0) | {"policy": "diffusion"}, "post-flow": result("postbc", 0) | {"policy": "flow"},
+        "flow": result("bc", 0) | {"policy": "flow"}, "dice": result("bc", 0) | {"pretraining": "value-dice", "policy": "gaussian"},
+    }  # fmt: skip
+    for name, one in runs.items():
+        write(tmp_path / name, one)
+    groups = group(collect([tmp_path])[0])[0]
+    assert sorted((p.ours.label, p.baseline.label) for p in compare_groups(groups, "success_after")) == [
+        ("PostBC (α=0.5)", "ValueDICE"), ("PostBC (α=0.5, flow policy)", "BC (flow policy)"),
+        ("PostBC (α=0.5, flow policy)", "ValueDICE"),
+    ]  # fmt: skip
+
+
+def test_runs_of_other_evaluations_are_not_compared(tmp_path: Path) -> None:
+    write(tmp_path / "a", result("bc", 0, episodes=60), result("bc", 1, horizon=300), result("bc", 2, horizon=400))
+    write(tmp_path / "b", result("postbc", 0), result("postbc", 1, horizon=300), result("postbc", 2, horizon=300))
+    groups = group(collect([tmp_path])[0])[0]
+    (pair,) = compare_groups(groups, "success_after")
+    assert pair.setting.evaluation == "200 evaluation episodes of up to 300 steps"
+    assert (pair.ours.seeds, pair.baseline.seeds, pair.result.seeds) == ([1, 2], [1], 1)
+    assert {g.setting.evaluation for g in groups} == {
+        "60 evaluation episodes", "200 evaluation episodes", "200 evaluation episodes of up to 300 steps",
+        "200 evaluation episodes of up to 400 steps",
+    }  # fmt: skip
+    page = build_at(tmp_path, tmp_path / "report").read_text()
+    assert "60 evaluation episodes a run" in page
+
+
+def episodes(folder: Path, seed: int, when: str, solved: str, first: float = 0.0) -> None:
+    """The file of a run's evaluation episodes; `first` is the first number of their initial states."""
+    lines = (
+        {"seed": seed, "episode_seed": 1_000_000_000 + k, "success": s == "1", "chunk_success": False, "steps": 9,
+         "first_success_step": None,
+         "total_reward": 0.0, "diverged": False, "initial_observation": [first, 0.5 * k]}
+        for k, s in enumerate(solved)
+    )  # fmt: skip
+    (folder / f"seed_{seed}/episodes_{when}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_methods_are_paired_on_the_same_evaluation_episodes(tmp_path: Path) -> None:
+    rng, outcomes = np.random.default_rng(0), dict[str, np.ndarray]()
+    for method, rate in (("bc", 0.4), ("postbc", 0.8)):
+        outcomes[method] = rng.random((3, 20)) < rate
+        for seed, row in enumerate(outcomes[method]):
+            where = tmp_path / "runs" / method
+            write(where, result(method, seed, episodes=20, success_before=0.5, success_after=float(row.mean())))
+            episodes(where, seed, "after", "".join(str(int(v)) for v in row))
+            episodes(where, seed, "before", "01" * 10, first=float(method == "bc"))  # of other initial states
+    content = build([tmp_path / "runs"], tmp_path / "report")
+    (pair,) = content.pairs["success_after"]
+    a, b = outcomes["postbc"], outcomes["bc"]
+    assert pair.result == statistics.compare(a, b)
+    assert pair.p_episodes == pytest.approx(statistics.mcnemar(a.ravel(), b.ravel()))
+    assert pair.result.difference == pytest.approx(a.mean() - b.mean())
+    (before,) = content.pairs["success_before"]
+    assert before.p_episodes is None
+    page = (tmp_path / "report/report.html").read_text()
+    assert f"solved by one alone: {(a & ~b).sum()} and {(b & ~a).sum()}" in page
+    # the report's own summary.json says it too; a row of results.csv is numbers alone
+    again = build([tmp_path / "report"], tmp_path / "again")
+    assert again.pairs["success_after"][0].result == pair.result
+    assert (tmp_path / "again/summary.json").read_text() == (tmp_path / "report/summary.json").read_text()
+    assert "outcomes" not in (tmp_path / "report/results.csv").read_text()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "0110", "other result"])
+def test_episodes_that_are_not_the_results_are_a_note_and_no_pairs(tmp_path: Path, damage: str) -> None:
+    for method in ("bc", "postbc"):
+        write(tmp_path / "runs" / method, result(method, 0, episodes=4, success_after=0.75))
+        episodes(tmp_path / "runs" / method, 0, "after", "0111")
+    file = tmp_path / "runs/bc/seed_0/episodes_after.jsonl"
+    if damage == "0110":
+        episodes(tmp_path / "runs/bc", 0, "after", damage)
+    elif damage == "other result":
+        episodes(tmp_path / "runs/bc", 0, "after", "01110111")
+    else:
+        file.write_text(damage)
+    content = build([tmp_path / "runs"], tmp_path / "report")
+    assert content.pairs["success_after"][0].p_episodes is None
+    assert any("bc/seed_0/episodes_after.jsonl is left out" in note for note in content.notes)
+
+
+def test_variants_of_a_method_are_compared_with_the_one_that_most_recipes_share(tmp_path: Path) -> None:
+    """Two ablations in one sweep, which share K = 20; and its page says so where there is no other method."""
+    root = tmp_path / "sweep"
+    for number, rate in enumerate((0.3, 0.6, 0.6)):
+        noise = [0.0, 0.01, -0.01]
+        write(
+            root / f"dsrl/postbc-{9 - number}",
+            *(result("postbc", s, success_after=rate + noise[(s + number) % 3]) for s in range(3)),
+        )
+    runs = {"dsrl/postbc-9": ["k-5"], "dsrl/postbc-8": ["k-20", "full"], "dsrl/postbc-7": ["diagonal"]}
+    (root / "sweep.json").write_text(json.dumps({"runs": runs}))
+    content = build([root], tmp_path / "report")
+    assert [g.recipe for g in content.groups] == ["k-5", "k-20, full", "diagonal"]  # as the sweep has them
+    pairs = content.variants["success_after"]
+    assert content.pairs["success_after"] == []
+    assert [(p.ours.recipe, p.baseline.recipe) for p in pairs] == [("k-5", "k-20, full"), ("diagonal", "k-20, full")]
+    unadjusted = [statistics.compare(p.ours.values("success_after"), p.baseline.values("success_after")).p for p in pairs]
+    assert [p.p_holm for p in pairs] == pytest.approx(list(statistics.holm(unadjusted)))
+    assert [p.verdict for p in pairs] == ["lower", "equal within ±0.05"]
+    page = (tmp_path / "report/report.html").read_text()
+    assert "k-5: PostBC (α=0.5) 0.30, k-20, full: PostBC (α=0.5) 0.60: <b>lower</b>" in page
+    assert "nothing can be compared" not in page
+    assert "nowhere lower" not in page  # nothing was said of baselines
+    (root / "sweep.json").write_text(json.dumps({"runs": {k: [v[0]] for k, v in runs.items()}}))
+    assert [p.baseline.recipe for p in build([root], tmp_path / "equals").variants["success_after"]] == [
+        "k-5",
+        "k-5",
+    ]  # the first
+
+
+def test_log_rank_tests_are_of_the_pairs_that_are_compared_and_adjusted(tmp_path: Path) -> None:
+    """Two recipes have a BC and a PostBC each: two pairs, and two tests, not four."""
+    for recipe, shift in (("one", 0), ("two", 300)):
+        for method, step in (("bc", 2000), ("postbc", 1000)):
+            runs = [
+                result(method, s, budget_env_steps=4000, curve=[[0, 0.5], [step + shift + 10 * s, 0.95], [4000, 0.95]])
+                for s in range(3)
+            ]
+            write(tmp_path / f"sweep/dsrl/{method}-{recipe}", *runs)
+    named = {f"dsrl/{method}-{recipe}": [recipe] for recipe in ("one", "two") for method in ("bc", "postbc")}
+    (tmp_path / "sweep/sweep.json").write_text(json.dumps({"runs": named}))
+    groups = group(collect([tmp_path])[0])[0]
+    found = tables.log_ranks(compare_groups(groups, "success_after"))
+    assert [(pair.ours.recipe, pair.baseline.recipe) for pair, _, _ in found] == [("one", "one"), ("two", "two")]
+    unadjusted = [p for _, p, _ in found]
+    assert [p for _, _, p in found] == pytest.approx(list(statistics.holm(unadjusted)))
+    assert found[0][2] > found[0][1]
+    table = tables.efficiency(groups, compare_groups(groups, "success_after"))
+    assert table is not None
+    said = [line for row in table.rows for line in row[1].small if "log-rank" in line]
+    assert said == [f"log-rank against {p.baseline.label}: p = {h:.2g} (unadjusted {v:.2g})" for p, v, h in found]
 
 
 def test_steps_to_the_threshold_are_in_the_report(tmp_path: Path) -> None:

@@ -96,29 +96,6 @@ def test_sign_flip_equals_scipy_and_its_floor() -> None:
     assert sampled > 0
 
 
-def test_paired_bootstrap_matches_enumeration() -> None:
-    a, b = np.array([0.9, 0.7, 0.8]), np.array([0.5, 0.65, 0.9])
-    every = sorted(np.mean(draw) for draw in itertools.product(a - b, repeat=3))
-    difference, low, high, p = s.paired_bootstrap(a, b, resamples=40_000)
-    assert difference == pytest.approx(np.mean(a - b))
-    assert (low, high) == pytest.approx(tuple(np.quantile(every, [0.025, 0.975], method="inverted_cdf")), abs=1e-9)
-    assert p == pytest.approx(2 * np.mean(np.array(every) <= 1e-12), abs=0.01)
-
-
-def test_hierarchical_bootstrap_has_both_variances() -> None:
-    rng = np.random.default_rng(0)
-    a = (rng.random((6, 50)) < 0.7).astype(float)
-    b = (rng.random((6, 50)) < 0.4).astype(float)
-    _, low, high, p = s.paired_bootstrap(a, b, resamples=20_000)
-    d = a - b
-    # exact variance of the hierarchical mean: (variance between the seeds' means + mean within-seed variance / E) / S
-    expected = math.sqrt((d.mean(1).var() + d.var(1).mean() / 50) / 6)
-    assert (high - low) / (2 * 1.96) == pytest.approx(expected, rel=0.06)
-    assert p < 0.01
-    only_seeds = s.paired_bootstrap(a.mean(1), b.mean(1), resamples=20_000)
-    assert only_seeds[2] - only_seeds[1] < high - low
-
-
 def test_compare_equals_scipy_t() -> None:
     rng = np.random.default_rng(3)
     a, b = rng.random(5), rng.random(5)
@@ -134,6 +111,37 @@ def test_compare_equals_scipy_t() -> None:
     assert (reverse.difference, reverse.low, reverse.high) == pytest.approx((-found.difference, -found.high, -found.low))
 
 
+def test_compare_of_episodes_is_over_seeds_and_tells_of_these_policies_by_their_episodes() -> None:
+    """Two seeds of 8 episodes each, by hand: alone solved 6 and 1, so p = 2·(C(7,0)+C(7,1))/2^7; over seeds as of the means."""
+    a = np.array([[1, 1, 1, 1, 1, 0, 0, 1], [1, 1, 1, 0, 0, 0, 1, 0]])
+    b = np.array([[0, 0, 0, 0, 1, 0, 1, 1], [0, 0, 1, 0, 0, 0, 1, 0]])
+    found = s.compare(a, b)
+    assert (found.only_a, found.only_b) == (6, 1)
+    assert found.p_episodes == pytest.approx(16 / 128)
+    of_means = s.compare(a.mean(1), b.mean(1))
+    assert (found.difference, found.low, found.high, found.p) == pytest.approx(
+        (of_means.difference, of_means.low, of_means.high, of_means.p)
+    )
+    assert (of_means.only_a, of_means.only_b, of_means.p_episodes) == (None, None, None)
+    with pytest.raises(ValueError, match="paired"):
+        s.compare(a, b[:, :7])
+
+
+def test_seeds_are_clusters() -> None:
+    """Seeds that differ by luck in their training, methods that do not: over seeds the level holds, over episodes it does not."""
+    rng = np.random.default_rng(0)
+    over_seeds = over_episodes = 0
+    for _ in range(400):
+        rates = np.clip(rng.normal(0.6, 0.1, (2, 5)), 0, 1)
+        a, b = rng.random((2, 5, 100)) < rates[:, :, None]
+        found = s.compare(a, b)
+        assert found.p_episodes is not None
+        over_seeds += found.p < 0.05
+        over_episodes += found.p_episodes < 0.05
+    assert 0.02 < over_seeds / 400 < 0.08
+    assert over_episodes / 400 > 0.2  # as its docstring says, it is about these policies
+
+
 def test_compare_edges() -> None:
     alone = s.compare(np.array([0.9]), np.array([0.1]))
     assert (alone.p, alone.low, alone.high, alone.seeds) == (1.0, -math.inf, math.inf, 1)
@@ -146,15 +154,16 @@ def test_compare_edges() -> None:
 
 
 def test_coverage_of_the_intervals_over_seeds() -> None:
-    """Student's interval covers at its nominal rate with five seeds; the bootstrap does not, as the docstring says."""
+    """Student's interval covers at its nominal rate with five seeds; a percentile bootstrap does not, as the docstring says."""
     rng = np.random.default_rng(0)
     student = boot = 0
     for i in range(600):
         skill = rng.normal(0.1, 0.08, 5)  # the seeds' true differences
         a, b = rng.binomial(200, np.clip(0.6 + skill, 0, 1)) / 200, rng.binomial(200, 0.6, 5) / 200
-        found = s.compare(a, b, resamples=400, seed=i)
+        found = s.compare(a, b)
         student += found.low <= 0.1 <= found.high
-        boot += found.bootstrap_low <= 0.1 <= found.bootstrap_high
+        low, high = np.quantile((a - b)[np.random.default_rng(i).integers(5, size=(400, 5))].mean(1), [0.025, 0.975])
+        boot += low <= 0.1 <= high
     assert 0.92 < student / 600 < 0.98
     assert 0.76 < boot / 600 < 0.90
 

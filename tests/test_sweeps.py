@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -15,16 +16,21 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
 import made
 from kills import assert_same_files
+from postbc import board as board_module
 from postbc import cli
 from postbc.board import Board
+from postbc.data.training_set import load_training_set
+from postbc.engines.base import Began, Ended, Event
 from postbc.engines.processes import Here
 from postbc.errors import InputError
+from postbc.experiments import checks
 from postbc.experiments.running import RunSweep
 from postbc.experiments.sweep import run_sweep
 from postbc.jobs import Job, JobError, local, raise_failures, run_graph
@@ -125,6 +131,60 @@ def test_a_lost_job_is_taken_up_and_one_that_is_always_lost_has_failed(tmp_path:
     assert board.counts == {"failed": 1, "left out": 1, "done": 2}
     assert len(list(tmp_path.glob("once.*.attempt"))) == 2
     assert len(list(tmp_path.glob("always.*.attempt"))) == 4
+    assert "ended by SIGKILL; the same command goes on" in str(failed["always"])  # sweeps have no option that says so
+    assert "--resume" not in str(failed["always"])
+
+
+class Queue:
+    """An engine that takes whatever it is given, as Ray does, and works on one job after the other."""
+
+    def __init__(self, board: Board) -> None:
+        self.board, self.given, self.working = board, collections.deque[str](), ""
+        self.seen: list[dict[str, str]] = []
+
+    def room(self) -> bool:
+        return True
+
+    def start(self, name: str, job: Job, attempt: int) -> None:
+        self.given.append(name)
+
+    def events(self) -> list[Event]:
+        self.seen.append({name: row.state for name, row in self.board.rows.items()})
+        if self.working:
+            ended, self.working = self.working, ""
+            return [(ended, Ended())]
+        self.working = self.given.popleft()
+        return [(self.working, Began("on another machine"))]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_job_runs_when_its_engine_says_so_and_not_when_it_was_given(tmp_path: Path) -> None:
+    board = Board(["a", "b"])
+    engine = Queue(board)
+    assert run_graph(graph(tmp_path, a=(), b=()), lambda _: engine, tmp_path / "logs", board) == {}
+    assert engine.seen == [
+        {"a": "waiting", "b": "waiting"}, {"a": "running", "b": "waiting"}, {"a": "done", "b": "waiting"},
+        {"a": "done", "b": "running"},
+    ]  # fmt: skip
+    assert board.rows["b"].begun >= board.rows["a"].begun + (board.rows["a"].seconds or 0)  # type: ignore[operator]
+    assert board.counts == {"done": 2}
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_board_hears_when_a_job_of_this_machine_begins(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, str]] = []
+    set_ = Board.set
+    monkeypatch.setattr(
+        Board, "set", lambda self, name, state, note="": (heard.append((name, state)), set_(self, name, state, note))
+    )
+    failed, board = run(graph(tmp_path, a=()), tmp_path, at_once)
+    assert failed == {}
+    assert heard == [("a", "running"), ("a", "done")]
+    assert board.rows["a"].seconds is not None
+    run(graph(tmp_path, a=()), tmp_path, at_once)  # what is done is only looked at
+    assert heard[2:] == [("a", "done")]
 
 
 def test_the_page_says_how_far_a_run_is_and_that_it_reads_itself_again(tmp_path: Path) -> None:
@@ -136,9 +196,8 @@ def test_the_page_says_how_far_a_run_is_and_that_it_reads_itself_again(tmp_path:
     board = Board(["a", "b"], "two", tmp_path / "progress.html")
     with board:
         board.set("a", "running")
-        engine = Here(tmp_path, board.hear)
-        board._written = 0.0
-        engine.start("a", Job(work, (tmp_path, "a")), 0)
+        Here(tmp_path, board.hear).start("a", Job(work, (tmp_path, "a")), 0)
+        board._write()
         look()
     assert re.search(r'http-equiv="refresh" content="\d+"', seen[0])
     assert "a 3/3" in seen[0] or "a 0/3" in seen[0]
@@ -148,6 +207,24 @@ def test_the_page_says_how_far_a_run_is_and_that_it_reads_itself_again(tmp_path:
         board.set("a", "running")
         raise KeyboardInterrupt
     assert "The same command goes on" in (tmp_path / "progress.html").read_text()
+
+
+def test_the_page_is_written_while_a_job_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation of many minutes does not look as if nothing ran any more."""
+    monkeypatch.setattr(board_module, "REFRESH", 0.02)
+    page, until = tmp_path / "progress.html", time.monotonic() + 10
+
+    def silent() -> None:
+        written = {page.stat().st_mtime_ns}
+        while len(written) < 4 and time.monotonic() < until:
+            time.sleep(0.01)
+            written.add(page.stat().st_mtime_ns)
+        assert len(written) == 4
+
+    board = Board(["a"], "one", page)
+    assert run_graph({"a": Job(silent)}, local(1, tmp_path / "logs"), tmp_path / "logs", board) == {}
+    assert "1 done" in page.read_text()
+    assert "http-equiv" not in page.read_text()  # nothing is written after the last
 
 
 @pytest.mark.parametrize("jobs", [{"a": ("b",)}, {"a": ("b",), "b": ("a",)}, {"a": ("a",)}])
@@ -201,6 +278,24 @@ def test_each_recipe_is_checked_before_anything_is_written(tmp_path: Path) -> No
     (tmp_path / "y/mine").touch()
     with pytest.raises(InputError, match="holds no sweep"):
         run_sweep(recipes(tmp_path), tmp_path / "y")
+
+
+def test_recipes_of_the_same_training_set_read_it_once_before_they_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[Any, int]] = []
+
+    def counted(config: Any, seed: int) -> Any:
+        read.append((config, seed))
+        return load_training_set(config, seed)
+
+    monkeypatch.setattr(checks, "load_training_set", counted)
+    fewer = tiny(tmp_path, data={**TINY["data"], "num_trajectories": 2})
+    both = {**recipes(tmp_path), "fewer": fewer, "other-seed": replace(fewer, seeds=(3,))}
+    both["bad"] = replace(both["half"], environment="gymnasium:reach:ReachPixels-v0", seeds=(0,))  # of other observations
+    with pytest.raises(InputError, match="bad: "):
+        run_sweep(both, tmp_path / "x")
+    assert [(config.num_trajectories, seed) for config, seed in read] == [(3, 0), (2, 0), (2, 3), (3, 0)]
 
 
 def test_a_sweeps_options(tmp_path: Path) -> None:
@@ -285,6 +380,27 @@ def test_a_ray_cluster_one_of_whose_workers_is_killed_gives_the_same_bits(
     assert killed
     assert "was lost" in capfd.readouterr().err
     assert_same_files(tmp_path / "killed/x", tmp_path / "undisturbed/x", IGNORED)
+
+
+@pytest.mark.parametrize(("workers", "cpus", "had"), [(2, 2.0, 4), (3, 0.5, 2), (None, 2.0, None)])
+def test_ray_on_this_machine_has_so_many_runs_at_a_time_however_many_cpus_each_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int | None, cpus: float, had: int | None
+) -> None:
+    """What Ray is asked for, and how many jobs it is given at a time."""
+    from postbc.engines.ray import RayEngine
+
+    ray = mock.MagicMock()
+    ray.nodes.return_value = [{"Alive": True, "Resources": {"CPU": 16.0}}]
+    ray.remote.return_value.return_value.options.return_value.remote.side_effect = lambda *_: object()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    engine = RayEngine(tmp_path / "logs", cpus=cpus, workers=workers)
+    assert ray.init.call_args.kwargs["num_cpus"] == had
+    assert mock.call(num_cpus=cpus, num_gpus=0.0, max_retries=0, max_calls=0) in ray.remote.call_args_list
+    given = 0
+    while engine.room() and given < 10:
+        engine.start(f"job_{given}", Job(work, (tmp_path, "x")), 0)
+        given += 1
+    assert given == (10 if workers is None else workers)
 
 
 # -- the docs ------------------------------------------------------------------------------------------------------------------

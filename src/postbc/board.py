@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc.disk import write_text
+from postbc.engines.base import Began
+from postbc.errors import InputError
 from postbc.progress import Status, clock, console, listener, say
 
 State = Literal["waiting", "running", "done", "failed", "left out"]
@@ -26,7 +30,7 @@ STATES: tuple[State, ...] = ("running", "failed", "left out", "waiting", "done")
 """In the order in which people want to see them."""
 COLOURS = {"running": "cyan", "failed": "red", "left out": "yellow", "waiting": "dim", "done": "green"}
 REFRESH = 3.0
-"""Seconds between two writings of the page, at least."""
+"""Seconds between two writings of the page."""
 
 
 @dataclass
@@ -67,7 +71,7 @@ class Board:
     """Shows jobs; a context manager. On a terminal a live table, elsewhere a line for what ended (where it is to be `told`).
 
     Args:
-        page: the HTML file, written atomically every few seconds and at the end.
+        page: the HTML file, written atomically every few seconds, whatever the jobs say meanwhile, and at the end.
         link: a file that the page leads to when all has ended.
     """
 
@@ -82,11 +86,14 @@ class Board:
         self._live = Live(
             console=terminal, get_renderable=self.table, refresh_per_second=2, redirect_stdout=sys.stdout.isatty(), redirect_stderr=True
         ) if self.live else None  # fmt: skip
-        self._written, self._said = 0.0, time.monotonic()
-        self._begun = time.monotonic()
+        self._begun = self._said = time.monotonic()
+        self._ended = threading.Event()
+        self._writer = threading.Thread(target=self._write_on, daemon=True)
 
     def __enter__(self) -> Board:
         self._write()
+        if self.page is not None:
+            self._writer.start()
         if self._live is not None:
             self._live.start()
         return self
@@ -98,6 +105,9 @@ class Board:
                     row.state, row.note, row.status = "waiting", "interrupted; the same command goes on", None
         if self._live is not None:
             self._live.stop()
+        self._ended.set()
+        if self.page is not None:
+            self._writer.join()
         self._write(final="interrupted" if kind is not None else "ended")
 
     def set(self, name: str, state: State, note: str = "") -> None:
@@ -111,22 +121,18 @@ class Board:
         if self.told and not self.live and state == "done" and row.begun is not None:
             ended = sum(r.state not in ("waiting", "running") for r in self.rows.values())
             say(f"{name} done in {row.took} ({ended} of {len(self.rows)})", stderr=True)
-        self.tick()
 
-    def hear(self, name: str, status: Status) -> None:
-        """A job is so far."""
+    def hear(self, name: str, status: Began | Status) -> None:
+        """A job begins, or is so far."""
+        if isinstance(status, Began):
+            self.set(name, "running", status.where)
+            return
         self.rows[name].status = status
         if self._outer is not None:
             self._outer(status)
         elif not self.live and self.told and time.monotonic() - self._said > 30:
             self._said = time.monotonic()
             say(f"{name}: {status.description} {status.done:.0f}/{status.total:.0f}  {status.doing}", stderr=True)
-        self.tick()
-
-    def tick(self) -> None:
-        """Write the page, if that is due."""
-        if self.page is not None and time.monotonic() - self._written >= REFRESH:
-            self._write()
 
     @property
     def counts(self) -> dict[State, int]:
@@ -161,7 +167,11 @@ class Board:
             stamp=int(now.timestamp()), took=clock(time.monotonic() - self._begun), link=self.link,
         )  # fmt: skip
         write_text(self.page, text)
-        self._written = time.monotonic()
+
+    def _write_on(self) -> None:
+        while not self._ended.wait(REFRESH):
+            with contextlib.suppress(InputError):  # a full disk: the last page says so
+                self._write()
 
 
 @lru_cache(maxsize=1)

@@ -32,15 +32,16 @@ def run_seeds(function: Callable[[C, int], Any], config: C, seeds: Sequence[int]
     require(
         seeds and len({*seeds}) == len(seeds), "Seeds must be given, each once.", key="seeds", found=", ".join(map(str, seeds))
     )
-    run_jobs({f"seed_{seed}": Job(function, (config, seed)) for seed in seeds}, at_once, Path(output) / "logs")
+    jobs = {f"seed_{seed}": Job(function, (config, seed)) for seed in seeds}
+    run_jobs(jobs, at_once, Path(output) / "logs", "the same command with --resume")
 
 
-def run_jobs(jobs: Mapping[str, Job], at_once: int, logs: str | Path) -> None:
+def run_jobs(jobs: Mapping[str, Job], at_once: int, logs: str | Path, again: str = "the same command") -> None:
     """Run every job, `at_once` of them at a time; one that fails stops no other.
 
     One at a time runs in this process. Otherwise each has a process, which ends when this one does, however that ends; its
     progress is a line of a table here, and what it prints comes here when it has ended, or stays in `logs`/<name>.log if it failed.
-    The files that the jobs make are the same either way.
+    The files that the jobs make are the same either way. `again` is what goes on with a job that was killed, in words.
 
     Raises:
         InputError: jobs raised it, after all have ended (one: as it was raised).
@@ -52,7 +53,7 @@ def run_jobs(jobs: Mapping[str, Job], at_once: int, logs: str | Path) -> None:
         failed = _run(jobs, Here(logs, alone=len(jobs) == 1), None, 0)
     else:
         board = Board([*jobs])
-        engine = Processes(at_once, logs)
+        engine = Processes(at_once, logs, again)
         if not board.live:
             say(f"{', '.join(jobs)}: {at_once} at a time, logs in {logs}", stderr=True)
         with board:
@@ -143,7 +144,12 @@ def _run(jobs: Mapping[str, Job], engine: Any, board: Board | None, retries: int
     """The scheduler."""
     waiting, running, done = [*jobs], dict[str, int](), set[str]()
     failed, out, lost = dict[str, Exception](), set[str](), dict[str, int]()
-    checks = Here(Path(), None if board is None else board.hear)
+
+    def heard(name: str, what: Began | Status) -> None:
+        if board is not None and isinstance(what, Status):  # nothing begins: what is done is looked at
+            board.hear(name, what)
+
+    checks = Here(Path(), heard)
 
     def show(name: str, state: Any, note: str = "") -> None:
         if board is not None:
@@ -187,7 +193,6 @@ def _run(jobs: Mapping[str, Job], engine: Any, board: Board | None, retries: int
                     break
                 waiting.remove(name)
                 running[name] = lost.get(name, 0)
-                show(name, "running")
                 engine.start(name, jobs[name], running[name])
             if not running:
                 continue
@@ -195,12 +200,8 @@ def _run(jobs: Mapping[str, Job], engine: Any, board: Board | None, retries: int
                 if isinstance(event, Ended):
                     del running[name]
                     ended(name, event)
-                elif board is not None and isinstance(event, Began):
-                    board.rows[name].note = event.where
-                elif board is not None and isinstance(event, Status):
+                elif board is not None:
                     board.hear(name, event)
-            if board is not None:
-                board.tick()
     finally:
         engine.close()
     return {name: failed[name] for name in jobs if name in failed}

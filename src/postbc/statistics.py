@@ -3,8 +3,8 @@
 What is random in an experiment here: the *seed* (initialisation, data order, exploration: one pretraining and one RL run) and, within
 a seed, the *episode*. Two methods are compared seed by seed, because a seed shares its demonstrations and its evaluation episodes
 between methods. Episodes of one seed are not independent evidence about a method: five seeds of 200 episodes are five numbers, each
-known to ±0.07, not 1000 draws. So intervals and p-values of a comparison are over seeds (:func:`compare`), and an interval over
-episodes (:func:`wilson_interval`) speaks about one trained policy only.
+known to ±0.07, not 1000 draws. So what is said about methods is over seeds, each the mean over its episodes (:func:`compare`), and what
+is said over episodes (:func:`wilson_interval`, :func:`mcnemar`) is about these trained policies only.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def newcombe_interval(
 def mcnemar(a: Array, b: Array) -> float:
     """Exact two-sided McNemar (sign) test of two (E,) 0/1 outcomes on the same episodes: is one *policy* better than the other?
 
+    Of several seeds' policies, their episodes one after the other: each is paired within its seed (the test stratified by seed).
     Under the null the episodes that only one of them solves are fair coins: p = P(|X − n/2| ≥ |x − n/2|), X ~ Binomial(n, 1/2).
     """
     a, b = np.asarray(a, bool), np.asarray(b, bool)
@@ -80,41 +81,6 @@ def sign_flip_test(differences: Array, *, exact_up_to: int = 12, resamples: int 
     return extreme / len(signs) if n <= exact_up_to else (extreme + 1) / (len(signs) + 1)
 
 
-def _resampled_means(values: Array, resamples: int, rng: np.random.Generator) -> Array:
-    """(resamples,) means of a hierarchical resample of (S,) or (S, E): seeds with replacement, then episodes of each drawn seed."""
-    seeds = len(values)
-    means = np.empty(resamples)
-    block = max(1, 2_000_000 // values.size)  # bounds the memory, not the result's law
-    for start in range(0, resamples, block):
-        count = min(block, resamples - start)
-        drawn = rng.integers(seeds, size=(count, seeds))
-        if values.ndim == 1:
-            means[start : start + count] = values[drawn].mean(1)
-        else:
-            episode = rng.integers(values.shape[1], size=(count, seeds, values.shape[1]))
-            means[start : start + count] = values[drawn[:, :, None], episode].mean((1, 2))
-    return means
-
-
-def paired_bootstrap(
-    a: Array, b: Array, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float, float]:
-    """Percentile bootstrap of mean(a − b), a and b paired: (difference, low, high, p).
-
-    Args:
-        a, b: (S,) one score a seed, or (S, E) one outcome an episode, the same seeds and episodes in both. With episodes the
-            resampling is hierarchical: seeds, then the episodes of each drawn seed, so that both sources of noise are in the interval.
-
-    p = 2·min(share of resampled differences ≤ 0, share ≥ 0), at most 1, each share counted as (count + 1)/(resamples + 1).
-    With five seeds or fewer the interval over seeds is too narrow (a nominal 95 % covers about 84 % at S = 5): see :func:`compare`.
-    """
-    d = _paired(a, b)
-    means = _resampled_means(d, resamples, np.random.default_rng(seed))
-    low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    tail = min((means <= 1e-12).sum(), (means >= -1e-12).sum())
-    return float(d.mean()), float(low), float(high), float(min(1.0, 2 * (tail + 1) / (resamples + 1)))
-
-
 def _paired(a: Array, b: Array) -> Array:
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.size == 0:
@@ -138,37 +104,42 @@ class Comparison:
     """Exact sign-flip permutation test over seeds: assumes symmetry only, but cannot go below `p_sign_flip_minimum`."""
     p_sign_flip_minimum: float
     """2/2^S."""
-    bootstrap_low: float
-    """Lower end of the (hierarchical) percentile bootstrap; narrow for few seeds."""
-    bootstrap_high: float
-    """Upper end."""
     seeds: int
     """S, pairs compared."""
     wins: int
     """Seeds in which a is ahead of b."""
     losses: int
     """Seeds in which b is ahead of a."""
+    only_a: int | None = None
+    """Episodes, of all seeds, that a solves and b does not; None: their outcomes were not given."""
+    only_b: int | None = None
+    """Episodes that b solves and a does not."""
+    p_episodes: float | None = None
+    """Exact McNemar test of all episodes, each paired within its seed: are *these policies* of a and b equally good?"""
 
 
-def compare(a: Array, b: Array, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Comparison:
+def compare(a: Array, b: Array, *, confidence: float = 0.95) -> Comparison:
     """Compare two methods on the same seeds: (S,) scores or (S, E) outcomes of the same episodes. S = 1: no interval, p = 1.
 
-    The interval is Student's, because with the usual 3 to 5 seeds the bootstrap is too narrow, and its p-value is the paired
-    t-test's. Where all differences are equal there is no spread to judge by: the interval is the point, p the sign-flip test's.
+    The interval is Student's over seeds (a seed's episodes are one cluster: their differences are averaged first), because with the
+    usual 3 to 5 seeds a bootstrap is too narrow, and its p-value is the paired t-test's. Where all differences are equal there is no
+    spread to judge by: the interval is the point, p the sign-flip test's.
     """
     d = _paired(a, b)
     per_seed = d.mean(1) if d.ndim == 2 else d
     n = len(per_seed)
     mean, low, high = mean_interval(per_seed, confidence)
     sign_flip = sign_flip_test(per_seed)
-    _, boot_low, boot_high, _ = paired_bootstrap(a, b, confidence=confidence, resamples=resamples, seed=seed)
     if n == 1:
         p = 1.0
     else:
         error = float(per_seed.std(ddof=1)) / math.sqrt(n)
         p = float(2 * special.stdtr(n - 1, -abs(mean) / error)) if error > 1e-12 else sign_flip
     wins, losses = int((per_seed > 1e-12).sum()), int((per_seed < -1e-12).sum())
-    return Comparison(mean, low, high, p, sign_flip, min(1.0, 2 / 2**n), boot_low, boot_high, n, wins, losses)
+    episodes = (
+        (int((d > 0).sum()), int((d < 0).sum()), mcnemar(np.ravel(a), np.ravel(b))) if d.ndim == 2 else (None, None, None)
+    )
+    return Comparison(mean, low, high, p, sign_flip, min(1.0, 2 / 2**n), n, wins, losses, *episodes)
 
 
 def holm(p_values: Sequence[float]) -> Array:

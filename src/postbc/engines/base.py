@@ -55,7 +55,7 @@ class Engine(Protocol):
         """Whether another job may be given."""
 
     def start(self, name: str, job: Job, attempt: int) -> None:
-        """Begin a job; `attempt` counts from 0, those before it were lost."""
+        """Take a job, and begin it when there is room: :class:`Began` says so. `attempt` counts from 0, those before it were lost."""
 
     def events(self) -> list[Event]:
         """What happened since the last call; waits about a second for it."""

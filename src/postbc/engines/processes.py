@@ -16,7 +16,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from postbc.engines.base import Ended, Event, Job, JobError, first_line, load_plugins, log_of, make_logs, remove, taken
+from postbc.engines.base import Began, Ended, Event, Job, JobError, first_line, load_plugins, log_of, make_logs, remove, taken
 from postbc.engines.signals import Interrupted, interruptible
 from postbc.errors import InputError
 from postbc.progress import Status, listening, say
@@ -34,11 +34,11 @@ class Here:
     """One job at a time, in this process.
 
     Args:
-        hear: takes the progress of jobs, which is otherwise shown on the terminal.
+        hear: takes what happens to a job until it ends, whose progress is otherwise shown on the terminal.
         alone: whether there is one job only, whose error is left as it is.
     """
 
-    def __init__(self, logs: Path, hear: Callable[[str, Status], None] | None = None, alone: bool = False) -> None:
+    def __init__(self, logs: Path, hear: Callable[[str, Began | Status], None] | None = None, alone: bool = False) -> None:
         self.logs, self.hear, self.alone = logs, hear, alone
         self._events: list[Event] = []
 
@@ -48,6 +48,8 @@ class Here:
     def start(self, name: str, job: Job, attempt: int) -> None:
         """Do the whole job."""
         hear = self.hear
+        if hear is not None:
+            hear(name, Began())
         try:
             with listening(None if hear is None else lambda status: hear(name, status)):
                 job.function(*job.arguments)
@@ -72,22 +74,27 @@ class Processes:
     """`at_once` jobs at a time, each in a process of its own, which ends when this one does, however that ends.
 
     What a job prints comes here when it has ended, or stays in `logs`/<name>.log if it failed.
+
+    Args:
+        again: what goes on with a job that was killed, in words.
     """
 
-    def __init__(self, at_once: int, logs: Path) -> None:
-        self.at_once, self.logs = at_once, logs
-        self._context, self._running = _context(), dict[str, _Child]()
+    def __init__(self, at_once: int, logs: Path, again: str = "the same command") -> None:
+        self.at_once, self.logs, self.again = at_once, logs, again
+        self._context, self._running, self._begun = _context(), dict[str, _Child](), list[Event]()
         make_logs(logs)
 
     def room(self) -> bool:
         return len(self._running) < self.at_once
 
     def start(self, name: str, job: Job, attempt: int) -> None:
-        self._running[name] = _Child(self._context, job, log_of(self.logs, name))
+        self._running[name] = _Child(self._context, job, log_of(self.logs, name), self.again)
+        self._begun.append((name, Began()))
 
     def events(self) -> list[Event]:
-        connection.wait([event for child in self._running.values() for event in child.events], timeout=1.0)
-        found: list[Event] = []
+        found, self._begun = self._begun, []
+        waiting = [event for child in self._running.values() for event in child.events]
+        connection.wait(waiting, timeout=0.0 if found else 1.0)
         for name, child in list(self._running.items()):
             if (status := child.news()) is not None:
                 found.append((name, status))
@@ -120,8 +127,9 @@ def _context() -> Any:
 class _Child:
     """A job's process. It leads a group of its own: the terminal's Ctrl-C reaches the parent alone, who then stops whole groups."""
 
-    def __init__(self, context: Any, job: Job, log: Path) -> None:
+    def __init__(self, context: Any, job: Job, log: Path, again: str) -> None:
         self.log, self._begin, self._open = log, log.stat().st_size if log.exists() else 0, True
+        self._again = again
         self._error: InputError | None = None
         self._bug = ""
         self._messages, theirs = context.Pipe(duplex=False)
@@ -164,7 +172,7 @@ class _Child:
         number = -code if code < 0 else code - 128
         if number in {*signal.Signals}:
             name = signal.Signals(number).name
-            error = JobError(f"ended by {name}; the same command with --resume goes on (log: {self.log})")
+            error = JobError(f"ended by {name}; {self._again} goes on (log: {self.log})")
             return Ended(error, lost=name not in ("SIGTERM", "SIGINT", "SIGHUP"))  # with those somebody asked it to end
         why = f": {self._bug}" if self._bug else ""
         return Ended(JobError(f"failed with exit status {code}{why} (log: {self.log})"))

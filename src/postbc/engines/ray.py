@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import pickle
 import signal
@@ -32,13 +33,14 @@ PASSED_ON = ("POSTBC_", "OMP_", "MKL_", "MUJOCO_", "PYOPENGL_", "WANDB_", "HF_")
 
 
 class RayEngine:
-    """As many jobs at a time as the cluster has room for.
+    """As many jobs at a time as the cluster has room for; those beyond wait in Ray.
 
     Args:
         address: of a cluster ("auto": the one of this machine or of RAY_ADDRESS); None starts one on this machine, which ends with this
             process.
         cpus, gpus: what each job takes of a machine; a fraction of a GPU is shared.
-        workers: CPUs of the cluster that is started here; None: those of the machine.
+        workers: jobs at a time on the cluster that is started here, which has the CPUs that these take; None: as many as the machine's
+            CPUs carry.
 
     Raises:
         InputError: Ray is not installed, there is no such cluster, or none of its machines has what a job takes.
@@ -47,7 +49,7 @@ class RayEngine:
     def __init__(
         self, logs: Path, address: str | None = None, cpus: float = 1.0, gpus: float = 0.0, workers: int | None = None
     ) -> None:
-        self.logs, self.cpus, self.gpus = logs, cpus, gpus
+        self.logs, self.cpus, self.gpus, self.workers = logs, cpus, gpus, workers
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # a job that takes no GPU sees none
         try:
@@ -58,7 +60,8 @@ class RayEngine:
                 remedy="pip install 'postbc[ray]', or leave --engine out: processes of this machine",
             ) from None  # fmt: skip
         self.ray = ray
-        started = {} if address else {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 100_000_000}
+        most = None if workers is None else math.ceil(workers * cpus)
+        started = {} if address else {"num_cpus": most, "include_dashboard": False, "object_store_memory": 100_000_000}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
@@ -96,7 +99,7 @@ class RayEngine:
             )  # fmt: skip
 
     def room(self) -> bool:
-        return True  # Ray itself makes what does not fit wait
+        return self.workers is None or len(self._running) < self.workers  # Ray itself makes what does not fit wait
 
     def start(self, name: str, job: Job, attempt: int) -> None:
         log = log_of(self.logs, name).absolute()

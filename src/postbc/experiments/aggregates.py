@@ -51,8 +51,8 @@ def improvement(groups: Sequence[Group]) -> Table | None:
 
 def together(groups: Sequence[Group]) -> list[Table]:
     """A finetuner's settings together (tasks, numbers of demonstrations …): methods that all of them have, on seeds that all have."""
-    kinds = list(dict.fromkeys((g.setting.finetuner, g.setting.policy) for g in groups))
-    found = (_together([g for g in groups if (g.setting.finetuner, g.setting.policy) == kind]) for kind in kinds)
+    finetuners = list(dict.fromkeys(g.setting.finetuner for g in groups))
+    found = (_together([g for g in groups if g.setting.finetuner == finetuner]) for finetuner in finetuners)
     return [table for table in found if table is not None]
 
 
@@ -60,7 +60,7 @@ def _together(groups: Sequence[Group]) -> Table | None:
     settings = list(dict.fromkeys(g.setting for g in groups))
     if len(settings) < 2:
         return None
-    short = [(g.setting, label(g.pretraining, None, g.runs[0].variant)) for g in groups]
+    short = [(g.setting, label(g.pretraining, None, g.runs[0].variant, g.policy)) for g in groups]
     own = len(set(short)) == len(short) and not any(g.recipe for g in groups)  # α may be another in each setting, if it is one
     methods: dict[str, list[Group]] = {}
     for g, (_, name) in zip(groups, short):

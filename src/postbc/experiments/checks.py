@@ -20,8 +20,11 @@ from postbc.policies.base import policy_class
 from postbc.posterior.closed_form import check_closed_form
 
 
-def check(recipe: Recipe[Any], layout: Layout) -> None:
+def check(recipe: Recipe[Any], layout: Layout, checked: set[Any] | None = None) -> None:
     """Refuse what cannot work.
+
+    Args:
+        checked: training sets that earlier recipes were checked for, which are not read again; this one's is added.
 
     Raises:
         InputError: the environment cannot run here, demonstrations that are missing, cannot be used or are of another task, a policy
@@ -68,8 +71,15 @@ def check(recipe: Recipe[Any], layout: Layout) -> None:
     if recipe.demonstrations is None:
         _check_recorded(recipe)
     if recipe.demonstrations is not None or layout.demonstrations(recipe).exists():
-        data = load_training_set(data_of(recipe, layout), recipe.seeds[0])
+        training_set, checked = (
+            (data_of(recipe, layout), recipe.seeds[0], environment.name),
+            set() if checked is None else checked,
+        )
+        if training_set in checked:
+            return
+        data = load_training_set(*training_set[:2])
         _check_facts(data.facts, environment, recipe)
+        checked.add(training_set)
         if environment.robot is not None:
             return
         env = environment.make(1, chunk=1, horizon=1, terminate_on="never")

@@ -10,12 +10,14 @@ import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from postbc.errors import InputError, require
 from postbc.files import read_yaml
 from postbc.schemas import CountOrZero, Seed, Share, parse, read_json, schema
+from postbc.training.results import EPISODES_FILE
 
 T = TypeVar("T")
 
@@ -26,6 +28,8 @@ MARKS = {
     "results.json": "finetuning", "policy.safetensors": "pretraining", "posterior.safetensors": "posterior",
     "evaluation.json": "evaluation", "episodes.jsonl": "evaluation",
 }  # fmt: skip
+#: Of a finetuning run, what came of each evaluation episode.
+EPISODES = tuple(EPISODES_FILE.format(when) for when in ("before", "after"))
 #: First bytes: (offset, bytes). A picture or video is embedded only if it begins as one.
 SIGNATURES = {".png": (0, b"\x89PNG\r\n\x1a\n"), ".mp4": (4, b"ftyp")}
 
@@ -82,6 +86,14 @@ class Material:
     def named(self, *names: str) -> list[Found]:
         """Files of these names or, for a name that begins with a dot, of that ending."""
         return [f for f in self.files if f.path.name in names or f.path.suffix.lower() in names]
+
+    def beside(self, found: Found, name: str) -> Found | None:
+        """The file of this name in the same directory."""
+        return self._of_path.get(found.path.with_name(name))
+
+    @cached_property
+    def _of_path(self) -> dict[Path, Found]:
+        return {f.path: f for f in self.files}
 
     def note(self, found: Found, error: object) -> None:
         self.notes.append(f"{found.name} is left out: {' '.join(str(error).split())[:300]}")
@@ -158,7 +170,7 @@ def look(directories: Iterable[str | Path]) -> Material:
     """
     files: dict[Path, Found] = {}
     notes: list[str] = []
-    wanted = {*MARKS, "config.yaml", "versions.json", "summary.json", "sweep.json", "report.html"}
+    wanted = {*MARKS, *EPISODES, "config.yaml", "versions.json", "summary.json", "sweep.json", "report.html"}
     for given in map(Path, directories):
         try:
             require(given.is_dir(), "There is no such run directory.", file=given, remedy="give directories that postbc wrote")

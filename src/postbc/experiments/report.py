@@ -51,7 +51,9 @@ class Content:
     entries: list[Entry]
     groups: list[Group]
     pairs: dict[str, list[Pair]]
-    """Measure -> comparisons."""
+    """Measure -> comparisons of PostBC with baselines."""
+    variants: dict[str, list[Pair]]
+    """Measure -> comparisons of a method's variants with one of them."""
     material: Material
     stages: list[Stage]
     notes: list[str]
@@ -83,6 +85,7 @@ def gather(directories: Sequence[Path]) -> Content:
     entries, notes = summary.collect(directories, material)
     groups, more = summary.group(entries)
     pairs = {measure: summary.compare_groups(groups, measure) for measure in MEASURES}
+    variants = {measure: summary.compare_variants(groups, measure) for measure in MEASURES}
     stages = material.stages()
     require(
         entries or stages or material.named("evaluation.json"), "There is nothing to report here.",
@@ -99,7 +102,7 @@ def gather(directories: Sequence[Path]) -> Content:
             "All seeds were pretrained on one and the same set of demonstrations: intervals over seeds hold for these demonstrations, "
             "and say nothing about others."
         )
-    return Content(entries, groups, pairs, material, stages, notes + more)
+    return Content(entries, groups, pairs, variants, material, stages, notes + more)
 
 
 def _one_subset(stages: Sequence[Stage]) -> bool:
@@ -135,12 +138,15 @@ def build(directories: Sequence[Path], output: Path, title: str = "Posterior beh
             context["settings"].append(setting(content, of, number))
             bar.advance()
         context |= {"answer": answer(content), "comparisons": tables.comparisons(content.pairs)}
-        for table in context["comparisons"]:
+        context["variants"] = tables.comparisons(content.variants, "variants of a method, ")
+        for table in (*context["comparisons"], *context["variants"]):
             content.set(f"comparison-{_slug(table.caption)}", table)
         context["together"] = [
             content.set(f"together-{k}", table) for k, table in enumerate(aggregates.together(content.groups))
         ]
-        context["efficiency"] = content.set("efficiency", tables.efficiency(content.groups))
+        context["efficiency"] = content.set(
+            "efficiency", tables.efficiency(content.groups, content.pairs["success_after"], content.variants["success_after"])
+        )
         context["actions"] = actions(content)
         bar.advance()
         context |= {"posterior": posterior(content), "saliency": saliency(content), "videos": videos(content)}
@@ -178,7 +184,9 @@ def answer(content: Content) -> dict[str, Any]:
     few = [p for p in start if p.verdict == TOO_FEW]
     worse = [p for p in start if p.verdict == "PostBC lower"]
     equal = [p for p in start if p.verdict.startswith(("equal", "PostBC higher"))]
-    if worse:
+    if not start:
+        before = ""
+    elif worse:
         before = f"PostBC starts lower than the baseline in {len(worse)} of {len(start)} comparisons."
     elif few and len(few) == len(start):
         before = f"Whether PostBC starts lower than the baselines: {TOO_FEW}."
@@ -190,7 +198,7 @@ def answer(content: Content) -> dict[str, Any]:
             "comparisons the intervals leave a difference of more than 0.05 open."
         )
     said: dict[Setting, list[tuple[str, str, str]]] = {}
-    for p in final:
+    for p in (*final, *content.variants["success_after"]):
         p_value = f", p = {p.p_holm:.2g}" if p.verdict != TOO_FEW else ""
         seeds = f"{p.result.seeds} seed{'s' if p.result.seeds > 1 else ''}"
         rates = f"{p.ours.label} {p.mean(p.ours):.2f}, {p.baseline.label} {p.mean(p.baseline):.2f}: "

@@ -44,7 +44,7 @@ class Report:
 
 
 def table(content: Content, setting: Setting) -> Table:
-    """One row a group of a setting: seeds, success before and after, and PostBC's difference to it in words."""
+    """One row a group of a setting: seeds, success before and after, and PostBC's difference to it, or its own to another variant."""
     grid = Table(
         title=Text(f"{setting.title}: success rate, mean over seeds"),
         caption="95 % intervals over seeds; verdict after Holm's correction",
@@ -54,8 +54,9 @@ def table(content: Content, setting: Setting) -> Table:
         grid.add_column(name, justify="right")
     grid.add_column("PostBC − this, after")
     for g in content.of(setting):
-        pairs = [p for p in content.pairs["success_after"] if p.baseline is g]
-        said = "\n".join(f"{' '.join(signed(p))}\n{p.verdict}" for p in pairs)
+        said = [f"{' '.join(signed(p))}\n{p.verdict}" for p in content.pairs["success_after"] if p.baseline is g]
+        variants = [p for p in content.variants["success_after"] if p.ours is g]
+        said += [f"this − {p.baseline.label}: {' '.join(signed(p))}\n{p.verdict}" for p in variants]
         rates = [f"{g.values(k).mean():.3f}" for k in ("success_before", "success_after")]
-        grid.add_row(Text(g.label), str(len(g.runs)), *rates, Text(said))
+        grid.add_row(Text(g.label), str(len(g.runs)), *rates, Text("\n".join(said)))
     return grid

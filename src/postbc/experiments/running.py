@@ -66,7 +66,7 @@ class RunSweep:
     demonstrations: Path | None = None
     """A file for all recipes instead of their own (a recipe's field `demonstrations` says it for one)."""
     jobs: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Runs at a time (with --address: the cluster decides); default: the cores of this machine."""
+    """Runs at a time (with --address: the cluster decides); default: as many as this machine has cores for."""
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine; ray: a Ray cluster (extra [ray])."""
     address: str | None = None

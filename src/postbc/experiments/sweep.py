@@ -64,10 +64,10 @@ def run_sweep(recipes: Mapping[str, Recipe[Any]], output: Path, engine: Callable
     """
     require(recipes, "There is nothing to sweep over.", key="recipes", found="none", expected="names or .yaml files")
     layout, former = Layout(output, tagged=True), _former(output)
-    graph = Graph(layout)
+    graph, checked = Graph(layout), set[Any]()
     for title, recipe in recipes.items():
         try:
-            check(recipe, layout)
+            check(recipe, layout, checked)
         except InputError as error:
             raise InputError(f"{title}: {error}") from error
         graph.add(recipe, title)

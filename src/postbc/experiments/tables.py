@@ -71,9 +71,9 @@ def before_after(groups: Sequence[Group]) -> Table:
         ]
         for g in groups
     ]  # fmt: skip
-    episodes = " or ".join(map(str, sorted({run.episodes for g in groups for run in g.runs})[:5]))
+    of = groups[0].setting
     caption = (
-        f"{groups[0].setting.budget or 'budget not recorded'}; {episodes} evaluation episodes a run; "
+        f"{of.budget or 'budget not recorded'}; {of.evaluation} a run; "
         "95 % intervals over episodes (Wilson) and over seeds (Student)"
     )
     return Table(["pretraining", "seeds", "before", "after", "gain", *(["mean over budget"] if curves else [])], rows, caption)
@@ -109,26 +109,44 @@ THRESHOLD = 0.9
 """Success to which environment steps are counted."""
 
 
-def efficiency(groups: Sequence[Group]) -> Table | None:
-    """How soon: environment steps to a threshold, area, gradient steps and time, of runs with a learning curve."""
+def _has_curve(g: Group) -> bool:
+    return any(len(curve) > 2 for curve in g.curves)
+
+
+def _steps(g: Group) -> list[float | None]:
+    return [statistics.steps_to_threshold(curve, THRESHOLD) for curve in g.curves]
+
+
+def log_ranks(pairs: Sequence[Pair]) -> list[tuple[Pair, float, float]]:
+    """(pair, p, Holm-adjusted p) of the log-rank tests of whether both need equally many steps, where the seeds are enough."""
+    tested = [
+        p for p in pairs
+        if _has_curve(p.ours) and _has_curve(p.baseline) and min(len(p.ours.runs), len(p.baseline.runs)) >= statistics.FEWEST_SEEDS
+    ]  # fmt: skip
+    found = []
+    for pair in tested:
+        a, b = ([curve[-1][0] for curve in of.curves] for of in (pair.ours, pair.baseline))
+        found.append(statistics.log_rank(_steps(pair.ours), _steps(pair.baseline), (a, b)))
+    return list(zip(tested, found, map(float, statistics.holm(found))))
+
+
+def efficiency(groups: Sequence[Group], *families: Sequence[Pair]) -> Table | None:
+    """How soon: environment steps to a threshold, area, gradient steps and time, of runs with a learning curve.
+
+    Args:
+        families: pairs of groups to test, each adjusted within itself.
+    """
+    tests = [test for pairs in families for test in log_ranks(pairs)]
     rows = []
-    for g in (g for g in groups if any(len(curve) > 2 for curve in g.curves)):
-        steps = [statistics.steps_to_threshold(curve, THRESHOLD) for curve in g.curves]
+    for g in filter(_has_curve, groups):
+        steps = _steps(g)
         reached = sorted(s for s in steps if s is not None)
         middle = sorted(math.inf if s is None else s for s in steps)[(len(steps) - 1) // 2]
-        ranks = []
-        for other in groups:
-            few = min(len(g.runs), len(other.runs)) < statistics.FEWEST_SEEDS
-            if (
-                g.pretraining == "postbc"
-                and other.setting == g.setting
-                and other.pretraining not in (None, "postbc")
-                and not few
-            ):
-                theirs = [statistics.steps_to_threshold(curve, THRESHOLD) for curve in other.curves]
-                ends = tuple([curve[-1][0] for curve in of.curves] for of in (g, other))
-                p = statistics.log_rank(steps, theirs, ends)  # type: ignore[arg-type]
-                ranks.append(f"log-rank against {other.label}: p = {p:.2g}")
+        ranks = [
+            f"log-rank against {pair.baseline.label}: p = {holm:.2g} (unadjusted {p:.2g})"
+            for pair, p, holm in tests
+            if pair.ours is g
+        ]
         mean, low, high = statistics.mean_interval(g.values("area"))
         area = (f"seeds [{max(low, 0):.2f}, {min(high, 1):.2f}]" if len(g.runs) >= statistics.FEWEST_SEEDS else TOO_FEW,)
         gradient = [run.gradient_steps for run in g.runs if run.gradient_steps is not None]
@@ -144,7 +162,7 @@ def efficiency(groups: Sequence[Group]) -> Table | None:
         )  # fmt: skip
     caption = (
         f"Environment steps at which the interpolated curve first reaches {THRESHOLD:g}: the middle seed (of an even number the "
-        "lower), seeds that never do so counted as later than all; gradient steps and time a seed"
+        "lower), seeds that never do so counted as later than all; log-rank p-values Holm-adjusted; gradient steps and time a seed"
     )
     header = ["pretraining", f"steps to {THRESHOLD:g}", "mean over budget", "gradient steps", "time"]
     return Table(header, rows, caption) if rows else None
@@ -159,23 +177,35 @@ def _p_values(p: Pair) -> tuple[Cell, Cell]:
     )
 
 
-def comparisons(pairs_of: Mapping[str, Sequence[Pair]]) -> list[Table]:
-    """Every difference with its interval, p-values and verdict."""
+def _episodes(p: Pair) -> Cell:
+    r = p.result
+    return (
+        Cell("–") if p.p_episodes is None else Cell(f"{p.p_episodes:.2g}", (f"solved by one alone: {r.only_a} and {r.only_b}",))
+    )
+
+
+def comparisons(pairs_of: Mapping[str, Sequence[Pair]], of: str = "") -> list[Table]:
+    """Every difference with its interval, p-values and verdict; `of` begins the captions."""
     tables = []
     for measure, name in MEASURES.items():
         pairs = pairs_of[measure]
         if measure == "area":
-            pairs = [p for p in pairs if any(len(curve) > 2 for g in (p.ours, p.baseline) for curve in g.curves)]
+            pairs = [p for p in pairs if _has_curve(p.ours) or _has_curve(p.baseline)]
+        kept = any(p.p_episodes is not None for p in pairs)
         rows = [
             [
                 Cell(f"{p.ours.label} − {p.baseline.label}", (p.setting.title,)), Cell(signed(p)[0], signed(p)[1:]), *_p_values(p),
+                *([_episodes(p)] if kept else []),
                 Cell(str(p.result.seeds), (f"ahead in {p.result.wins}, behind in {p.result.losses}",)), Cell(p.verdict),
             ]
             for p in pairs
         ]  # fmt: skip
-        header = ["difference of", "difference", "p (t, Holm)", "p (sign flip)", "seeds", "verdict"]
+        header = [
+            "difference of", "difference", "p (t, Holm)", "p (sign flip)", *(["p (episodes, Holm)"] if kept else []), "seeds", "verdict"
+        ]  # fmt: skip
         if rows:
-            tables.append(Table(header, rows, f"Success {name}" if measure != "area" else name.capitalize(), text=(5,)))
+            caption = f"{of}{name if measure == 'area' else f'success {name}'}"
+            tables.append(Table(header, rows, caption[0].upper() + caption[1:], text=(len(header) - 1,)))
     return tables
 
 

@@ -25,7 +25,7 @@ from postbc.progress import progress, say
 from postbc.runs import Checkpoints, Run, digest
 from postbc.schemas import plain
 from postbc.seeding import evaluation_seeds, make_generator
-from postbc.training.results import RESULTS_FILE, check_policy, rates, to_device, write_result
+from postbc.training.results import EPISODES_FILE, RESULTS_FILE, check_policy, rates, to_device, write_result
 from postbc.training.rollouts import ROLLOUTS_FILE, collect, read_rollouts, rollouts_digest, transition_batch
 
 
@@ -98,7 +98,7 @@ def finetune_best_of_n(
         if not (output / RESULTS_FILE).exists():
             stage = _Stage(environment, horizon, config, seed, run)
             at, state = run.load() or (0, {})
-            score = rates(before) if before else stage.measured("before", PolicyAgent(policy))
+            score = stage.measured("before", PolicyAgent(policy), before)
             if given is None:
                 assert environment is not None
                 assert horizon is not None
@@ -117,6 +117,7 @@ def finetune_best_of_n(
                 task=environment.name if environment else about_of(policy).task or "unknown",
                 curve=((0, score["success"]), (steps, after["success"])) if score and after else (),
                 gradient_steps=iql.steps, rollout_episodes=int(facts["episodes"]), rollout_success=facts["success"],
+                horizon=horizon if config.eval_episodes else None,
             )  # fmt: skip
         with run.reading():
             agent = BestOfNAgent.load(output, policy, device=device)
@@ -156,10 +157,13 @@ class _Stage:
     ) -> None:
         self.environment, self.horizon, self.config, self.seed, self.run = environment, horizon, config, seed, run
 
-    def measured(self, name: str, agent: Agent) -> dict[str, Any] | None:
+    def measured(self, name: str, agent: Agent, known: Evaluation | None = None) -> dict[str, Any] | None:
+        path = self.run.directory / EPISODES_FILE.format(name)
+        if known is not None:
+            known.save(path)
+            return rates(known)
         if not self.config.eval_episodes:
             return None
-        path = self.run.directory / f"episodes_{name}.jsonl"
         if not path.exists():
             assert self.environment is not None
             evaluate(

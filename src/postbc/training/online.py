@@ -31,6 +31,7 @@ from postbc.schemas import Count, CountOrZero, NonNegative, Share, later, parse,
 from postbc.seeding import BEST_SEED, EVALUATION_SEED, episode_seed, make_generator
 from postbc.statistics import newcombe_interval, wilson_interval
 from postbc.training.results import (
+    EPISODES_FILE,
     RESULTS_FILE,
     check_policy,
     make_env,
@@ -399,24 +400,26 @@ class Loop:
         bound = wilson_interval(success * episodes, episodes)[0]
         return bound if self.config.stop_at is not None and bound > self.config.stop_at else None
 
-    def _evaluate(self, agent: Agent, episodes: int, first: int = EVALUATION_SEED) -> dict[str, Any]:
-        return rates(
-            evaluate(
-                agent, self.environment, episodes=episodes, seed=first, num_envs=self.config.eval_envs, agent_seed=self.online.seed,
-                horizon=self.horizon, progress=False,
-            )
+    def _evaluate(self, agent: Agent, episodes: int, first: int = EVALUATION_SEED) -> Evaluation:
+        return evaluate(
+            agent, self.environment, episodes=episodes, seed=first, num_envs=self.config.eval_envs, agent_seed=self.online.seed,
+            horizon=self.horizon, progress=False,
         )  # fmt: skip
 
-    def measure(self, episodes: int, known: Mapping[str, Any] | None = None) -> None:
-        """A milestone; a new best one is kept."""
+    def measure(self, episodes: int, known: Evaluation | Mapping[str, Any] | None = None) -> None:
+        """A milestone, unless it (or its rates) are known; a new best one is kept, and the episodes of the first and the last."""
         online, best = self.online, self.best
         if known is None:
             check_finite(online.learner.networks.state_dict(), f"The networks have diverged by environment step {online.env_steps}.",
                          remedy="lower the learning rate (lr)")  # fmt: skip
             known = self._evaluate(online.agent(), episodes)
-            if online.has_learnt and episodes < self.config.eval_episodes and self._reaches(known["success"], episodes):
+            if online.has_learnt and episodes < self.config.eval_episodes and self._reaches(known.success_rate, episodes):
                 episodes = self.config.eval_episodes  # a run does not end by luck: as many episodes as at its end
                 known = self._evaluate(online.agent(), episodes)
+        if isinstance(known, Evaluation):
+            if episodes >= self.config.eval_episodes:
+                known.save(self.run.directory / EPISODES_FILE.format("after" if self.milestones else "before"))
+            known = rates(known)
         milestone = Milestone(
             online.env_steps, known["success"], known["chunk_success"], episodes, online.has_learnt, known.get("tasks", ())
         )
@@ -453,7 +456,7 @@ class Loop:
         online, config, run = self.online, self.config, self.run
         self.resume()
         if not self.milestones:
-            self.measure(config.eval_episodes, rates(before) if before else None)
+            self.measure(config.eval_episodes, before)
             self.save()
         with progress(online.learner.name, config.budget_env_steps, online.env_steps) as bar:
             while online.env_steps < config.budget_env_steps and not self.stopped:
@@ -480,11 +483,12 @@ class Loop:
         if best is not None:
             agent = online.agent() if best.env_steps == online.env_steps else self._kept()
             fresh = self._evaluate(agent, config.eval_episodes, BEST_SEED)
-            kept = {"best_env_steps": best.env_steps, "success_best": fresh["success"]}
+            kept = {"best_env_steps": best.env_steps, "success_best": fresh.success_rate}
         write_result(
             run, online.policy, plain(first), plain(last), finetuner=online.learner.name, task=self.environment.name, seed=online.seed,
             curve=tuple((m.env_steps, m.success) for m in self.milestones), budget_env_steps=config.budget_env_steps,
-            episodes=config.eval_episodes, gradient_steps=online.learner.gradient_steps, stopped=self.stopped, **kept,
+            episodes=config.eval_episodes, gradient_steps=online.learner.gradient_steps, stopped=self.stopped, horizon=self.horizon,
+            **kept,
         )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from postbc.runs import Run
 from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, plain, read_json, schema
 
 RESULTS_FILE = "results.json"
+EPISODES_FILE = "episodes_{}.jsonl"
+"""Beside it, the evaluation episodes "before" and "after"."""
 
 
 @schema
@@ -71,6 +73,8 @@ class Result:
     tasks_before: tuple[TaskRate, ...] = later(())
     """Success by task, where the environment has several."""
     tasks_after: tuple[TaskRate, ...] = later(())
+    horizon: Count | None = later(None)
+    """Environment steps after which an evaluation episode has failed; None: written before this was, or nothing was evaluated."""
     command: str | None = None
     commit: str | None = None
     format: Literal[2] = 2
