@@ -26,6 +26,25 @@ def test_newcombes_interval_of_his_own_table() -> None:
     assert (round(low, 4), round(high, 4)) == (-0.0381, 0.1926)
 
 
+def test_the_mean_of_rates_of_one_is_wilsons_and_a_difference_newcombes() -> None:
+    assert s.mean_of_rates([8], [10]) == pytest.approx((0.8, *s.wilson_interval(8, 10)))
+    # −p₂ is a rate of failures less one: mean (p₁, 1 − p₂) = (p₁ − p₂ + 1)/2
+    mean, low, high = s.mean_of_rates([56, 80 - 48], [70, 80])
+    assert (2 * mean - 1, 2 * low - 1, 2 * high - 1) == pytest.approx((56 / 70 - 48 / 80, *s.newcombe_interval(56, 70, 48, 80)))
+    assert s.mean_of_rates([0, 0], [5, 5])[1] == 0.0
+    assert s.mean_of_rates([5, 5], [5, 5])[2] == 1.0
+
+
+def test_the_interval_of_a_mean_of_tasks_covers() -> None:
+    """Sixteen tasks of different difficulty, five episodes each."""
+    rng, rates = np.random.default_rng(0), np.linspace(0.3, 1.0, 16)
+    inside = [
+        low <= rates.mean() <= high
+        for _, low, high in (s.mean_of_rates(rng.binomial(5, rates).tolist(), [5] * 16) for _ in range(400))
+    ]
+    assert 0.93 < np.mean(inside) <= 1.0
+
+
 def test_wilson_hand_computed() -> None:
     # 8 of 10, z = 1.959964: centre (0.8 + 0.192073)/1.384146 = 0.716735, half 1.415979·√(0.016 + 0.009604) = 0.226573
     assert s.wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)

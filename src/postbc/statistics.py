@@ -40,6 +40,20 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
+def mean_of_rates(successes: Sequence[float], trials: Sequence[int], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of independent rates, each of its own trials, and its interval: of their Wilson intervals, whose arms' squares add up.
+
+    (Zou and Donner 2008; of one rate it is Wilson's, and Newcombe's interval of a difference is made likewise.)
+    """
+    rates = [k / n for k, n in zip(successes, trials, strict=True)]
+    intervals = [wilson_interval(k, n, confidence) for k, n in zip(successes, trials, strict=True)]
+    mean = float(np.mean(rates))
+    low, high = (
+        math.hypot(*(rate - end[side] for rate, end in zip(rates, intervals))) / len(rates) for side in (0, 1)
+    )  # fmt: skip
+    return mean, max(mean - low, 0.0), min(mean + high, 1.0)
+
+
 def newcombe_interval(
     successes: float, trials: int, others: float, other_trials: int, confidence: float = 0.95
 ) -> tuple[float, float]:
