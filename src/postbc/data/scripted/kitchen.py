@@ -120,13 +120,14 @@ class Script:
 
     def until_lifted(self, name: str, grasp: Callable[[], Iterator[Move]]) -> Iterator[Move]:
         """`grasp` an object and rise; where it has not come up too, let go and try again, from straight above and with a better aim."""
-        for _ in range(GRASPS):
+        for again in range(GRASPS):
+            if again:
+                yield from self.hold(self.view.hand()[1], OPEN, 6)
+                self.side, self.error = 0.0, 0.3 * self.error
             before = self.view.body(name)[2]
             yield from grasp()
             if self.view.body(name)[2] > before + LIFTED:
                 return
-            yield from self.hold(self.view.hand()[1], OPEN, 6)
-            self.side, self.error = 0.0, 0.3 * self.error
 
     def pick(self, grasp: Place, rotation: Rotation, travel: float) -> Iterator[Move]:
         yield from self.approach(grasp, rotation, 0.07)
