@@ -13,7 +13,7 @@ RIM = np.array([0.0, 0.047, 0.036])
 
 
 class World:
-    """A bowl is held while the gripper is closed, if it was closed within 5 mm of the rim; `slips`: how often it slides out in the air."""
+    """A bowl is held by a gripper that was closed within 5 mm of its rim; `slips`: how often it slides out in the air."""
 
     task = "none"
 
