@@ -26,23 +26,21 @@ def test_newcombes_interval_of_his_own_table() -> None:
     assert (round(low, 4), round(high, 4)) == (-0.0381, 0.1926)
 
 
-def test_the_mean_of_rates_of_one_is_wilsons_and_a_difference_newcombes() -> None:
+def test_a_mean_of_rates_is_wilsons_of_all_trials_where_they_are_equal() -> None:
     assert s.mean_of_rates([8], [10]) == pytest.approx((0.8, *s.wilson_interval(8, 10)))
-    # −p₂ is a rate of failures less one: mean (p₁, 1 − p₂) = (p₁ − p₂ + 1)/2
-    mean, low, high = s.mean_of_rates([56, 80 - 48], [70, 80])
-    assert (2 * mean - 1, 2 * low - 1, 2 * high - 1) == pytest.approx((56 / 70 - 48 / 80, *s.newcombe_interval(56, 70, 48, 80)))
-    assert s.mean_of_rates([0, 0], [5, 5])[1] == 0.0
-    assert s.mean_of_rates([5, 5], [5, 5])[2] == 1.0
+    assert s.mean_of_rates([1, 5, 3], [10] * 3) == pytest.approx((0.3, *s.wilson_interval(9, 30)))
+    # 4 of 10 and 3 of 5: variance p(1−p)·(1/10 + 1/5)/4, that of 13⅓ trials
+    assert s.mean_of_rates([4, 3], [10, 5]) == pytest.approx((0.5, *s.wilson_interval(0.5 * 40 / 3, 40 / 3)))
+    assert s.mean_of_rates([0, 0], [5, 4])[1] == 0.0
+    assert s.mean_of_rates([5, 4], [5, 4])[2] == pytest.approx(1.0)
 
 
-def test_the_interval_of_a_mean_of_tasks_covers() -> None:
-    """Sixteen tasks of different difficulty, five episodes each."""
-    rng, rates = np.random.default_rng(0), np.linspace(0.3, 1.0, 16)
-    inside = [
-        low <= rates.mean() <= high
-        for _, low, high in (s.mean_of_rates(rng.binomial(5, rates).tolist(), [5] * 16) for _ in range(400))
-    ]
-    assert 0.93 < np.mean(inside) <= 1.0
+@pytest.mark.parametrize("rates", [(0.3, 1.0), (0.1, 0.9), (0.9, 0.9), (0.5, 0.5)])
+def test_the_interval_of_a_mean_of_tasks_covers(rates: tuple[float, float]) -> None:
+    """Sixteen tasks, from hard to easy or alike, of five or ten episodes each."""
+    rng, of_tasks, trials = np.random.default_rng(0), np.linspace(*rates, 16), [5, 10] * 8
+    drawn = (s.mean_of_rates(rng.binomial(trials, of_tasks).tolist(), trials) for _ in range(500))
+    assert 0.93 < np.mean([low <= of_tasks.mean() <= high for _, low, high in drawn])
 
 
 def test_wilson_hand_computed() -> None:

@@ -23,7 +23,7 @@ Curve = Sequence[Sequence[float]]  # [[env_steps, success], ...], env_steps incr
 Array = np.ndarray
 
 
-def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a binomial rate, without continuity correction (Wilson 1927).
 
     It keeps its coverage near 0 and 1, where p ± z·√(p(1−p)/n) shrinks to nothing. No trials: (0, 1).
@@ -41,17 +41,13 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
 
 
 def mean_of_rates(successes: Sequence[float], trials: Sequence[int], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent rates, each of its own trials, and its interval: of their Wilson intervals, whose arms' squares add up.
+    """Mean of m independent rates and an interval of it: Wilson's, at the m²/Σ(1/n) trials that would give one rate its variance.
 
-    (Zou and Donner 2008; of one rate it is Wilson's, and Newcombe's interval of a difference is made likewise.)
+    With equally many trials each these are all of them together. Rates that differ make the interval wider than it had to be.
     """
-    rates = [k / n for k, n in zip(successes, trials, strict=True)]
-    intervals = [wilson_interval(k, n, confidence) for k, n in zip(successes, trials, strict=True)]
-    mean = float(np.mean(rates))
-    low, high = (
-        math.hypot(*(rate - end[side] for rate, end in zip(rates, intervals))) / len(rates) for side in (0, 1)
-    )  # fmt: skip
-    return mean, max(mean - low, 0.0), min(mean + high, 1.0)
+    mean = float(np.mean([k / n for k, n in zip(successes, trials, strict=True)]))
+    together = len(trials) ** 2 / sum(1 / n for n in trials)
+    return mean, *wilson_interval(mean * together, together, confidence)
 
 
 def newcombe_interval(
