@@ -256,7 +256,7 @@ def bert(folder: Path, pooler: bool = True) -> Any:
         "vocab_size": len(words),
     }
     torch.manual_seed(0)
-    model = transformers.BertModel(transformers.BertConfig(**sizes), add_pooling_layer=pooler).eval()
+    model = transformers.BertModel(transformers.BertConfig(**sizes, initializer_range=0.5), add_pooling_layer=pooler).eval()
     model.save_pretrained(folder)
     return model
 
