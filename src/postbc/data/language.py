@@ -101,14 +101,10 @@ def pooled_output(sentences: Sequence[str], model: str) -> np.ndarray:
     with torch.no_grad():
         output = network.eval()(**tokenizer(list(sentences), padding=True, return_tensors="pt"))
     pooled = getattr(output, "pooler_output", None)
-    trained = pooled is not None and not any("pooler" in name for name in about["missing_keys"])
-    require(
-        trained,
-        "This model has no pooled output that was trained.",
-        key="model",
-        found=model,
-        expected="BERT, as bert-base-cased",
-    )
+    if pooled is None or any("pooler" in name for name in about["missing_keys"]):
+        raise InputError(
+            "This model has no pooled output that was trained.", key="model", found=model, expected="BERT, as bert-base-cased"
+        )
     return np.asarray(pooled.float().numpy())
 
 

@@ -104,12 +104,14 @@ def _write(
                 key: episode.state[:, end - width : end]
                 for key, end, width in zip(dataset.state_keys, ends, dataset.state_dims)
             }
-            every = {}
-            for key, values in episode.observations.items():
+            every: dict[str, int] = {}
+            for key, frames in episode.observations.items():
                 if is_image(key):
-                    sparse = isinstance(values, SparseFrames) and not next_observations  # the next steps' were not drawn
-                    name, frames = f"{key.removeprefix('image.')}_image", values.drawn if sparse else values
-                    parts[name], every[name] = np.moveaxis(np.asarray(frames[:]), 1, -1), values.every if sparse else 1
+                    name = f"{key.removeprefix('image.')}_image"
+                    if isinstance(frames, SparseFrames) and not next_observations:  # the next steps' were not drawn
+                        every[name] = frames.every
+                        frames = frames.drawn
+                    parts[name] = np.moveaxis(np.asarray(frames[:]), 1, -1)
             for key, values in parts.items():
                 group[f"obs/{key}"] = values
                 if every.get(key, 1) > 1:
