@@ -88,13 +88,32 @@ class Shape:
     feature_dim, chunk, action_dim = S, T, A
 
 
+def their_residual(critics: int, hidden: int, layers: int) -> Any:
+    """SAC with as many critics of the same size as residual RL's: of state and chunk. Its actor is not told a proposal."""
+    from stable_baselines3 import SAC
+    from stable_baselines3.common.logger import configure
+
+    class Space(gymnasium.Env[Any, Any]):
+        observation_space = gymnasium.spaces.Box(-1, 1, (S,))
+        action_space = gymnasium.spaces.Box(-1, 1, (D,))
+
+    def activation() -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(hidden), nn.ReLU())
+
+    kwargs = {"net_arch": [hidden] * layers, "activation_fn": activation, "n_critics": critics}
+    model = SAC("MlpPolicy", Space(), policy_kwargs=kwargs, batch_size=BATCH, buffer_size=10_000, device="cpu")
+    model.set_logger(configure(None, []))
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        s, after = rng.normal(size=(2, 1, S)).astype(np.float32)
+        model.replay_buffer.add(s, after, rng.uniform(-1, 1, (1, D)).astype(np.float32), -rng.random(1), np.zeros(1), [{}])
+    return model
+
+
 def residual_update(
     critics: int = 10, hidden: int = 256, proposals: int = 1, precision: Any = "float32", repeats: int = 7
 ) -> dict[str, object]:
     """Milliseconds a step of critics and actor, against SAC with as many critics."""
-    from stable_baselines3 import SAC
-    from stable_baselines3.common.logger import configure
-
     torch.set_num_threads(1)
     steps = 10
     config = ResidualConfig(
@@ -113,27 +132,13 @@ def residual_update(
             0.9 * torch.ones(2000),
         )
     )
-
-    class Space(gymnasium.Env[Any, Any]):
-        observation_space = gymnasium.spaces.Box(-1, 1, (S + D,))
-        action_space = gymnasium.spaces.Box(-1, 1, (D,))
-
-    def activation() -> nn.Module:
-        return nn.Sequential(nn.LayerNorm(hidden), nn.ReLU())
-
-    kwargs = {"net_arch": [hidden] * config.layers, "activation_fn": activation, "n_critics": critics}
-    model = SAC("MlpPolicy", Space(), policy_kwargs=kwargs, batch_size=BATCH, buffer_size=10_000, device="cpu")
-    model.set_logger(configure(None, []))
-    rng = np.random.default_rng(0)
-    for _ in range(2000):
-        s, after = rng.normal(size=(2, 1, S + D)).astype(np.float32)
-        model.replay_buffer.add(s, after, rng.uniform(-1, 1, (1, D)).astype(np.float32), -rng.random(1), np.zeros(1), [{}])
+    model = their_residual(critics, hidden, config.layers)
     work = lambda: [learner.learn(memory, generator, generator), None][1]  # noqa: E731
     ours, theirs = alternate(work, lambda: model.train(steps, BATCH), repeats)
     return {
         "ours": 1e3 * ours / steps, "theirs": 1e3 * theirs / steps, "unit": "ms an update", "ratio": theirs / ours,
         "what": f"residual RL, a step of {critics} critics and of the actor, 2x{hidden} LayerNorm, batch {BATCH}, {proposals} "
-        f"proposal, {precision}, against stable-baselines3's SAC with {critics} critics; one thread each",
+        f"proposal, {precision}, against stable-baselines3's SAC with {critics} critics of the same size; one thread each",
     }  # fmt: skip
 
 

@@ -3,25 +3,30 @@
     python -m benchmarks.bench_lift_to_90 POLICY [STEPS_TO_90]
 
 POLICY is a policy of `postbc pretrain` for Lift, STEPS_TO_90 where its DSRL run reaches 0.9 (default 50,000). Both sides run on one and
-the same core: `STEPS` environment steps, of which `INITIAL` are rollouts of the policy, then an evaluation of `EPISODES` episodes. Both
-do the same updates (one equals the other's, tests/test_dsrl.py), so both need as many steps; the time to STEPS_TO_90 is what was
-measured, continued at the rate of learning, with an evaluation of 50 episodes every 10,000 steps.
+the same core: `STEPS` environment steps (counted in whole chunks), of which `INITIAL` are rollouts of the policy, then an evaluation of
+`EPISODES` episodes. Episodes end alike on both sides: while training at the first success, while evaluating after a chunk of successful
+steps, else at the horizon; the next begins by a reset. Both do the same updates (one equals the other's, tests/test_dsrl.py), so both
+need as many steps. The time to STEPS_TO_90 is what was measured, continued at the rate of learning, with an evaluation of 50 episodes
+every 10,000 steps: an extrapolation from `STEPS`. Evaluations get shorter as a policy gets better; here all are as long as the one that
+was measured.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.bench_control import CHUNK, RobosuiteChunkEnv
@@ -47,7 +52,7 @@ def ours(policy: Any) -> tuple[float, float, float]:
 
     def until(steps: int) -> Callable[[], None]:
         def run() -> None:
-            while online.env_steps < steps:
+            while online.vector_steps * ENVS * CHUNK < steps:
                 online.step()
 
         return run
@@ -70,31 +75,63 @@ def timed(work: Callable[[], None]) -> float:
     return time.perf_counter() - begin
 
 
+class Episodes(RobosuiteChunkEnv):
+    """robosuite in chunks, with our episodes: a reward of −1 a step until success; the horizon ends them, or what `ends` says.
+
+    Args:
+        task: Lift, Can, Square.
+        ends: the first successful step, or a chunk of nothing else.
+    """
+
+    def __init__(self, task: str, ends: Literal["success", "chunk_success"]) -> None:
+        super().__init__(task)
+        self.ends, self.steps = ends, 0
+
+    def reset(self, **options: Any) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        self.steps = 0
+        return super().reset(**options)
+
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        successes: list[bool] = []
+        for single in action:
+            observation = self.env.step(single)[0]
+            successes.append(bool(self.env._check_success()))
+            self.steps += 1
+            if self.steps == HORIZON or (self.ends == "success" and successes[-1]):
+                break
+        over = any(successes) if self.ends == "success" else len(successes) == len(action) and all(successes)
+        truncated = not over and self.steps == HORIZON
+        return self._vector(observation), sum(successes) - float(len(successes)), over, truncated, {}
+
+
 def reference(policy: Any) -> tuple[float, float, float]:
     """The same of stable-baselines3 and robosuite."""
     from stable_baselines3 import SAC
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.evaluation import evaluate_policy
     from stable_baselines3.common.vec_env import VecEnv
 
-    inner = AsyncVectorEnv([lambda: RobosuiteChunkEnv("Lift")] * ENVS, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
     dim = CHUNK * 7
 
     class NoiseEnv(VecEnv):
-        """An action is the latent noise over the magnitude."""
+        """An action is the latent noise over the magnitude; an observation the policy's features."""
 
-        def __init__(self) -> None:
+        def __init__(self, ends: Literal["success", "chunk_success"]) -> None:
+            makers = [lambda: Episodes("Lift", ends)] * ENVS
+            self.inner = AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
             box = gymnasium.spaces.Box(-np.inf, np.inf, (policy.feature_dim,), np.float32)
             super().__init__(ENVS, box, gymnasium.spaces.Box(-1, 1, (dim,), np.float32))
             self.features = torch.zeros(ENVS, policy.feature_dim)
             self.chunks = np.zeros((ENVS, CHUNK, 7), np.float32)
 
         @torch.no_grad()
-        def encode(self, observation: np.ndarray) -> np.ndarray:
-            self.features = policy.encode({"state": torch.as_tensor(observation, dtype=torch.float32)})
-            return self.features.numpy()
+        def encode(self, observation: np.ndarray) -> torch.Tensor:
+            features: torch.Tensor = policy.encode({"state": torch.as_tensor(observation, dtype=torch.float32)})
+            return features
 
         def reset(self) -> np.ndarray:
-            return self.encode(inner.reset(seed=0)[0])
+            self.features = self.encode(self.inner.reset(seed=0)[0])
+            return self.features.numpy()
 
         @torch.no_grad()
         def step_async(self, actions: np.ndarray) -> None:
@@ -102,14 +139,15 @@ def reference(policy: Any) -> tuple[float, float, float]:
             self.chunks = policy.normalization.unnormalize_action(policy.sample(self.features, noise=noise)).numpy()
 
         def step_wait(self) -> Any:
-            observation, reward, terminated, truncated, _ = inner.step(self.chunks.clip(-1, 1).astype(np.float32))
-            done = terminated | truncated
-            features = self.encode(observation)
-            infos = [{"terminal_observation": features[i], "TimeLimit.truncated": bool(truncated[i])} for i in range(ENVS)]
-            return features, reward.astype(np.float32), done, infos
+            observation, reward, terminated, truncated, last = self.inner.step(self.chunks.clip(-1, 1).astype(np.float32))
+            self.features, done = self.encode(observation), terminated | truncated
+            infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(t)} for t in truncated]
+            for i in np.flatnonzero(done):
+                infos[i]["terminal_observation"] = self.encode(last["final_obs"][i][None])[0].numpy()
+            return self.features.numpy(), reward.astype(np.float32), done, infos
 
         def close(self) -> None:
-            inner.close()
+            self.inner.close()
 
         def get_attr(self, name: str, indices: Any = None) -> Any:
             return [None] * ENVS
@@ -134,7 +172,7 @@ def reference(policy: Any) -> tuple[float, float, float]:
                 self.learning = time.perf_counter()
             return True
 
-    env, clock = NoiseEnv(), Clock()
+    env, clock = NoiseEnv("success"), Clock()
     model = SAC(
         "MlpPolicy", env, learning_rate=CONFIG.lr, gamma=CONFIG.discount, batch_size=256, train_freq=1, gradient_steps=CONFIG.utd,
         learning_starts=INITIAL // CHUNK, ent_coef="auto_0.2", target_entropy=0.0, device="cpu", buffer_size=100_000,
@@ -145,20 +183,31 @@ def reference(policy: Any) -> tuple[float, float, float]:
     model.learn(STEPS // CHUNK, callback=clock)
     end = time.perf_counter()
 
-    def play() -> None:
-        observation = env.reset()
-        for _ in range(HORIZON // CHUNK * EPISODES // ENVS):
-            observation = env.step(model.predict(observation)[0])[0]
-
-    found = timed(play)
     env.close()
+    evaluated = NoiseEnv("chunk_success")
+    evaluated.reset()
+    play = lambda: [evaluate_policy(model, evaluated, EPISODES, deterministic=False, warn=False), None][1]  # noqa: E731
+    found = timed(play)
+    evaluated.close()
     return clock.learning - begin, end - clock.learning, found
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Inside, this process and those that it starts have one core; afterwards what it had before."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def lift_to_90(path: Path, steps_to_90: int = 50_000) -> dict[str, object]:
     """Seconds of the whole run, extrapolated."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     policy = load_policy(path)
 
@@ -167,7 +216,8 @@ def lift_to_90(path: Path, steps_to_90: int = 50_000) -> dict[str, object]:
         rate = learning / (STEPS - INITIAL)
         return initial / INITIAL * 16_000 + rate * (steps_to_90 - 16_000) + evaluation / EPISODES * 50 * (steps_to_90 // 10_000)
 
-    parts = {"ours": ours(policy), "theirs": reference(policy)}
+    with one_core():
+        parts = {"ours": ours(policy), "theirs": reference(policy)}
     a, b = whole(parts["ours"]), whole(parts["theirs"])
     return {
         "ours": a, "theirs": b, "unit": "s a run", "ratio": b / a, "parts": {k: [round(x, 2) for x in v] for k, v in parts.items()},

@@ -17,6 +17,21 @@ LIFT = {
     "env_name": "Lift", "env_version": "1.4.1", "type": 1,
     "env_kwargs": {"robots": ["Panda"], "control_freq": 20, "controller_configs": OSC},
 }  # fmt: skip
+#: As robomimic's v1.5 files have it: robosuite 1.5 keeps an arm's controller among the parts of the body.
+RIGHT = {
+    **{key: value for key, value in OSC.items() if key != "damping_ratio"}, "damping": 1,
+    "kp_limits": [0, 300], "damping_limits": [0, 10], "position_limits": None,
+    "orientation_limits": None, "uncouple_pos_ori": True, "interpolation": None, "ramp_ratio": 0.2,
+    "input_ref_frame": "world", "gripper": {"type": "GRIP"},
+}  # fmt: skip
+LIFT_15 = {
+    "env_name": "Lift", "env_version": "1.5.1", "type": 1,
+    "env_kwargs": {
+        "has_renderer": False, "has_offscreen_renderer": False, "ignore_done": True, "use_object_obs": True, "use_camera_obs": False,
+        "control_freq": 20, "controller_configs": {"type": "BASIC", "body_parts": {"right": RIGHT}}, "robots": ["Panda"],
+        "camera_depths": False, "camera_heights": 84, "camera_widths": 84, "lite_physics": False, "reward_shaping": False,
+    },
+}  # fmt: skip
 WIDTHS = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2, "object": 10}
 
 

@@ -19,8 +19,8 @@ from postbc.agents.networks import (
     optimizer_state,
     set_optimizer_state,
 )
-from postbc.devices import Compute
-from postbc.errors import NotFiniteError
+from postbc.devices import Compute, _Captured
+from postbc.errors import InputError, NotFiniteError
 from postbc.nn import MLP
 
 F, D, B = 4, 4, 32
@@ -162,3 +162,26 @@ def test_a_captured_update_gives_the_same_numbers() -> None:
         run = Compute(device="cuda", compile=compiled).compiled(update)
         losses.append([float(run(normal(B, F, seed=k).cuda())) for k in range(12)])
     torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), atol=1e-6, rtol=1e-5)
+
+
+class Recorded:
+    """Stands for a CUDA graph that has been recorded."""
+
+    replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+@pytest.mark.parametrize("rows", [1, B - 1])
+def test_a_captured_update_refuses_batches_of_another_size(rows: int) -> None:
+    """One row would be broadcast without a word."""
+    captured, graph = _Captured(lambda x: x.sum()), Recorded()
+    captured.calls, captured.inputs, captured.graph, captured.result = captured.WARM_UP, [normal(B, F)], graph, None  # type: ignore[assignment]
+    with pytest.raises(InputError, match=rf"recorded with[\s\S]*{rows}, {F}[\s\S]*{B}, {F}"):
+        captured(normal(rows, F))
+    assert graph.replays == 0
+    given = normal(B, F, seed=1)
+    captured(given)
+    assert graph.replays == 1
+    assert torch.equal(captured.inputs[0], given)

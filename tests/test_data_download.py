@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from postbc import cli
-from postbc.data.download import LIBERO, REPOSITORY, check_arrived, look_up
+from postbc.data.download import DEMONSTRATIONS, LIBERO, REPOSITORY, check_arrived, filename_of, look_up
 from postbc.data.libero_tasks import KITCHEN
 from postbc.errors import InputError
 
@@ -35,6 +35,8 @@ class Hub:
         self.down = False
         self.ranges: list[str | None] = []
         self.missing = False
+        self.sized = True
+        self.authorised: list[str | None] = []
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -59,8 +61,19 @@ class Hub:
                 entry["lfs"] = {"oid": hub.sha256, "size": size, "pointerSize": 134}
                 self.answer([] if hub.missing else [entry])
 
+            def do_HEAD(self) -> None:
+                found = self.path == f"/rt_benchmark/{hub.filename.partition('/')[2]}"
+                self.send_response(200 if found else 404)
+                if found and hub.sized:
+                    self.send_header("Content-Length", str(len(hub.content)))
+                self.send_header("ETag", '"1a2b-3c"')
+                self.end_headers()
+
             def do_GET(self) -> None:
-                if self.path.split("?")[0] == f"/api/datasets/{hub.repository}":
+                hub.authorised.append(self.headers.get("Authorization"))
+                if self.path == f"/rt_benchmark/{hub.filename.partition('/')[2]}":
+                    self.send_file()
+                elif self.path.split("?")[0] == f"/api/datasets/{hub.repository}":
                     self.answer(
                         {"id": hub.repository, "sha": COMMIT, "cardData": {"license": hub.licence}, "siblings": [], "tags": []}
                     )
@@ -91,10 +104,10 @@ class Hub:
         self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
 
 
-def robomimic_bytes(path: Path, demonstrations: int) -> bytes:
+def robomimic_bytes(path: Path, demonstrations: int, steps: int = 40) -> bytes:
     with h5py.File(path, "w") as file:
         for i in range(demonstrations):
-            file[f"data/demo_{i}/actions"] = np.random.default_rng(i).random((40, 7))
+            file[f"data/demo_{i}/actions"] = np.random.default_rng(i).random((steps, 7))
     return path.read_bytes()
 
 
@@ -212,13 +225,67 @@ def test_too_little_space(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert hub.ranges == []
 
 
+@pytest.mark.parametrize(
+    ("task", "dataset", "filename", "demonstrations"),
+    [
+        ("lift", "mh", "v1.4.1/lift/mh/low_dim_v141.hdf5", 300),
+        ("square", "ph", "v1.4.1/square/ph/low_dim_v141.hdf5", 200),
+        ("lift", "mg", "v1.4.1/lift/mg/low_dim_sparse_v141.hdf5", 1500),
+    ],
+)
+def test_older_files_from_robomimics_server(
+    task: str, dataset: str, filename: str, demonstrations: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A plain server says no checksum; it is not told the hub's token."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    server = Hub(robomimic_bytes(tmp_path / "source", demonstrations, steps=2), filename=filename)
+    monkeypatch.setattr("postbc.data.download.OLDER", f"{server.endpoint}/rt_benchmark")
+    fetch = ["demos", "download", "--version", "v1.4.1", "--task"]
+    arguments = [*fetch, task, "--dataset", dataset, "--output-dir", str(tmp_path / "data")]
+    try:
+        assert cli.main([*arguments, "--dry-run"]) == 0
+        assert not (tmp_path / "data").exists()
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        assert f"{demonstrations} demonstrations" in out
+        assert "1.5.1" not in out  # it belongs to the simulator here
+        assert (tmp_path / "data" / filename).read_bytes() == server.content
+        assert server.authorised == [None]
+        server.sized = False
+        assert cli.main([*arguments, "--dry-run"]) == 2
+        assert "how large" in capsys.readouterr().err
+        server.filename = "v1.4.1/elsewhere.hdf5"
+        assert cli.main([*arguments, "--dry-run"]) == 2
+        assert "404" in (said := capsys.readouterr().err)
+        assert "could not be fetched" in said
+    finally:
+        server.server.shutdown()
+        server.server.server_close()
+
+
+def test_every_file_of_robomimics(hub: Hub) -> None:
+    """Names as in robomimic's registry of data sets; machine-generated ones are of two tasks, with either reward."""
+    names = {(task, dataset): filename_of(task, dataset, "v1.5") for task, dataset in DEMONSTRATIONS}
+    assert names == {
+        **{(t, d): f"v1.5/{t}/{d}/low_dim_v15.hdf5" for t in ("lift", "can", "square") for d in ("ph", "mh")},
+        **{(t, "mg"): f"v1.5/{t}/mg/low_dim_sparse_v15.hdf5" for t in ("lift", "can")},
+        **{(t, "mg-dense"): f"v1.5/{t}/mg/low_dim_dense_v15.hdf5" for t in ("lift", "can")},
+    }
+    assert (DEMONSTRATIONS["lift", "mg"], DEMONSTRATIONS["can", "mg-dense"]) == (1500, 3900)
+    hub.filename = "v1.5/can/mg/low_dim_dense_v15.hdf5"
+    assert look_up("can", "mg-dense").filename == hub.filename
+    with pytest.raises(InputError, match=r"(?s)no such data set.*square, mg"):
+        look_up("square", "mg")
+
+
 def test_incomplete_file(hub: Hub, tmp_path: Path) -> None:
     remote = look_up("lift", "ph")
     (tmp_path / "part").write_bytes(hub.content[:100])
     with pytest.raises(InputError, match="incomplete"):
         check_arrived(tmp_path / "part", remote, 200)
     with pytest.raises(InputError, match="no such data set"):
-        look_up("lift", "mg")
+        look_up("lift", "paired")
 
 
 def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

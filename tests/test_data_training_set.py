@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from made import LIFT, write_demonstrations
+from made import LIFT, LIFT_15, RIGHT, write_demonstrations
 from postbc.data import Facts, TrainingSetConfig, check_belongs, load_training_set, read_robomimic
 from postbc.data import training_set as module
 from postbc.data.belonging import check_simulator
+from postbc.data.robomimic import action_bounds, expected_action_dim
 from postbc.errors import InputError
 from postbc.schemas import parse, plain
 
@@ -177,6 +178,31 @@ def test_what_belongs() -> None:
     for word in ("version", "robots", "controller kp", "control freq", "d.hdf5"):
         assert word in warning
     assert check_belongs(of(), Facts()) == []  # nothing is asked
+
+
+def test_the_controller_of_a_newer_robosuite_is_the_arms() -> None:
+    """robosuite 1.5 keeps it among the parts of the body, and newer releases call `control_delta` `input_type`."""
+    right = {key: value for key, value in RIGHT.items() if key != "control_delta"}
+
+    def found(**changes: Any) -> Facts:
+        configs = {"type": "BASIC", "body_parts": {"right": {**right, **changes}, "base": {"type": "JOINT_VELOCITY"}}}
+        return Facts.of_env_args({**LIFT_15, "env_kwargs": {**LIFT_15["env_kwargs"], "controller_configs": configs}})
+
+    for facts in (Facts.of_env_args(LIFT_15), found(control_delta=True), found(input_type="delta")):
+        [warning] = check_belongs(facts, HERE, allow_version_mismatch=True)  # nothing is unknown
+        assert "1.5.1" in warning
+    absolute = {"input_type": "absolute"}
+    for change, word in (({"kp": 300}, "kp"), ({"control_delta": False}, "control_delta"), (absolute, "control_delta"),
+                         ({"type": "JOINT_POSITION"}, "controller type")):  # fmt: skip
+        with pytest.raises(InputError, match=word):
+            check_belongs(found(**change), HERE, allow_version_mismatch=True)
+    assert expected_action_dim(LIFT_15) == 7
+    assert action_bounds(LIFT_15) == (-1.0, 1.0)
+    kwargs = {"controller_configs": {"body_parts": {"right": {**right, **absolute}}}}
+    assert action_bounds({"type": 1, "env_kwargs": kwargs}) is None
+    for bad in ({"body_parts": "right"}, {"body_parts": {"right": 3}}):
+        with pytest.raises(InputError, match="controller's settings cannot be compared"):
+            Facts.of_env_args({"env_kwargs": {"controller_configs": bad}})
 
 
 def test_observations_belong() -> None:

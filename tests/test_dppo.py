@@ -20,6 +20,7 @@ from kills import in_a_process, kill_and_resume, kill_at_every_operation
 from postbc.agents.base import Batch, load_agent
 from postbc.agents.dppo import (
     DPPO,
+    Denoising,
     DPPOAgent,
     DPPOConfig,
     RewardScale,
@@ -28,10 +29,10 @@ from postbc.agents.dppo import (
     advantages,
     clip_range,
     log_probability,
-    sample_chain,
 )
 from postbc.agents.networks import adam, descend
 from postbc.data.normalization import Normalization
+from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.policies.base import About, policy_class
 from postbc.policies.schedules import ddpm
@@ -119,17 +120,8 @@ def test_what_is_kept_of_a_chain_is_what_was_played(kind: str) -> None:
     chunk, flat = learner.act(normal(6, F), torch.Generator().manual_seed(1))
     chains = flat.view(6, 4, D)
     torch.testing.assert_close(chunk.flatten(1), chains[:, -1].clamp(-1, 1))
-    again = sample_chain(
-        made.network,
-        learner.networks.actor,
-        learner.chain,
-        8,
-        normal(6, F),
-        torch.Generator().manual_seed(1),
-        D,
-        0.1,
-        3.0,
-        True,
+    _, again = Denoising(replace(CONFIG, ft_denoising_steps=8), made, torch.device("cpu")).sample(
+        learner.networks.actor, normal(6, F), torch.Generator().manual_seed(1), True
     )
     torch.testing.assert_close(again[:, -4:], chains)  # whichever network takes the first steps, they are the same one's
     mean, std = learner.chain.distribution(made.network, normal(6, F), chains[:, 0], torch.full((6,), 5))
@@ -268,7 +260,7 @@ def test_the_critic_alone_learns_first_and_the_frozen_steps_never() -> None:
     learner.learn(memory, *generators)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.networks.actor.parameters(), strict=True))
     assert len(memory) == 0
-    assert learner.gradient_steps == 2 * 3  # 72 decisions in batches of 32, twice
+    assert learner.gradient_steps == 2 * 2  # 72 decisions in batches of 32, twice
     learner.iterations = 5
     learner2, memory2 = filled()
     learner2.iterations = 5
@@ -282,7 +274,23 @@ def test_a_policy_that_has_moved_too_far_ends_the_iteration() -> None:
     learner, memory = filled(replace(CONFIG, actor_lr=10.0, target_kl=1e-6))
     learner.iterations = 5
     learner.learn(memory, torch.Generator().manual_seed(1), torch.Generator())
-    assert learner.gradient_steps < 6
+    assert learner.gradient_steps < 4
+
+
+@pytest.mark.parametrize("size", [71, 32, 24, 2, 100])
+def test_every_minibatch_is_of_one_size(size: int) -> None:
+    """72 decisions: no remainder, whose advantages could not be normalised, or that a recorded graph would not take."""
+    learner, memory = filled(replace(CONFIG, batch_size=size))
+    parts = list(learner.minibatches(72, torch.Generator().manual_seed(0)))
+    assert {len(part) for part in parts} == {min(size, 72)}
+    assert len(parts) == max(1, 72 // size)
+    every = torch.cat(parts)
+    assert len(every.unique()) == len(every)
+    assert torch.equal(every, torch.randperm(72, generator=torch.Generator().manual_seed(0))[: len(every)])
+    learner.iterations = 5
+    info = learner.learn(memory, torch.Generator().manual_seed(1), torch.Generator())
+    assert all(bool(value.isfinite().all()) for value in info.values())
+    assert all(bool(p.isfinite().all()) for p in learner.networks.parameters())
 
 
 @pytest.mark.parametrize(("kind", "most"), [("diffusion", None), ("flow", None), ("flow", 0.3)])
@@ -338,6 +346,63 @@ def test_learnt_noise_by_hand() -> None:
     assert all(not torch.equal(a, b) for a, b in zip(before, learner.networks.noise.parameters(), strict=True))
 
 
+# -- devices -------------------------------------------------------------------------------------------------------------------
+def same_learning(kind: str, noise: float | None, device: str, compiled: bool) -> None:
+    """A few updates: as plain ones on the CPU, from the same weights."""
+    config = replace(CONFIG, max_noise_std=noise, actor_lr=3e-4, critic_lr=3e-4)
+    first = DPPO(config, policy(kind), make_generator(0, "online/initialisation"))
+    n, learners = 20, []
+    for where, how in (("cpu", False), (device, compiled)):
+        compute = Compute(device=where, compile=how)  # type: ignore[arg-type]
+        learner = DPPO(config, policy(kind).to(where), make_generator(0, "online/initialisation", where), compute)
+        learner.load_state_dict(first.state_dict())  # a checkpoint goes to another device
+        for k in range(8):
+            features, x, after, step = (
+                normal(n, F, seed=k),
+                normal(n, D, seed=k + 50),
+                normal(n, D, seed=k + 99),
+                torch.arange(n) % 3,
+            )
+            old = first.log_probabilities(features, x, after, step).detach() + 0.02 * normal(n, seed=k)
+            rows = Rows(features, x, after, step, old, normal(n, seed=k + 1), normal(n, seed=k + 2))
+            learner.update(Rows(*(part.to(where) for part in rows)))
+        learners.append(learner)
+    before, here, there = (list(learner.networks.parameters()) for learner in (first, *learners))
+    assert not any(torch.equal(a, b) for a, b in zip(before, here, strict=True))
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("kind", "noise"), [("diffusion", None), ("flow", 0.3)])
+def test_a_gpu_learns_the_same(kind: str, noise: float | None, compiled: bool) -> None:
+    same_learning(kind, noise, "cuda", compiled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "noise"), [("diffusion", None), ("flow", 0.3)])
+def test_a_compiled_update_gives_the_same_numbers(kind: str, noise: float | None) -> None:
+    same_learning(kind, noise, "cpu", True)
+
+
+@pytest.mark.gpu
+def test_a_recorded_update_learns_from_iterations_that_no_batch_size_divides() -> None:
+    config = replace(CONFIG, critic_warmup_iterations=0)  # 72 decisions in batches of 32
+    made, compute = policy().to("cuda"), Compute(device="cuda", compile=True)
+    learner = DPPO(config, made, make_generator(0, "online/initialisation", "cuda"), compute)
+    sampling, noise, acting = (torch.Generator("cuda").manual_seed(k) for k in range(3))
+    for _ in range(3):
+        memory = learner.memory(0, 4)
+        for t in range(config.n_steps):
+            state, on = normal(4, F, seed=t).cuda(), torch.ones(4, dtype=torch.bool, device="cuda")
+            _, action = learner.act(state, acting)
+            memory.remember(Batch(state, action, state, normal(4, seed=t).cuda(), 0.9 * on.float()), on, ~on)
+        info = learner.learn(memory, sampling, noise)
+        assert all(bool(value.isfinite().all()) for value in info.values())
+    assert learner.gradient_steps == 3 * 2 * 2
+
+
 # -- the loop ------------------------------------------------------------------------------------------------------------------
 def finetune(directory: Path, made: Any = None, config: DPPOConfig = CONFIG, **options: Any) -> Result:
     changes = {k: options.pop(k) for k in list(options) if k in OnlineConfig.__dataclass_fields__}
@@ -349,7 +414,7 @@ def finetune(directory: Path, made: Any = None, config: DPPOConfig = CONFIG, **o
 
 def test_a_run_and_its_agent(tmp_path: Path) -> None:
     result = finetune(tmp_path)
-    assert (result.finetuner, result.policy, result.gradient_steps) == ("dppo", "diffusion", 4 * 2 * 3)
+    assert (result.finetuner, result.policy, result.gradient_steps) == ("dppo", "diffusion", 4 * 2 * 2)
     agent, _ = load_agent(tmp_path)
     assert isinstance(agent, DPPOAgent)
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
@@ -400,10 +465,16 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path) 
         (None, CONFIG, {"initial_steps": 10}, "its own iterations"),
         (None, replace(CONFIG, max_noise_std=0.3), {}, "none of its own"),
         (policy("flow"), replace(CONFIG, max_noise_std=0.1), {}, "nothing between them"),
+        (None, replace(CONFIG, n_steps=1, ft_denoising_steps=1), {"num_envs": 1}, "one decision"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=words):
             finetune(tmp_path / "run", made, config, **changes)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_decision_is_refused() -> None:
+    with pytest.raises(InputError, match="batch_size"):
+        DPPOConfig(batch_size=1)
 
 
 def test_log_probabilities_are_clamped_as_published() -> None:

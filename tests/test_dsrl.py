@@ -20,6 +20,7 @@ from postbc.agents.base import AGENT_FILE, BASE_POLICY_FILE, Batch, PolicyAgent,
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig, distillation_loss, make_actor
 from postbc.agents.networks import means
 from postbc.agents.replay import Replay
+from postbc.data.episodes import COORDINATES
 from postbc.data.normalization import Normalization
 from postbc.devices import Compute
 from postbc.errors import InputError, NotFiniteError
@@ -27,7 +28,9 @@ from postbc.files import load_tree, save_tree
 from postbc.nn import StackedLayerNorm, StackedLinear
 from postbc.policies.base import About, load_policy, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
+from postbc.schemas import plain
 from postbc.seeding import make_generator
+from postbc.training.dsrl import finetune_dsrl
 from test_iql import random_batch as old_batch
 from toy import ToyPolicy
 
@@ -256,6 +259,96 @@ def test_initial_rollouts_are_the_base_policy_denoised_once(variant: Any) -> Non
     torch.testing.assert_close(action, w / 0.7 if variant == "sac" else chunk.flatten(1))
 
 
+# -- tied noise ----------------------------------------------------------------------------------------------------------------
+def test_tied_noise_is_learnt_as_that_of_a_single_action() -> None:
+    """sac never sees the chunk: its updates are those of a policy whose chunks are one action long, to the bit."""
+    numbers: dict[str, Any] = {"variant": "sac", "hidden": 16, "layers": 1, "target_entropy": "auto"}
+    tied, one = learner(DSRLConfig(latent="tied", **numbers), ToyPolicy()), learner(DSRLConfig(**numbers), ToyPolicy(chunk=1))
+    assert tied.target_entropy == one.target_entropy == -2
+    for seed in range(3):
+        batch = random_batch(seed)._replace(action=normal(B, 2, seed=seed).tanh())
+        for agent in (tied, one):
+            agent.update(batch, normal(B, 2, seed=10 + seed), normal(B, 2, seed=20 + seed))
+    for name, value in one.networks.state_dict().items():
+        assert torch.equal(tied.networks.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_tied_noise_is_the_same_for_every_action(variant: Any, tmp_path: Path) -> None:
+    """Acting, initial rollouts, the backup, the distillation, the saved agent; na's critics see whole chunks."""
+    policy: Any = ToyPolicy(chunk=3)
+    config = DSRLConfig(variant=variant, latent="tied", hidden=16, layers=1, utd=2, noise_critic_grad_steps=2, batch_size=4)
+    agent, features = learner(config, policy), normal(B, F, seed=1)
+    for act in (agent.act, agent.act_base):
+        chunk, action = act(features, generator(2))
+        assert chunk.shape == (B, 3, 2)
+        assert action.shape == (B, 2 if variant == "sac" else 6)
+        torch.testing.assert_close(action, policy.seen[-1][:, 0] / 1.5 if variant == "sac" else chunk.flatten(1))
+    memory = agent.memory(20, B)
+    one = torch.ones(B)
+    memory.remember(Batch(features, action, features, one, one), one.bool(), one.bool())
+    agent.learn(memory, generator(3), generator(4))
+    agent.agent().act({"state": features}, generator(5))
+    assert len(policy.seen) > 2
+    for noise in policy.seen:
+        assert torch.equal(noise, noise[:, :1].expand_as(noise))
+        assert len(noise.unique()) > 2
+    base = diffusion_policy()
+    made = DSRLAgent(base, make_actor(config, base, generator(1)), config)
+    made.save(tmp_path)
+    again: Any = load_agent(tmp_path)[0]
+    assert again.config.latent == "tied"
+    observation = {"state": normal(5, 3)}
+    assert torch.equal(again.act(observation, generator(0)), made.act(observation, generator(0)))
+
+
+def test_full_noise_is_what_was_before_there_was_a_choice() -> None:
+    assert "latent" not in plain(DSRLConfig())
+    assert plain(DSRLConfig(latent="tied"))["latent"] == "tied"
+
+
+# -- the posterior's coordinates -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("latent", ["posterior", "posterior+full"])
+@pytest.mark.parametrize("variant", ["na", "sac"])
+def test_chosen_coordinates_are_those_that_the_policy_observes(variant: Any, latent: Any, steps: int, tmp_path: Path) -> None:
+    """What is played is what the policy plays where its observation holds the chosen g; the episode's own g decides nothing."""
+    policy = diffusion_policy(shapes={"state": (3,), COORDINATES: (3,)}, observation_steps=steps)
+    config = DSRLConfig(variant=variant, latent=latent, hidden=16, layers=1, utd=2, noise_critic_grad_steps=2, batch_size=4)
+    agent, size = learner(config, policy), 3 + (4 if latent == "posterior+full" else 0)
+    assert agent.latent_dim == size
+
+    def observation(g: Tensor) -> dict[str, Tensor]:
+        of_steps = g if steps == 1 else g[:, None].expand(-1, steps, -1)
+        return {"state": normal(B, *([steps] if steps > 1 else []), 3), COORDINATES: of_steps}
+
+    played, w = [], normal(B, size, seed=7)
+    for seed in (1, 2):  # two episodes' own coordinates
+        features = policy.encode(observation(normal(B, 3, seed=seed)))
+        played.append(agent.denoise(features, w / config.action_magnitude).view(B, 2, 2))
+        assert agent.act(features, generator(3))[1].shape == (B, size if variant == "sac" else 4)
+    noise = w[:, 3:].view(B, 2, 2) if size > 3 else torch.zeros(B, 2, 2)
+    expected = policy.sample(policy.encode(observation(w[:, :3])), noise=noise)
+    for chunk in played:
+        torch.testing.assert_close(chunk, expected)
+    memory, one = agent.memory(20, B), torch.ones(B)
+    _, action = agent.act(features, generator(3))
+    memory.remember(Batch(features, action, features, one, one), one.bool(), one.bool())
+    assert memory.sample(generator(0), 4).features.shape == (4, 3 * steps)
+    agent.learn(memory, generator(3), generator(4))
+    made = agent.agent()
+    assert torch.equal(*(made.act(observation(normal(B, 3, seed=seed)), generator(5)) for seed in (1, 2)))
+    made.save(tmp_path)
+    again = load_agent(tmp_path)[0]
+    assert torch.equal(*(each.act(observation(normal(B, 3)), generator(0)) for each in (again, made)))
+
+
+def test_only_a_coherent_policy_has_coordinates_to_choose(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"(?s)Only a coherent policy has coordinates.*dsrl\.latent"):
+        finetune_dsrl(diffusion_policy(), "postbc/Lift", tmp_path / "run", DSRLConfig(latent="posterior"))
+    assert not (tmp_path / "run").exists()
+
+
 # -- numbers, state --------------------------------------------------------------------------------------------------------------
 def trained(variant: Any = "na", steps: int = 5, seed: int = 3) -> tuple[DSRL, dict[str, float]]:
     config = DSRLConfig(
@@ -459,16 +552,17 @@ def test_a_compiled_update_gives_the_same_numbers(variant: Any) -> None:
 CONFIG = DSRLConfig(hidden=16, layers=2, action_magnitude=1.2)
 
 
-def diffusion_policy(**changes: Any) -> DiffusionPolicy:
+def diffusion_policy(shapes: Any = None, observation_steps: int = 1, **changes: Any) -> DiffusionPolicy:
     normalization = Normalization(np.zeros(3), np.arange(1.0, 4.0), -2 * np.ones(2), np.ones(2))
     config = DiffusionConfig(**{"hidden": 16, "time_dim": 8, "denoising_steps": 10, "inference_steps": 2, **changes})
-    policy = DiffusionPolicy(config, {"state": (3,)}, 2, 2, normalization, generator(4), about=About(method="bc", seed=4))
+    shapes, about = shapes or {"state": (3,)}, About(method="bc", seed=4)
+    policy = DiffusionPolicy(config, shapes, 2, 2, normalization, generator(4), observation_steps, about)
     return policy.eval().requires_grad_(False)
 
 
 def saved(directory: Path, policy: Any = None) -> DSRLAgent:
     policy = policy or diffusion_policy()
-    actor = make_actor(CONFIG, policy.feature_dim, 4, generator(1)).requires_grad_(False)
+    actor = make_actor(CONFIG, policy, generator(1)).requires_grad_(False)
     perturb(actor)
     agent = DSRLAgent(policy, actor, CONFIG)
     agent.save(directory)

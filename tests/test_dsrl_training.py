@@ -21,8 +21,10 @@ from torch import Tensor
 from kills import in_a_process, kill_and_resume, kill_at_every_operation
 from mutations import mutate
 from postbc.agents.base import PolicyAgent
+from postbc.agents.dppo import DPPO
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig
 from postbc.agents.networks import adam, descend
+from postbc.agents.residual import Residual
 from postbc.environments.chunk import ChunkStep
 from postbc.errors import InputError, NotFiniteError
 from postbc.evaluation import evaluate
@@ -31,6 +33,9 @@ from postbc.policies.base import About
 from postbc.runs import Checkpoints
 from postbc.schemas import parse
 from postbc.seeding import BEST_SEED, EVALUATION_SEED, make_generator
+from postbc.stages.dppo import FinetuneDPPO
+from postbc.stages.dsrl import FinetuneDSRL
+from postbc.stages.residual import FinetuneResidual
 from postbc.training import online as module
 from postbc.training.dsrl import finetune_dsrl
 from postbc.training.online import Online, OnlineConfig, chunk_returns
@@ -456,7 +461,23 @@ def test_a_fall_below_the_pretrained_policy_is_said_once(
     assert said.count("significantly less") == 1
     assert "0.20" in said
     assert "0.80" in said
-    assert "Usual causes" in said
+    assert "Usual causes: learning from too few initial rollouts (training.initial_steps); exploration" in said
+    assert "dsrl.init_temperature" in said
+    assert "residual" not in said
+
+
+@pytest.mark.parametrize(("learner", "options"), [(DSRL, FinetuneDSRL), (DPPO, FinetuneDPPO), (Residual, FinetuneResidual)])
+def test_the_causes_of_a_fall_name_options_that_the_finetuner_has(learner: Any, options: Any, tmp_path: Path) -> None:
+    made = options(tmp_path, tmp_path)
+    names = [name for of_cause in learner.causes.values() for name in of_cause]
+    assert names
+    for name in names:
+        group, option = name.split(".")
+        assert hasattr(getattr(made, group), option), name
+    if learner is DPPO:
+        assert "training.initial_steps" not in names  # which has to be 0
+    if learner is Residual:
+        assert {"residual.penalty", "residual.ramp", "residual.critic_warmup"} < set(names)
 
 
 # -- resuming --------------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def save_agent(kind: str, policy: Any, folder: Path) -> Path:
         write_policy(folder / "policy.safetensors", policy)
     elif kind == "dsrl":
         dsrl = DSRLConfig(hidden=8, layers=1)
-        DSRLAgent(policy, make_actor(dsrl, *dims, generator), dsrl).save(folder)
+        DSRLAgent(policy, make_actor(dsrl, policy, generator), dsrl).save(folder)
     elif kind == "residual":
         networks = Networks(ResidualConfig(hidden=8, layers=1, proposals=2), *dims, generator)
         torch.nn.init.normal_(networks.actor[-1].weight, generator=generator)
@@ -292,7 +292,7 @@ def test_an_imported_policy_reads_what_it_read() -> None:
     """Its own split of the state, whatever the parts are called, and its own names of cameras."""
 
     class Config:
-        kind, own, cameras = "lerobot-diffusion", 1, {"image.top": "observation.image"}
+        kind, own, cameras = "lerobot", 1, {"image.top": "observation.image"}
 
     agent: Any = PolicyAgent(policy_of({"state": (4,)}, PARTS, (2, 2)))
     agent.policy.config, agent.shapes = Config, {"state": (4,), "image.top": (3, 8, 8)}

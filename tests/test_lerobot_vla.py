@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -53,24 +54,37 @@ def tiny_smolvla(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "--policy.num_steps=2"]  # fmt: skip
 
 
-def tiny_pi0(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """π0 writes its sizes in code and asks the hub for a tokenizer: both are replaced, the rest is its own."""
+def tiny_pi0(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str = "pi0") -> list[str]:
+    """π0 and π0.5 write their sizes in code and ask the hub for a tokenizer: both are replaced, the rest is their own."""
     import transformers as hf
-    from lerobot.policies.pi0 import modeling_pi0 as pi0
+
+    pi0 = importlib.import_module(f"lerobot.policies.{name}.modeling_{name}")
 
     whole = pi0.PaliGemmaForConditionalGenerationWithPiGemma
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 16,
               "projection_dim": 32}  # fmt: skip
 
     def tiny(config: Any) -> Any:
-        for name, value in vision.items():
-            setattr(config.vision_config, name, value)
+        for key, value in vision.items():
+            setattr(config.vision_config, key, value)
         return whole(config=config)
 
     monkeypatch.setattr(pi0, "get_gemma_config", lambda variant: pi0.GemmaConfig(32, 2, 64, 8, 1, 8))
     monkeypatch.setattr(pi0, "PaliGemmaForConditionalGenerationWithPiGemma", tiny)
     monkeypatch.setattr(hf.AutoTokenizer, "from_pretrained", lambda name, **_: tokenizer())
     return ["--policy.image_resolution=[32,32]", "--policy.num_inference_steps=2"]
+
+
+def tiny_clip(folder: Path) -> None:
+    """What LeRobot's multi-task transformer asks the hub for: CLIP's two encoders and its tokenizer."""
+    import transformers as hf
+
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32,
+            "max_position_embeddings": 16, "eos_token_id": 5}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+              "patch_size": 14}  # fmt: skip
+    hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["smolvla", "pi0"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from kills import in_a_process, kill_at_every_operation
-from made import LIFT
+from made import LIFT, LIFT_15
 from postbc import cli
 from postbc.data import Dataset, Episode, read_robomimic, write_robomimic
 from postbc.data.convert import convert_recording, finish
@@ -65,6 +65,21 @@ def test_replay_refuses_another_controller(recorded: Dataset) -> None:
     short = tuple(replace(e, states=np.asarray(e.states)[:, :31]) for e in one)
     with pytest.raises(InputError, match=r"(?s)not this simulator's.*31"):
         replay(replace(one, episodes=short))
+
+
+@robosuite
+def test_a_file_of_a_newer_robosuite_replays_where_that_is_allowed(
+    recorded: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `env_args` as the hub's v1.5 files have them: the version alone stands in the way."""
+    path = write_robomimic(tmp_path / "low_dim_v15.hdf5", replace(recorded, environment=LIFT_15))
+    replaying = ["demos", "replay", str(path), "--num", "2"]
+    assert cli.main(replaying) == 2
+    assert "1.5.1" in (said := capsys.readouterr().err)
+    assert "--allow-version-mismatch" in said
+    assert cli.main([*replaying, "--allow-version-mismatch"]) == 0
+    assert "2 of 2 succeeded" in (said := capsys.readouterr().out)
+    assert "Made with simulator version 1.5.1" in said
 
 
 def record(path: Path, dataset: Dataset, version: str = "1.4.0") -> Path:

@@ -22,6 +22,8 @@ from kills import in_a_process, kill_and_resume
 from postbc.cli.run import parse_recipe as parse
 from postbc.errors import InputError
 from postbc.experiments import steps as recipe_steps
+from postbc.experiments.checks import check as check_recipe
+from postbc.experiments.layout import Layout
 from postbc.experiments.recipe import Recipe, load_recipe, load_recipes, names, parse_recipe
 from postbc.experiments.running import table
 from postbc.experiments.sweep import run_recipe
@@ -289,12 +291,13 @@ def test_the_papers_pretraining() -> None:
         assert (r.policy.sampler, r.policy.inference_steps) == (("ddim", 8) if dsrl else ("ddpm", 8))
         assert (r.ensemble.bootstrap, r.ensemble.hidden, r.episodes, len(r.seeds)) == ("trajectory", r.policy.hidden, 200, 5)
         assert r.finetuners == (finetuner,)
+        assert (r.demonstrations, r.collect_num) == (None, None)  # multi-human files: nothing stands in for them
         assert name.split("-")[1] in r.environment.lower()
 
 
 def test_each_row_of_the_papers_has_a_laptop_preset_of_its_structure() -> None:
-    rows = [n for n in names() if re.match("paper-(lift|can|square)", n) and not n.endswith(("laptop", "2000"))]
-    assert len(rows) == 9
+    rows = [n for n in names() if re.match("paper-(lift|can|square)", n) and not n.endswith("laptop")]
+    assert len(rows) == 11
     for name in rows:
         large, small = load_recipe(name), load_recipe(f"{name}-laptop")
         for part in ("environment", "methods", "finetuners", "data", "episodes", "transitions"):
@@ -302,10 +305,49 @@ def test_each_row_of_the_papers_has_a_laptop_preset_of_its_structure() -> None:
         assert large.policy.sampler == small.policy.sampler
         for part in ("posterior_weight", "sigma", "diagonal"):
             assert getattr(large.pretraining, part) == getattr(small.pretraining, part)
+        for part in ("variant", "discount", "critics", "activation", "action_magnitude", "target_entropy", "lr", "layers"):
+            assert getattr(large.dsrl, part) == getattr(small.dsrl, part), (name, part)
+        assert small.dsrl.noise_critic_grad_steps * large.dsrl.utd == large.dsrl.noise_critic_grad_steps * small.dsrl.utd
+        for part in ("discount", "expectile", "layer_norm", "critics"):
+            assert getattr(large.iql, part) == getattr(small.iql, part), (name, part)
+        assert small.dppo.discount == large.dppo.discount
+        differing = {m: {**fields} for m, fields in large.per_method.items()}
+        differing["sigma-bc"]["dsrl.utd"] = differing["sigma-bc"]["dsrl.utd"] * small.dsrl.utd // large.dsrl.utd
+        assert small.per_method == differing, name
         assert small.ensemble.bootstrap == large.ensemble.bootstrap
+        assert 1 < small.ensemble.ensemble_size <= large.ensemble.ensemble_size
+        assert small.dsrl.hidden < large.dsrl.hidden
         assert small.policy.hidden < large.policy.hidden
         assert small.ensemble_epochs is small.pretraining_epochs is None
         assert small.collect_num >= small.data.num_trajectories
+        assert small.demonstrations is None
+    twice, once = (load_recipe(f"paper-lift-best-of-n{more}-laptop").best_of_n.episodes for more in ("-2000", ""))
+    assert twice == 2 * once
+
+
+@pytest.mark.parametrize("name", ["paper-lift-dsrl", "paper-can-dppo", "paper-square-best-of-n-2000"])
+def test_a_row_of_the_papers_wants_the_papers_demonstrations(name: str, tmp_path: Path) -> None:
+    """Scripted ones do not stand in for them without a word; the message says how to get them, and how to ask for scripted ones."""
+    pytest.importorskip("robosuite")
+    recipe, task = load_recipe(name), name.split("-")[1]
+    with pytest.raises(InputError) as error:
+        run_recipe(recipe, tmp_path / "x")
+    assert f"postbc demos download --task {task} --dataset mh --version v1.4.1" in str(error.value)
+    assert f"data/v1.4.1/{task}/mh/low_dim_v141.hdf5" in str(error.value)
+    asked = re.search(r"--collect-num (\d+)", str(error.value))
+    assert asked is not None
+    assert int(asked[1]) >= recipe.data.num_trajectories
+    assert not (tmp_path / "x").exists()
+    chosen = parse(name, ["--output", str(tmp_path / "x"), "--collect-num", asked[1]])
+    check_recipe(chosen.recipe, Layout(tmp_path / "x"))  # raises nothing
+    check_recipe(load_recipe(f"{name}-laptop"), Layout(tmp_path / "x"))
+
+
+def test_a_file_recorded_before_does_not_stand_in_either(tmp_path: Path) -> None:
+    recipe = replace(load_recipe("paper-lift-dsrl"), environment="gymnasium:reach:Reach-v0")
+    made.write_demonstrations(tmp_path / "demonstrations.hdf5", environment=REACH, widths={"state": 4}, action_dim=2)
+    with pytest.raises(InputError, match=r"(?s)recorded demonstrations.*give --demonstrations FILE"):
+        check_recipe(recipe, Layout(tmp_path))
 
 
 def test_an_ablation_is_variants_of_one_recipe(tmp_path: Path) -> None:
@@ -467,12 +509,12 @@ def test_the_published_dppo() -> None:
 
 def test_the_papers_best_of_n() -> None:
     expectiles = {
-        "paper-lift-best-of-n": (0.5, 0.7, 0.5), "paper-lift-best-of-n-2000": (0.5, 0.7, 0.7), "paper-can-best-of-n": (0.7,) * 3,
-        "paper-square-best-of-n": (0.7,) * 3, "paper-square-best-of-n-2000": (0.7,) * 3,
+        "paper-lift-best-of-n": (0.5, 0.7, 0.5, 0.9), "paper-lift-best-of-n-2000": (0.5, 0.7, 0.7, 0.9),
+        "paper-can-best-of-n": (0.7,) * 4, "paper-square-best-of-n": (0.7,) * 4, "paper-square-best-of-n-2000": (0.7,) * 4,
     }  # fmt: skip
     for name, expected in expectiles.items():
         r = load_recipe(name)
-        assert tuple(r.of_method(m).iql.expectile for m in ("bc", "sigma-bc", "postbc")) == expected
+        assert tuple(r.of_method(m).iql.expectile for m in ("bc", "sigma-bc", "postbc", "value-dice")) == expected
         assert (r.iql.steps, r.iql.discount, r.iql.layer_norm) == (2_000_000, 0.999, "lift" in name)
         assert r.best_of_n.episodes == (2000 if name.endswith("2000") else 1000)
         assert r.transitions.reward == "sparse"
@@ -483,6 +525,19 @@ def test_a_network_may_differ_between_methods() -> None:
     recipe = parse_recipe({"policy": {"network": "transformer", "transformer": {"hidden": 64}}, "per_method": differences})
     assert (recipe.of_method("bc").policy.network, recipe.of_method("bc").policy.unet.kernel) == ("unet", 3)
     assert (recipe.of_method("postbc").policy.transformer.hidden, recipe.of_method("postbc").policy.encoder.crop) == (64, 76)
+
+
+def test_value_dice_has_its_published_policy_whatever_the_recipes_is() -> None:
+    """docs/pretraining.md, row 4: two layers of 256; unless it is told otherwise for itself."""
+    for name in ("lift-finetuners", "paper-can-dsrl", "paper-square-best-of-n"):
+        policy = load_recipe(name).of_method("value-dice").policy
+        assert (policy.kind, policy.hidden, policy.layers) == ("gaussian", 256, 2), name
+    own = parse_recipe({"policy": {"hidden": 1024, "layers": 3}, "per_method": {"value-dice": {"policy.hidden": 64}}})
+    assert (own.of_method("value-dice").policy.hidden, own.of_method("bc").policy.hidden) == (64, 1024)
+    gaussian = parse_recipe({"policy": {"kind": "gaussian", "hidden": 32}})
+    assert gaussian.of_method("value-dice").policy.hidden == 32
+    with pytest.raises(InputError, match="no such field"):
+        parse_recipe({"per_method": {"value-dice": {"policy.sampler": "ddpm"}}})
 
 
 def test_a_method_may_differ_in_any_field() -> None:

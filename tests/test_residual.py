@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +24,14 @@ from postbc.agents.residual import Residual, ResidualAgent, ResidualConfig, acto
 from postbc.data.episodes import Episode
 from postbc.data.readers import list_dataset
 from postbc.data.transitions import TransitionConfig, n_step, transitions
+from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.policies.base import About
 from postbc.runs import digest
+from postbc.schemas import plain
 from postbc.seeding import make_generator
 from postbc.training.online import Online, OnlineConfig
-from postbc.training.residual import finetune_residual, of_demonstrations
+from postbc.training.residual import ResidualTraining, finetune_residual, of_demonstrations
 from postbc.training.results import Result, read_result
 from postbc.training.rollouts import collect_rollouts
 from toy import PointReach, ToyPolicy, environment, stopped
@@ -148,6 +151,36 @@ def test_the_ramp_the_warm_up_and_the_shares() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(before, made.networks.actor.parameters(), strict=True))
     made.learn(memory, torch.Generator().manual_seed(0), torch.Generator().manual_seed(1))
     assert made.gradient_steps == 20 + 8  # the warm-up comes once
+
+
+# -- devices -------------------------------------------------------------------------------------------------------------------
+def same_learning(device: str, compiled: bool) -> None:
+    """A few updates of critics and actor: as plain ones on the CPU, from the same weights."""
+    config, first, learners = replace(CONFIG, lr=3e-4), learner(replace(CONFIG, lr=3e-4)), []
+    for where, how in (("cpu", False), (device, compiled)):
+        compute = Compute(device=where, compile=how)  # type: ignore[arg-type]
+        made = Residual(config, ToyPolicy(), make_generator(0, "online/initialisation", where), compute)
+        made.load_state_dict(first.state_dict())  # a checkpoint goes to another device
+        for k in range(8):
+            rows = Batch(*(part.roll(k, 0).to(where) for part in batch(32)))
+            made.update(rows, torch.tensor([k % 4, (k + 1) % 4], device=where), actor=True)
+        learners.append(made)
+    before, here, there = (list(made.networks.parameters()) for made in (first, *learners))
+    assert not any(torch.equal(a, b) for a, b in zip(before, here, strict=True))
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu(), atol=1e-4, rtol=1e-3)
+    assert float(learners[0].scale) == float(learners[1].scale) > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_learns_the_same(compiled: bool) -> None:
+    same_learning("cuda", compiled)
+
+
+@pytest.mark.slow
+def test_a_compiled_update_gives_the_same_numbers() -> None:
+    same_learning("cpu", True)
 
 
 # -- n steps -------------------------------------------------------------------------------------------------------------------
@@ -310,12 +343,47 @@ def test_demonstrations_that_cannot_be_used(tmp_path: Path) -> None:
     path = demonstrations(tmp_path / "demos")
     with pytest.raises(InputError, match="environment's own reward"):
         finetune(tmp_path / "run", demonstrations=path, reward="environment")
+    for rule in ("never", "chunk_success"):  # rollouts would earn more than the demonstrations' one success
+        with pytest.raises(InputError, match=rf"(?s)end at their first success.*terminate_on.*{rule}"):
+            finetune(tmp_path / "run", demonstrations=path, terminate_on=rule)
     with pytest.raises(InputError, match="missing"):
         finetune(tmp_path / "run", demonstrations=tmp_path / "missing.hdf5")
     failures = collect_rollouts(ToyPolicy(drift=0.0, noise=1e-3), environment(), 3, tmp_path / "bad", seed=1)
     with pytest.raises(InputError, match="success"):
         finetune(tmp_path / "run", demonstrations=failures)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reward", ["sparse", "negative"])
+def test_a_demonstration_is_rewarded_as_the_same_episode_is_when_it_is_played(tmp_path: Path, reward: Any) -> None:
+    """The policy records an episode and plays it again in training: every transition that both have has one reward and discount."""
+    policy, training = ToyPolicy(drift=5.0, noise=0.0), replace(TRAINING, reward=reward, num_envs=1, initial_steps=10**6)
+    config = replace(CONFIG, n_step=1, proposals=1)
+    online = Online(Residual(config, policy, make_generator(0, "online/initialisation")), PointReach(1), training, 0)
+    made = environment()
+    start = int(online.env.seeds[0])
+    with pytest.MonkeyPatch.context() as patch:  # the very episode
+        patch.setattr("postbc.training.rollouts.episode_seed", lambda *_: start)
+        path = collect_rollouts(policy, made, 1, tmp_path / "demos", seed=0)
+    while int(online.begun[0]) == 1:
+        online.step()
+    played = online.memory.batch(torch.arange(len(online.memory)))
+    recorded = of_demonstrations(path, digest(path), policy, config, training, torch.Generator().manual_seed(0))
+    assert float(played.discount[-1]) == 0
+    for k in range(len(played.reward)):
+        (row,) = torch.nonzero((recorded.features[:, :F] - played.features[k, :F]).abs().amax(1) < 1e-6)[0]
+        assert float(recorded.reward[row]) == float(played.reward[k])
+        assert float(recorded.discount[row]) == pytest.approx(float(played.discount[k]))
+
+
+def test_the_defaults_are_what_was_measured() -> None:
+    """results/lift-finetuners, on which the claims about the steps that it needs rest."""
+    measured = yaml.safe_load((Path(__file__).parent.parent / "results/lift-finetuners/config.yaml").read_text())
+    assert measured["residual"] == plain(ResidualConfig())
+    names = ("budget_env_steps", "num_envs", "initial_steps", "eval_every", "reward", "terminate_on", "time_limit")
+    assert {name: measured["residual_training"][name] for name in names} == {
+        name: plain(ResidualTraining())[name] for name in names
+    }
 
 
 @pytest.mark.parametrize(

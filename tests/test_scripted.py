@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from postbc import cli
 from postbc.data import Dataset, read_robomimic, write_robomimic
@@ -100,6 +101,26 @@ def test_seeds_and_people_differ() -> None:
     assert len({first_commands(name, seed) for name in OPERATORS for seed in range(3)}) == 24
 
 
+def test_the_side_and_the_face_are_what_the_hand_does() -> None:
+    """From above a cube that stands at 0.6 rad: to which side the hand swerves, and to which of the two pairs of faces it turns."""
+    seen = set()
+    for seed in range(20):
+        hands, x = ScriptedOperators("Lift", 1, 60), observation(np.random.default_rng(0), 1)
+        x[0, :3], x[0, 9:12], x[0, 14:16] = (0, 0, 1), (0, 0, 0.83), (np.sin(0.3), np.cos(0.3))
+        hands.begin(0, OPERATORS["operator_d"], seed)
+        ways = []
+        for _ in range(30):
+            x[:, :3] += 0.05 * hands.act(x)[:, :3]
+            ways.append(x[0, 1])
+        habits = hands.habits(0)
+        assert habits["side"] == ("left" if ways[np.abs(ways).argmax()] > 0 else "right")
+        turned = {0.6: "nearest", round(0.6 - np.pi / 2, 4): "other", 0.0: "none"}
+        assert habits["face"] == turned[round(float(hands.yaw[0]), 4)]
+        seen |= {habits["side"], habits["face"]}
+    assert seen == {"left", "right", "nearest", "other", "none"}
+    assert "face" not in ScriptedOperators("Can", 1, 10).habits(0)  # it is round
+
+
 def test_finding_operators() -> None:
     assert [o.name for o in find_operators(["worse", "operator_a", "operator_e"])] == ["operator_a", "operator_e", "operator_f"]
     assert len(find_operators(["all"])) == len(OPERATORS) == 8
@@ -148,6 +169,42 @@ class TestCollected:
         assert not any(d.narrow for d in (*summary.observations, *summary.actions))
         assert summary.total.solved == 1
 
+    def test_habits_are_labelled_as_they_were_played(self, collection, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+        """Words are filters, numbers attributes; read from the recorded motions again."""
+        dataset, seen = collection.dataset, set()
+        path = write_robomimic(tmp_path / "d.hdf5", dataset, attributes=collection.habits)
+        again = read_robomimic(path)
+        for episode in dataset:
+            words = dict(key.split("=") for key, names in again.filters.items() if "=" in key and episode.name in names)
+            assert sorted(words) == ["face", "fumble", "pause", "regrasp", "side"]
+            with h5py.File(path) as file:
+                numbers = {key: file[f"data/{episode.name}"].attrs[key] for key in collection.habits[episode.name]}
+            closed = episode.actions[:, 6] > 0
+            closings = np.flatnonzero(closed & ~np.append(False, closed[:-1]))
+            assert numbers["grasps"] == len(closings)
+            assert words["regrasp"] == ("yes" if len(closings) > 1 else "no")
+            if words["fumble"] == "yes":  # it was aimed 3.5 cm beside the cube, or more
+                at = episode.state[closings[0]]
+                assert np.linalg.norm(at[:2] - at[9:11]) > 0.025
+            operator = OPERATORS[episode.operator]
+            assert 0.85 <= numbers["speed"] / operator.speed <= 1.1
+            assert words["pause"] == ("yes" if numbers["pause_steps"] else "no")
+            assert numbers["pause_steps"] < len(episode)
+            assert (words["side"] == "straight") == (operator.side == 0)
+            aside = episode.state[: closings[0], 1] - episode.state[: closings[0], 10]  # y points to the left
+            if words["side"] != "straight":
+                assert (aside[np.abs(aside).argmax()] > 0) == (words["side"] == "left")
+            at = episode.state[closings[0]]
+            hand = Rotation.from_quat(at[3:7]) * Rotation.from_rotvec([-np.pi, 0, 0])
+            turned = (hand.as_euler("ZYX")[0] - Rotation.from_quat(at[12:16]).as_euler("ZYX")[0]) % (np.pi / 2)
+            assert (min(turned, np.pi / 2 - turned) < 0.15) == (words["face"] != "none")
+            seen |= {f"{key}={value}" for key, value in words.items()}
+        assert {"face=nearest", "face=none", "side=left", "side=straight", "fumble=yes", "regrasp=yes", "pause=yes"} <= seen
+        assert again.select("side=straight").names == tuple(e.name for e in dataset if OPERATORS[e.operator].side == 0)
+        summary = summarise(again)
+        assert not any("=" in group.name for group in summary.filters)
+        assert sum(summary.habits["side"].values()) == len(dataset)
+
     def test_number_of_environments_does_not_matter(self, collection, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
         from postbc.environments.robosuite.collect import collect
 
@@ -155,7 +212,8 @@ class TestCollected:
         assert again.attempts == collection.attempts
         assert again.model_xml == collection.model_xml
         one, two = (
-            write_robomimic(tmp_path / f"{i}.hdf5", c.dataset, model_xml=c.model_xml) for i, c in enumerate([again, collection])
+            write_robomimic(tmp_path / f"{i}.hdf5", c.dataset, model_xml=c.model_xml, attributes=c.habits)
+            for i, c in enumerate([again, collection])
         )
         assert one.read_bytes() == two.read_bytes()
 
@@ -190,7 +248,7 @@ def test_the_proficient_are_as_quick_as_people(task: str, proficient: int) -> No
     collection = collect(task, num=4, operators=["proficient"], seed=1, num_envs=4)
     dataset = collection.dataset
     assert dataset.state_dims == (3, 4, 2, {"Lift": 10, "Can": 14, "Square": 14}[task])
-    assert set(dataset.filters) == {"operator_g", "operator_h", "proficient"}
+    assert {key for key in dataset.filters if "=" not in key} == {"operator_g", "operator_h", "proficient"}
     assert 0.67 < dataset.lengths.mean() / proficient < 1.33
     assert all(kept == tried for kept, tried in collection.attempts.values())
     assert all(episode.rewards is not None and episode.rewards[-1] == 1 for episode in dataset)
@@ -208,6 +266,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "<mujoco" in file["data/demo_0"].attrs["model_file"]
     assert cli.main(["demos", "inspect", str(path)]) == 0
     out = capsys.readouterr().out
+    assert "Habits (filters, as side=left): face nearest" in out
     for word in ("2 demonstrations", "operator_b", "robot0_eef_pos[0]", "gripper", "lift.png", "simulator 1.4"):
         assert word in out
     assert (tmp_path / "lift.png").read_bytes().startswith(b"\x89PNG")

@@ -102,6 +102,9 @@ class _Captured:
             self.inputs, self.graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.result = self.function(*self.inputs)
+        shapes, recorded = ([tuple(tensor.shape) for tensor in of] for of in (tensors, self.inputs))
+        require(shapes == recorded, "A graph is of the shapes that it was recorded with.", key="compute.compile", found=shapes,
+                expected=recorded, remedy="give the update batches of one size, or leave --compile out")  # fmt: skip
         for mine, given in zip(self.inputs, tensors, strict=True):
             mine.copy_(given)
         self.graph.replay()

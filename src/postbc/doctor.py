@@ -12,23 +12,34 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import tyro
 from rich.table import Table
 from rich.text import Text
 
-from postbc.errors import InputError
+from postbc.environments.robosuite.tasks import VERSION
+from postbc.errors import InputError, require
 from postbc.progress import console
 from postbc.schemas import schema
 
+if TYPE_CHECKING:
+    from postbc.data.episodes import Dataset
+
 Status = Literal["ok", "warn", "fail"]
-ROBOSUITE, MUJOCO = "1.4.0", "3.3.0"
+MUJOCO = "3.3.0"
 GIGABYTE = 1e9
 INSTALL = "pip install 'postbc[robosuite]'"
 #: Compiled loop against robosuite's own, largest difference of an observation after a few steps. Rounding gives 1e-6 and less;
 #: a wrong controller gain or a missing substep gives 1e-2 and more.
 TOLERANCE = 1e-3
+#: Normalised: data beyond this lie farther outside a policy's range than half its width.
+FAR = 2.0
+#: Share of a policy's range below which data that vary do not fill it.
+FILLED = 0.01
+#: Demonstrations that are replayed.
+REPLAYED = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,20 @@ class Check:
     status: Status
     found: str
     remedy: str = ""
+
+
+@schema
+class Study:
+    """What is to be used together."""
+
+    demonstrations: Annotated[Path | None, tyro.conf.Positional] = None
+    """Demonstrations: three of them are replayed open-loop, for data of another simulator version fail silently everywhere else."""
+    policy: Path | None = None
+    """A policy or finetuned agent (a file, or the directory of one seed), checked against its environment and the demonstrations."""
+    environment: str | None = None
+    """Where the policy is to play, and the demonstrations are to be of; default: the policy's own."""
+    observation_keys: tuple[str, ...] | None = None
+    """Observations that make the state, in this order; default: the policy's, or robomimic's four."""
 
 
 def _version(package: str) -> str | None:
@@ -74,12 +99,69 @@ def check_torch() -> Check:
     return Check("torch", "ok", found)
 
 
+def _quota() -> float | None:
+    """Cores' worth of time that a container grants its processes (cgroup v2), None where it is not limited."""
+    try:
+        most, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if most == "max" else int(most) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def check_cores() -> Check:
+    """Two cores at least, all of the machine's, and no container that grants less time than there seem to be cores."""
+    from postbc.devices import cores
+
+    mine, there, quota = cores(), os.cpu_count() or 1, _quota()
+    found = f"{mine} of {there} cores" + ("" if quota is None else f", time for {quota:.1f} (the container's limit)")
+    if quota is not None and quota < mine:
+        least = max(int(quota), 1)
+        return Check(
+            "cores", "warn", found, f"--jobs {least} at most: more runs than that wait for one another; or raise the limit"
+        )
+    if mine < 2:
+        remedy = "one run at a time (--jobs 1), at half the speed that the recipes' times are said for"
+        if there > mine:
+            remedy += "; the scheduler gave this process few of the machine's cores (SLURM: --cpus-per-task)"
+        return Check("cores", "warn", found, remedy)
+    return Check("cores", "ok", found)
+
+
+def _nvidia() -> bool:
+    """Whether the system knows an NVIDIA device."""
+    return Path("/proc/driver/nvidia/gpus").is_dir() or Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi") is not None
+
+
+def check_gpu() -> Check:
+    """No device where torch could have one: an NVIDIA card beside a CPU build of torch, or one that torch does not see."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Check("GPU", "ok", f"{torch.cuda.get_device_name(0)}, {torch.cuda.device_count()} in all (--device cuda)")
+    if torch.backends.mps.is_available():
+        return Check("GPU", "ok", "Apple's (--device mps)")
+    if not _nvidia():
+        return Check("GPU", "ok", "none: everything runs on the CPU")
+    if torch.version.cuda is None:
+        remedy = "reinstall torch as its CUDA build (pytorch.org, Get Started): --device cuda is refused until then"
+        return Check("GPU", "warn", f"an NVIDIA device, but torch {torch.__version__} is built for the CPU", remedy)
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden in ("", "-1"):
+        return Check(
+            "GPU", "warn", f"an NVIDIA device, hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "unset CUDA_VISIBLE_DEVICES"
+        )
+    remedy = (
+        "update the driver, or install a torch built for an older CUDA; in a container pass the device in (docker: --gpus all)"
+    )
+    return Check("GPU", "warn", f"an NVIDIA device that torch (built for CUDA {torch.version.cuda}) does not see", remedy)
+
+
 def check_simulator() -> Check:
     """robosuite 1.4.0 and mujoco 3.3.0 (others step differently without saying so), and they can be imported here."""
     robosuite, mujoco = _version("robosuite"), _version("mujoco")
     found = f"robosuite {robosuite or 'missing'}, mujoco {mujoco or 'missing'}"
-    if robosuite != ROBOSUITE or mujoco is None:
-        return Check("simulator", "fail", found, f"{INSTALL} (robosuite {ROBOSUITE}, mujoco {MUJOCO})")
+    if robosuite != VERSION or mujoco is None:
+        return Check("simulator", "fail", found, f"{INSTALL} (robosuite {VERSION}, mujoco {MUJOCO})")
     if mujoco != MUJOCO:
         return Check("simulator", "warn", found, f"pip install mujoco=={MUJOCO}: others are not tested, 3.17 does not work")
     check_import()
@@ -190,27 +272,182 @@ def check_disk(path: Path) -> Check:
     return Check("disk", "warn" if free < 5 else "ok", found, "a full set of runs takes a few GB" if free < 5 else "")
 
 
-def check_demonstrations(path: Path, number: int = 3) -> Check:
-    """Play a few demonstrations open-loop: data of another simulator or controller succeed near 0 %, without any error."""
-    from postbc.data.robomimic import read_robomimic
-    from postbc.environments.robosuite.playback import replay
+def _read(study: Study) -> Dataset:
+    """All demonstrations, observed as the policy observes, where one is given."""
+    from postbc.agents.base import load_agent
+    from postbc.data.belonging import Facts
+    from postbc.data.episodes import is_image
+    from postbc.data.readers import read_dataset
 
-    data = read_robomimic(path)
-    result = replay(data.subset(min(number, len(data)), 0), allow_version_mismatch=True)
+    keys = study.observation_keys
+    cameras: tuple[str, ...] = ()
+    if study.policy is not None:
+        agent, about = load_agent(study.policy)
+        keys = keys or Facts.from_dict(about.facts or {}, str(study.policy)).state_keys
+        cameras = tuple(name for name in agent.shapes if is_image(name))
+    assert study.demonstrations is not None
+    return read_dataset(study.demonstrations, observation_keys=keys, image_keys=cameras, parts=())
+
+
+def check_data(study: Study) -> Check:
+    """The demonstrations can be read, none of their dimensions is constant, and they are of the environment asked for."""
+    from postbc.data.belonging import Facts, check_belongs
+    from postbc.data.training_set import narrow_dimensions
+    from postbc.environments.registry import find_environment
+
+    data = _read(study)
+    state = ", ".join(f"{key} ({width})" for key, width in zip(data.state_keys, data.state_dims)) or "none"
+    found = f"{len(data)} demonstrations, {data.num_steps} steps; state: {state}; actions {data.action_dim}"
+    if study.environment is not None:
+        expected = find_environment(study.environment).belonging()
+        warnings = check_belongs(Facts.of_dataset(data), expected, file=data.source, allow_version_mismatch=True)
+        if warnings:
+            return Check("data", "warn", f"{found}. {' '.join(warnings)}", "see `postbc demos replay`")
+    narrow = narrow_dimensions(data)
+    if narrow:
+        remedy = (
+            "--data.minimum-range 0.02 (raw units) widens them, or give more demonstrations: other values would become huge"
+        )
+        return Check("data", "warn", f"{found}; constant or nearly so: {', '.join(narrow)}", remedy)
+    return Check("data", "ok", found)
+
+
+def check_demonstrations(path: Path, observation_keys: tuple[str, ...] | None = None) -> Check:
+    """Play a few demonstrations open-loop: data of another simulator or controller succeed near 0 %, without any error."""
+    from postbc.data.readers import list_dataset, read_dataset
+    from postbc.environments.robosuite.tasks import TASKS
+    from postbc.stages.demos import Replay
+
+    names = list_dataset(path).names
+    name = str(read_dataset(path, names=names[:1], observation_keys=observation_keys, parts=()).environment.get("env_name"))
+    known = [task.robosuite_name for task in TASKS.values()]
+    if name not in known and not name.startswith("libero/"):
+        found = f"of {name}: not replayed, only those of {', '.join(known)} and LIBERO are"
+        return Check("demonstrations", "warn", found, "look at them with `postbc demos inspect`")
+    data, result = Replay(path, num=min(REPLAYED, len(names)), allow_version_mismatch=True).play()
     good, of = int(result.successes.sum()), len(result.successes)
-    recorded = data.environment.get("env_version", "of an unknown version")
+    recorded = data.environment.get("env_version") or "of an unknown version"
     found = (
-        f"{good} of {of} succeed open-loop, drift at most {result.drift.max() * 100:.1f} cm (data from robosuite {recorded})"
+        f"{good} of {of} succeed open-loop, drift at most {result.drift.max() * 100:.1f} cm (data from simulator {recorded})"
     )
     if good == 0:
-        remedy = "these data belong to another simulator version, task or controller: see `postbc demos inspect`"
+        remedy = (
+            "these data belong to another simulator version, task or controller: fetch those of this one (`postbc demos download "
+            "--version v1.4.1`) or record some (`postbc demos collect`)"
+        )
         return Check("demonstrations", "fail", found, remedy)
-    return Check("demonstrations", "ok" if good == of else "warn", found, "" if good == of else "see `postbc demos replay`")
+    if good < of or result.warnings:
+        more = "play all of them: `postbc demos replay FILE --allow-version-mismatch`"
+        return Check("demonstrations", "warn", " ".join((f"{found}.", *result.warnings)), more)
+    return Check("demonstrations", "ok", found)
 
 
-def diagnose(output: Path = Path(), demonstrations: Path | None = None) -> list[Check]:
+def check_policy(path: Path, environment: str | None) -> Check:
+    """A policy or agent can be read, and task, controller, observations and actions are those of the environment it is to play in."""
+    from postbc.agents.base import load_agent
+    from postbc.data.belonging import Facts, check_belongs
+    from postbc.environments.stacked import make_stacked
+    from postbc.evaluation import check_sizes
+    from postbc.stages.evaluate import environment_of
+
+    agent, about = load_agent(path)
+    place = environment_of(environment, about, path)
+    place.check()
+    warnings = [f"It does not say what data it comes from, so whether it belongs to {place.name} is not known."]
+    if about.facts is not None:
+        facts, expected = Facts.from_dict(about.facts, str(path)), place.belonging(agent.shapes)
+        warnings = check_belongs(facts, expected, file=str(path), allow_version_mismatch=True)
+    env = make_stacked(
+        place.make, 1, shapes=agent.shapes, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=place.horizon,
+        terminate_on="never",
+    )  # fmt: skip
+    try:
+        check_sizes(agent, env, path)
+    finally:
+        env.close()
+    observed = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in agent.shapes.items())
+    found = f"{about.method or 'a policy'} for {place.name}: {observed}; chunks of {agent.chunk}"
+    if warnings:
+        return Check("policy", "warn", f"{found}. {' '.join(warnings)}", "evaluate it before anything is built on it")
+    return Check("policy", "ok", found)
+
+
+def check_statistics(study: Study) -> Check:
+    """A policy's normalisation: no constant dimension, and the ranges of the demonstrations. InputError: these are of another task."""
+    from postbc.agents.base import load_agent
+    from postbc.data.belonging import Facts, check_belongs
+    from postbc.data.training_set import NARROW
+
+    assert study.policy is not None
+    agent, about = load_agent(study.policy)
+    policy: Any = agent
+    facts, normalization = Facts.from_dict(about.facts or {}, str(study.policy)), policy.policy.normalization.to_dict()
+    keys, dims = facts.state_keys or ("state",), facts.state_dims or agent.shapes.get("state", (0,))
+    names = [f"{key}[{i}]" for key, width in zip(keys, dims) for i in range(width)]
+    names += [f"action[{i}]" for i in range(agent.action_dim)]
+    low, high = (np.array([*normalization[f"state_{end}"], *normalization[f"action_{end}"]]) for end in ("low", "high"))
+    constant = high - low < NARROW
+    remedy = "pretrain with --data.minimum-range 0.02, or on more demonstrations: other values of these become huge"
+    told = [(f"constant or nearly so: {_some(names, constant)}", remedy)] if constant.any() else []
+    if study.demonstrations is None:
+        return _told("statistics", f"{len(names)} dimensions", told)
+    data, remedy = _read(study), "give the demonstrations that the policy was trained on, or those of its task"
+    check_belongs(Facts.of_dataset(data), facts, file=data.source, allow_version_mismatch=True, remedy=remedy)
+    values = np.concatenate([data.states, data.actions], axis=1).astype(np.float64)
+    require(values.shape[1] == len(names), "The demonstrations are not as wide as the policy.", file=data.source, key="state, actions",
+            found=values.shape[1], expected=len(names), remedy=remedy)  # fmt: skip
+    normalised = 2 * (values - low) / np.maximum(high - low, NARROW) - 1
+    strange = ~constant & (np.abs(np.median(normalised, axis=0)) > 1 + FILLED)
+    found = f"{len(names)} dimensions, against {len(data)} demonstrations"
+    if strange.any():
+        found += f": more than half of the data's values lie outside the policy's range in {_some(names, strange)}"
+        return Check(
+            "statistics", "fail", found, "these are statistics of other data or units: pretrain on these demonstrations"
+        )
+    outside = ~constant & (np.abs(normalised).max(axis=0) > FAR)
+    if outside.any():
+        remedy = "normalise by more demonstrations (--data.statistics full), or drop those that stand apart"
+        told.append((f"demonstrations go far outside the policy's range in {_some(names, outside)}", remedy))
+    empty = (np.ptp(values, axis=0) >= NARROW) & (np.ptp(normalised, axis=0) < 2 * FILLED)
+    if empty.any():
+        remedy = "were they other units? Pretrain on these demonstrations"
+        told.append((f"demonstrations fill less than {FILLED:.0%} of the policy's range in {_some(names, empty)}", remedy))
+    return _told("statistics", found, told)
+
+
+def _some(names: list[str], chosen: np.ndarray) -> str:
+    found = [names[i] for i in np.flatnonzero(chosen)]
+    return ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+
+
+def _told(name: str, found: str, told: list[tuple[str, str]]) -> Check:
+    """One check of several findings, each with its remedy."""
+    return Check(name, "warn" if told else "ok", "; ".join([found, *(what for what, _ in told)]), "; ".join(r for _, r in told))
+
+
+def check_lengths(study: Study) -> Check:
+    """Demonstrations hold a policy's chunk, and are over before an episode is."""
+    from postbc.agents.base import load_agent
+    from postbc.stages.evaluate import environment_of
+
+    assert study.policy is not None
+    agent, about = load_agent(study.policy)
+    place, lengths = environment_of(study.environment, about, study.policy), _read(study).lengths
+    found = f"demonstrations of {lengths.min()} to {lengths.max()} steps; chunks of {agent.chunk}, episodes of {place.horizon}"
+    told = []
+    if lengths.min() < agent.chunk:
+        told.append((f"{(lengths < agent.chunk).sum()} are shorter than a chunk", "--data.tail pad, or a smaller --data.chunk"))
+    if np.median(lengths) > place.horizon:
+        told.append(
+            ("half of them take longer than an episode", "--horizon, or quicker demonstrations: copies would run out of time")
+        )
+    return _told("lengths", found, told)
+
+
+def diagnose(study: Study | None = None, output: Path = Path()) -> list[Check]:
     """Every check, in order; what raises is reported as failed, and what needs a failed simulator is left out."""
     results: list[Check] = []
+    study = study or Study()
 
     def attempt(name: str, check: Callable[[], Check]) -> Check:
         try:
@@ -225,12 +462,22 @@ def diagnose(output: Path = Path(), demonstrations: Path | None = None) -> list[
 
     attempt("Python", check_python)
     attempt("torch", check_torch)
+    attempt("cores", check_cores)
+    attempt("GPU", check_gpu)
     attempt("disk", lambda: check_disk(output))
+    demonstrations, policy = study.demonstrations, study.policy
+    if demonstrations is not None:
+        attempt("data", lambda: check_data(study))
     if attempt("simulator", check_simulator).status != "fail":
         attempt("native control", check_native_control)
         attempt("rendering", check_rendering)
         if demonstrations is not None:
-            attempt("demonstrations", lambda: check_demonstrations(demonstrations))
+            attempt("demonstrations", lambda: check_demonstrations(demonstrations, study.observation_keys))
+    if policy is not None:
+        attempt("policy", lambda: check_policy(policy, study.environment))
+        attempt("statistics", lambda: check_statistics(study))
+        if demonstrations is not None:
+            attempt("lengths", lambda: check_lengths(study))
     attempt("Push-T", check_pusht)
     attempt("LIBERO", check_libero)
     attempt("ffmpeg", check_video)
@@ -239,16 +486,16 @@ def diagnose(output: Path = Path(), demonstrations: Path | None = None) -> list[
 
 @schema
 class Doctor:
-    """Check this machine: Python, torch, simulator versions, compiled control loop, rendering, disk; and data by replaying them."""
+    """Check this machine: Python, torch, cores, GPU, simulator versions, compiled control loop, rendering, disk; demonstrations, by
+    replaying some; and a policy against its task and demonstrations."""
 
-    demonstrations: Path | None = None
-    """Replay three of these open-loop: data of another simulator version fail silently everywhere else."""
+    study: Annotated[Study, tyro.conf.arg(name="")] = Study()
     output: Path = Path()
     """Where runs will be written (for the disk check)."""
 
     def run(self) -> None:
         """Print a table; InputError (exit status 2) if a check failed."""
-        results = diagnose(self.output, self.demonstrations)
+        results = diagnose(self.study, self.output)
         table = Table(title="postbc doctor", show_lines=False)
         for column in ("", "check", "found", "what to do"):
             table.add_column(column, overflow="fold")

@@ -20,7 +20,7 @@ from postbc.data.windows import Windows
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import MLP, check_finite, generator_state, set_generator_state
-from postbc.policies.base import policy_tree
+from postbc.policies.base import Observation, policy_tree
 from postbc.policies.gaussian import GaussianPolicy, orthogonal
 from postbc.schemas import Count, CountOrZero, NonNegative, Positive, Share, Width, schema
 from postbc.seeding import make_generator
@@ -37,7 +37,7 @@ class Nu(nn.Module):
         orthogonal(self.net, generator)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.net(inputs).squeeze(-1)  # type: ignore[no-any-return]
+        return self.net(inputs).float().squeeze(-1)  # type: ignore[no-any-return]
 
 
 class Transitions(NamedTuple):
@@ -57,20 +57,22 @@ def transitions(policy: Any, windows: Windows, absorbing: int) -> tuple[Transiti
     """
     rows = torch.arange(len(windows), device=windows.device)
     device = policy.normalization.action_low.device
-    features = torch.cat([policy.encode({k: v.to(device) for k, v in windows.observation(r).items()}) for r in rows.split(256)])
-    state = nn.functional.pad(features, (0, 1))
+    end = nn.functional.one_hot(torch.tensor(policy.feature_dim, device=device)).float()
+
+    def encoded(observation: Observation) -> Tensor:
+        return nn.functional.pad(policy.encode({name: value.to(device) for name, value in observation.items()}), (0, 1))
+
+    states, following = [], []
+    for part in rows.split(256):
+        after, inside = windows.next_observation(part)
+        states.append(encoded(windows.observation(part)))
+        following.append(torch.where(inside[:, None].to(device), encoded(after), end))
+    state = torch.cat(states)
     action = policy.normalization.normalize_action(windows.chunk(rows).to(device)).flatten(1)
-    end = nn.functional.pad(torch.zeros_like(features[:1]), (0, 1), value=1.0)
-    episode, step = torch.as_tensor(windows.episode), torch.as_tensor(windows.step)
-    follows = torch.arange(len(rows)) + windows.chunk_size  # windows of an episode stand one after another
-    inside = follows < len(rows)
-    there = torch.where(inside, follows, 0)
-    inside &= (episode[there] == episode) & (step[there] == step + windows.chunk_size)
-    following = torch.where(inside[:, None].to(device), state[there.to(device)], end)
     more = absorbing * len(set(windows.episode.tolist()))
+    ends = end.expand(more, -1)
     return Transitions(
-        torch.cat((state, end.expand(more, -1))), torch.cat((action, torch.zeros(more, action.shape[1], device=device))),
-        torch.cat((following, end.expand(more, -1))),
+        torch.cat((state, ends)), torch.cat((action, torch.zeros(more, action.shape[1], device=device))), torch.cat((*following, ends))
     ), state  # fmt: skip
 
 
@@ -110,19 +112,18 @@ class ValueDICE:
         windows: of the demonstrations, raw units.
         config: the algorithm's numbers.
         seed: of initialisation, batches and noise.
-        compute: device and precision.
+        compute: device and precision; and, on cuda, whether a step is recorded as one graph.
 
     Raises:
-        InputError: another kind of policy, or one that sees images, whose encoder nothing here trains.
+        InputError: another kind of policy, or one that sees images, whose encoder nothing here trains; windows with masked padding;
+            compilation elsewhere than on cuda.
     """
 
     def __init__(
         self, policy: Any, windows: Windows, config: ValueDICEConfig, seed: int, compute: Compute | None = None
     ) -> None:
-        check_policy(policy)
-        require(windows.tail != "mask", "ValueDICE has no loss that padding could be left out of.", key="data.tail", found="mask",
-                expected="drop or pad")  # fmt: skip
-        compute = (compute or Compute()).resolved()
+        compute = self.compute = (compute or Compute()).resolved()
+        check_policy(policy, windows, compute)
         device = compute.start()
         self.policy, self.config, self.done = policy.to(device).train(), config, 0
         self.steps = config.steps
@@ -132,36 +133,44 @@ class ValueDICE:
         dims = policy.feature_dim + 1, policy.chunk * policy.action_dim
         self.nu = Nu(*dims, config.hidden, self.streams["initialisation"]).to(device)
         self.optimisers = {
-            "nu": torch.optim.Adam(self.nu.parameters(), config.nu_lr),
-            "actor": torch.optim.Adam(policy.network.parameters(), config.actor_lr),
+            "nu": torch.optim.Adam(self.nu.parameters(), config.nu_lr, capturable=device.type == "cuda"),
+            "actor": torch.optim.Adam(policy.network.parameters(), config.actor_lr, capturable=device.type == "cuda"),
         }
+        self._update = compute.compiled(self._step)
 
-    def _act(self, state: Tensor) -> Tensor:
+    def _act(self, state: Tensor, noise: Tensor) -> Tensor:
         mean, std = self.policy.distribution(state)
-        return torch.tanh(mean + std * torch.randn(mean.shape, generator=self.streams["noise"], device=mean.device))
+        return torch.tanh(mean + std * noise)
 
     def _batch(self, count: int) -> Tensor:
         generator = self.streams["data"]
         return torch.randint(count, (self.config.batch_size,), generator=generator, device=generator.device)
 
-    def losses(self, expert: Transitions, initial: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-        """ν's and the actor's loss on (B, ·) transitions and first states; `share` (B, 1) of the interpolates."""
+    def losses(
+        self, expert: Transitions, initial: Tensor, share: Tensor, noise: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """ν's and the actor's loss on (B, ·) transitions and first states.
+
+        Args:
+            share: (B, 1), of the demonstrations in the interpolates.
+            noise: standard normal (B, D), the policy's at the next states and at the first.
+        """
         config = self.config
-        at = torch.cat((expert.state, expert.action), -1)
-        after, first = (torch.cat((s, self._act(s)), -1) for s in (expert.next_state, initial))
-        loss = dice_loss(self.nu(at), self.nu(after), self.nu(first), config.discount)
-        penalty = gradient_penalty(self.nu, at, first, share)
+        with self.compute.autocast():
+            at = torch.cat((expert.state, expert.action), -1)
+            after, first = (
+                torch.cat((s, self._act(s, n)), -1) for s, n in zip((expert.next_state, initial), noise, strict=True)
+            )
+            loss = dice_loss(self.nu(at), self.nu(after), self.nu(first), config.discount)
+            penalty = gradient_penalty(self.nu, torch.cat((at, after)), torch.cat((first, first)), torch.cat((share, share)))
         return (
             loss + config.gradient_penalty * penalty,
             -loss + config.orthogonal_penalty * orthogonal_penalty(self.policy.network),
         )
 
-    def step(self) -> Tensor:
+    def _step(self, initial: Tensor, share: Tensor, next_noise: Tensor, first_noise: Tensor, *expert: Tensor) -> Tensor:
         """One gradient step of ν and of the actor, both from the same loss; ν's ()."""
-        rows = self._batch(len(self.expert.state))
-        expert, initial = Transitions(*(part[rows] for part in self.expert)), self.initial[self._batch(len(self.initial))]
-        share = torch.rand(len(rows), 1, generator=self.streams["noise"], device=rows.device)
-        of_nu, of_actor = self.losses(expert, initial, share)
+        of_nu, of_actor = self.losses(Transitions(*expert), initial, share, (next_noise, first_noise))
         parameters = [list(m.parameters()) for m in (self.nu, self.policy.network)]
         gradients = [
             torch.autograd.grad(loss, ps, retain_graph=True) for loss, ps in zip((of_nu, of_actor), parameters, strict=True)
@@ -170,8 +179,22 @@ class ValueDICE:
             for p, g in zip(ps, gs, strict=True):
                 p.grad = g
             optimiser.step()
-        self.done += 1
         return of_nu.detach()
+
+    def update(self, expert: Transitions, initial: Tensor, share: Tensor, noise: tuple[Tensor, Tensor]) -> Tensor:
+        """One gradient step on what :meth:`losses` takes; ν's loss ()."""
+        self.done += 1
+        loss: Tensor = self._update(initial, share, *noise, *expert)
+        return loss
+
+    def step(self) -> Tensor:
+        """One gradient step on a batch of the demonstrations; ν's loss ()."""
+        rows = self._batch(len(self.expert.state))
+        expert, initial = Transitions(*(part[rows] for part in self.expert)), self.initial[self._batch(len(self.initial))]
+        generator, shape = self.streams["noise"], (len(rows), self.expert.action.shape[1])
+        share = torch.rand(len(rows), 1, generator=generator, device=rows.device)
+        after, first = (torch.randn(shape, generator=generator, device=rows.device) for _ in range(2))
+        return self.update(expert, initial, share, (after, first))
 
     def finish(self) -> None:
         """Freeze the policy. NotFiniteError if its weights are NaN or infinite."""
@@ -194,20 +217,26 @@ class ValueDICE:
         self.policy.load_state_dict(state["policy"])
         self.nu.load_state_dict(state["nu"])
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+            saved = state["optimisers"][name]["state"]  # the groups say how to step on this device
+            optimiser.load_state_dict({"state": saved, "param_groups": optimiser.state_dict()["param_groups"]})
         for name, generator in self.streams.items():
             set_generator_state(generator, state["streams"][name])
         self.done = int(state["done"])
 
 
-def check_policy(policy: Any) -> None:
-    """InputError unless ValueDICE can train it."""
+def check_policy(policy: Any, windows: Windows, compute: Compute) -> None:
+    """InputError unless ValueDICE can train it, on these windows and in this way."""
     require(isinstance(policy, GaussianPolicy), "ValueDICE trains a Gaussian policy.", key="policy.kind",
             found=getattr(getattr(policy, "config", None), "kind", type(policy).__name__), expected="gaussian",
             remedy="give --policy.kind gaussian")  # fmt: skip
     images = [name for name in policy.shapes if name.startswith("image.")]
     require(not images, "ValueDICE does not train an encoder.", key="data.image_keys", found=", ".join(images),
             expected="states", remedy="pretrain a policy that sees by another method")  # fmt: skip
+    require(not compute.compile or compute.device == "cuda", "ValueDICE differentiates twice, which torch.compile cannot.",
+            key="compute.compile", found=f"on {compute.device}", expected="cuda, where a step is recorded as one graph",
+            remedy="leave --compile out")  # fmt: skip
+    require(windows.tail != "mask", "ValueDICE has no loss that padding could be left out of.", key="data.tail", found="mask",
+            expected="drop or pad")  # fmt: skip
 
 
 # -- configuration -------------------------------------------------------------------------------------------------------------
@@ -228,7 +257,7 @@ class ValueDICEConfig:
     discount: Share = 0.99
     """γ of a chunk."""
     gradient_penalty: NonNegative = 10.0
-    """Weight of (‖∇ν‖ − 1)² at interpolates between the demonstrations' (s, a) and the policy's (s₀, π(s₀))."""
+    """Weight of (‖∇ν‖ − 1)² at interpolates between the demonstrations' (s, a) and (s', π(s')) and the policy's (s₀, π(s₀))."""
     orthogonal_penalty: NonNegative = 1e-4
     """Weight of the actor's orthogonal regularisation."""
     absorbing: CountOrZero = 10

@@ -13,7 +13,7 @@ from postbc.agents.base import CRITIC_ENCODER_FILE, PolicyAgent, load_parameters
 from postbc.agents.iql import IQLConfig, make_critics
 from postbc.agents.networks import Critics
 from postbc.errors import require
-from postbc.policies.base import Observation, Policy, load_policy, policy_fingerprint, save_policy
+from postbc.policies.base import Observation, Policy, load_policy, policy_fingerprint, save_policy, seen_dim
 from postbc.schemas import Count, CountOrZero, NonNegative, schema
 
 Aggregate = Literal["min", "mean"]
@@ -49,6 +49,7 @@ class BestOfNAgent(PolicyAgent):
         size = len(features)
         chunks = self.policy.sample(features.repeat(self.samples, 1), generator=generator)
         seen = features if self.encoder is None else self.encoder.encode(observation)
+        seen = seen[:, : seen_dim(self.encoder or self.policy)]
         q = self.critics(seen.repeat(self.samples, 1), chunks.flatten(1))
         q = q.amin(0) if self.aggregate == "min" else q.mean(0)
         best = q.view(self.samples, size).argmax(0)
@@ -84,7 +85,7 @@ class BestOfNAgent(PolicyAgent):
             found = policy_fingerprint(encoder)
             require(found == head.encoder, "These are not the eyes that the critics learnt with.", file=path, key="fingerprint",
                     found=found, expected=head.encoder, remedy="copy the whole directory of the run")  # fmt: skip
-        dims = ((encoder or policy).feature_dim, policy.chunk * policy.action_dim)
+        dims = (seen_dim(encoder or policy), policy.chunk * policy.action_dim)
         critics = load_parameters(lambda generator: make_critics(head.iql, *dims, generator), file, device)
         return cls(policy, critics, head.iql, samples or head.samples, head.aggregate, encoder)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -27,7 +27,7 @@ from postbc.nn import gaussian_log_density, linear
 from postbc.policies.base import Observation, Policy
 from postbc.policies.chains import Chain
 from postbc.policies.networks.mlp import ResidualBlock
-from postbc.schemas import Count, CountOrZero, NonNegative, Positive, Share, Width, schema
+from postbc.schemas import MANY, Count, CountOrZero, NonNegative, Positive, Share, Width, schema
 
 
 # -- networks ------------------------------------------------------------------------------------------------------------------
@@ -77,44 +77,49 @@ def trained_steps(config: DPPOConfig, chain: Chain) -> int:
 
 
 # -- the chain -----------------------------------------------------------------------------------------------------------------
-def sample_chain(
-    base: Any,
-    actor: Any,
-    chain: Chain,
-    trained: int,
-    features: Tensor,
-    generator: torch.Generator,
-    dim: int,
-    minimum_std: float,
-    noise_clip: float,
-    last_noise: bool,
-    noise: Noise | None = None,
-) -> Tensor:
-    """(N, F) -> x_{S−K} … x_S, (N, K + 1, D): the `trained` = K last steps by `actor`, those before by `base`.
+class Denoising:
+    """The policy's chain as it is sampled here: its last K steps by a finetuned network, those before by the policy's own.
 
     Args:
-        minimum_std: floor of a step's standard deviation.
-        noise_clip: clamp of a step's standard normal noise.
-        last_noise: whether the last step has noise (while training; when playing it has none).
-        noise: of the trained steps' standard deviations, instead of the chain's own.
+        config: the algorithm's numbers.
+        policy: with a `network` and a `chain`.
+        device: of the chain.
     """
 
-    def draw() -> Tensor:
-        return torch.randn(len(features), dim, generator=generator, device=features.device)
+    def __init__(self, config: DPPOConfig, policy: Any, device: torch.device) -> None:
+        self.config, self.policy, self.chain = config, policy, policy.chain(config.sampling_steps).to(device)
+        self.trained = trained_steps(config, self.chain)
 
-    x, kept = draw(), []
-    predictors = base.predictor(features, chain.time), actor.predictor(features, chain.time)
-    for i, std in enumerate(chain.std.clamp(min=minimum_std)):
-        k = i - (len(chain) - trained)
-        late = k >= 0
-        if late:
-            kept.append(x)
-            if noise is not None:
-                std = noise(features, torch.full((len(features),), k, device=features.device))
-        x = chain.mean(predictors[late](x, i).float(), x, i)
-        if last_noise or i + 1 < len(chain):
-            x = x + draw().clamp_(-noise_clip, noise_clip) * std
-    return torch.stack((*kept, x), 1)
+    def sample(
+        self, actor: Any, features: Tensor, generator: torch.Generator, exploring: bool, noise: Noise | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(N, F) -> the chunk (N, T, A), normalised, and x_{S−K} … x_S, (N, K + 1, D).
+
+        Args:
+            actor: of the K last steps.
+            exploring: while collecting, every step has noise, at least of `min_sampling_std`; while playing at least of `eval_min_std`,
+                and the last step none.
+            noise: of the K steps' standard deviations, instead of the chain's own.
+        """
+        config, chain, n = self.config, self.chain, len(features)
+        least, most = (config.min_sampling_std, config.noise_clip) if exploring else (config.eval_min_std, 10.0)
+
+        def draw() -> Tensor:
+            return torch.randn(n, self.policy.chunk * self.policy.action_dim, generator=generator, device=features.device)
+
+        x, kept = draw(), []
+        predictors = self.policy.network.predictor(features, chain.time), actor.predictor(features, chain.time)
+        for i, std in enumerate(chain.std.clamp(min=least)):
+            k = i - (len(chain) - self.trained)
+            late = k >= 0
+            if late:
+                kept.append(x)
+                if noise is not None:
+                    std = noise(features, torch.full((n,), k, device=features.device))
+            x = chain.mean(predictors[late](x, i).float(), x, i)
+            if exploring or i + 1 < len(chain):
+                x = x + draw().clamp_(-most, most) * std
+        return x.clamp(-1, 1).view(n, self.policy.chunk, -1), torch.stack((*kept, x), 1)
 
 
 def log_probability(mean: Tensor, std: Tensor, following: Tensor) -> Tensor:
@@ -261,12 +266,23 @@ class DPPO(Optimized):
 
     networks: Networks
     name, on_policy = "dppo", True
+    causes: Mapping[str, tuple[str, ...]] = {
+        "too large steps or too many of them": (
+            "dppo.actor_lr",
+            "dppo.clip",
+            "dppo.clip_first",
+            "dppo.epochs",
+            "dppo.target_kl",
+        ),
+        "noise that drowns the policy": ("dppo.min_sampling_std",),
+        "a critic that knows too little": ("dppo.critic_warmup_iterations",),
+    }
 
     def __init__(self, config: DPPOConfig, policy: Any, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy, self.discount = config, policy, config.discount
         self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
-        self.chain = policy.chain(config.sampling_steps).to(generator.device)
-        self.trained = trained_steps(config, self.chain)
+        self.denoising = Denoising(config, policy, generator.device)
+        self.chain, self.trained = self.denoising.chain, self.denoising.trained
         self.action_dim = policy.chunk * policy.action_dim
         networks = self.networks = Networks(config, policy, generator).to(generator.device)
         self.optimizers = {
@@ -341,9 +357,10 @@ class DPPO(Optimized):
         return Rows(wide[0], x, after, step, old, wide[1], wide[2])
 
     def minibatches(self, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Indices of an epoch's batches, in random order."""
+        """Indices of an epoch's batches, in random order, all of one size: what is left over sits out (as published)."""
+        size = min(self.config.batch_size, count)
         order = torch.randperm(count, generator=generator, device=generator.device)
-        yield from order.split(self.config.batch_size)
+        yield from order[: count // size * size].split(size)
 
     # -- in the loop (:class:`postbc.training.online.Learner`) -----------------------------------------------------------------
     def memory(self, rows: int, num_envs: int) -> Rollout:
@@ -381,11 +398,8 @@ class DPPO(Optimized):
         return self._play(self.policy.network, state, generator)
 
     def _play(self, actor: Any, state: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chains = sample_chain(
-            self.policy.network, actor, self.chain, self.trained, state, generator, self.action_dim, self.config.min_sampling_std,
-            self.config.noise_clip, True, self.networks.noise,
-        )  # fmt: skip
-        return chains[:, -1].clamp(-1, 1).view(len(state), self.policy.chunk, -1), chains.flatten(1)
+        chunk, chains = self.denoising.sample(actor, state, generator, True, self.networks.noise)
+        return chunk, chains.flatten(1)
 
     def agent(self, deterministic: bool = False) -> DPPOAgent:
         """What has been learnt, in raw units; it shares this learner's network."""
@@ -420,19 +434,12 @@ class DPPOAgent(PolicyAgent):
     def __init__(self, policy: Any, actor: nn.Module, config: DPPOConfig) -> None:
         super().__init__(policy)
         self.actor, self.config = actor, config
-        self.steps = policy.chain(config.sampling_steps).to(self.device)
+        self.denoising = Denoising(config, policy, self.device)
 
     @torch.no_grad()
     def act(self, observation: Observation, generator: torch.Generator) -> Tensor:
         """Raw named observations of B states -> raw chunks (B, T, A)."""
-        policy: Any = self.policy
-        features = policy.encode(observation)
-        trained = trained_steps(self.config, self.steps)
-        chains = sample_chain(
-            policy.network, self.actor, self.steps, trained, features, generator, self.chunk * self.action_dim,
-            self.config.eval_min_std, 10.0, False,
-        )  # fmt: skip
-        chunk = chains[:, -1].clamp(-1, 1).view(len(features), self.chunk, self.action_dim)
+        chunk, _ = self.denoising.sample(self.actor, self.policy.encode(observation), generator, False)
         return self.policy.normalization.unnormalize_action(chunk)
 
     def save(self, directory: str | Path) -> None:
@@ -463,8 +470,9 @@ class DPPOConfig:
     """Steps of the chain: DDIM with η = 1 in fewer than the policy was trained with. Default all of them: DDPM. Flow: its own."""
     n_steps: Count = 300
     """Vector steps of an iteration."""
-    batch_size: Count = 7500
-    """Decisions (environment step × denoising step) of a gradient step."""
+    batch_size: Annotated[int, Field(ge=2, le=MANY)] = 7500
+    """Decisions (environment step × denoising step) of a gradient step, all of an iteration where it has fewer; at least two, as their
+    advantages are normalised."""
     epochs: Count = 10
     """Passes over an iteration's decisions."""
     discount: Share = 0.999

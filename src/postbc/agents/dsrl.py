@@ -1,17 +1,21 @@
 """DSRL (Wagenmaker et al. 2025, arXiv 2506.15799): SAC over the latent noise of a frozen, deterministic generative policy.
 
-Two variants. Both learn an actor u = π(s) ∈ (−1, 1)^D whose output, times `action_magnitude`, is the noise w that the policy turns
-into an action chunk a = DP(s, w).
+Two variants. Both learn an actor u = π(s) ∈ (−1, 1)^W whose output, times `action_magnitude`, is the noise w that the policy turns
+into an action chunk a = DP(s, w). W is D = T·A, or, where the noise is tied, A: one vector for all actions of a chunk, as DSRL steers
+π0's chunks of 50. Of a policy that was pretrained with `coherent`, the actor can choose the posterior's coordinates g as well, or them
+alone.
 
 - **sac**: plain SAC whose action is u; critics Q(s, u).
 - **na** ("noise aliased"): critics Q(s, a) of the real chunk learn by temporal differences, a noise critic Q^W(s, u) is distilled from
   them at w ~ N(0, I), and the actor climbs Q^W. Data of any source can enter the critics, as they see real chunks.
 
-Everything is in normalised units; s are the policy's features.
+Everything is in normalised units; s are the policy's features (of which actor and critics see what
+:func:`postbc.policies.base.seen_dim` says).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -29,29 +33,30 @@ from postbc.agents.networks import (
     descend,
 )
 from postbc.agents.replay import Replay
+from postbc.data.episodes import COORDINATES
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.nn import Activation, polyak
-from postbc.policies.base import Observation, Policy
-from postbc.schemas import Count, CountOrZero, Layers, Positive, Share, StepShare, Width, schema
+from postbc.policies.base import Observation, Policy, seen_dim
+from postbc.schemas import Count, CountOrZero, Layers, Positive, Share, StepShare, Width, later, schema
 
 
 # -- networks ------------------------------------------------------------------------------------------------------------------
 class Networks(nn.Module):
     """All that learns: actor, critics and their targets, the noise critics (na), the log temperature."""
 
-    def __init__(self, config: DSRLConfig, feature_dim: int, action_dim: int, generator: torch.Generator) -> None:
+    def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator) -> None:
         super().__init__()
         hidden, kind = (config.hidden,) * config.layers, (config.activation, config.layer_norm)
+        latent, na = latent_dim(config, policy), config.variant == "na"
 
-        def critics() -> Critics:
-            return Critics(feature_dim, action_dim, hidden, generator, *kind, critics=config.critics)
+        def critics(action_dim: int) -> Critics:
+            return Critics(visible_dim(config, policy), action_dim, hidden, generator, *kind, critics=config.critics)
 
-        self.actor = make_actor(config, feature_dim, action_dim, generator)
-        self.critics = critics()
-        self.target_critics = critics()
+        self.actor = make_actor(config, policy, generator)
+        self.critics, self.target_critics = (critics(policy.chunk * policy.action_dim if na else latent) for _ in range(2))
         copy_into(self.target_critics, self.critics)
-        self.noise_critics = critics() if config.variant == "na" else None
+        self.noise_critics = critics(latent) if na else None
         self.log_temperature = nn.Parameter(torch.tensor(config.init_temperature).log())
 
     @property
@@ -60,9 +65,45 @@ class Networks(nn.Module):
         return self.critics if self.noise_critics is None else self.noise_critics
 
 
-def make_actor(config: DSRLConfig, feature_dim: int, action_dim: int, generator: torch.Generator) -> Actor:
+def make_actor(config: DSRLConfig, policy: Policy, generator: torch.Generator) -> Actor:
     """The actor alone, which is all that acting needs."""
-    return Actor(feature_dim, action_dim, (config.hidden,) * config.layers, generator, config.activation, config.layer_norm)
+    dims = visible_dim(config, policy), latent_dim(config, policy)
+    return Actor(*dims, (config.hidden,) * config.layers, generator, config.activation, config.layer_norm)
+
+
+def coordinates_dim(config: DSRLConfig, policy: Policy) -> int:
+    """R: how many of the chosen numbers, the first of them, are a coherent policy's coordinates; 0 where they are not chosen.
+
+    Raises:
+        InputError: they are to be chosen, and the policy reads none, or reads something after them.
+    """
+    if not config.latent.startswith("posterior"):
+        return 0
+    *_, last = policy.shapes
+    require(last == COORDINATES, "Only a coherent policy has coordinates to choose.", key="dsrl.latent", found=config.latent,
+            expected="full or tied", remedy="pretrain with --pretraining.coherent R")  # fmt: skip
+    return policy.shapes[last][0]
+
+
+def latent_dim(config: DSRLConfig, policy: Policy) -> int:
+    """W: how many numbers are chosen for a chunk."""
+    rows = {"full": policy.chunk, "tied": 1, "posterior": 0, "posterior+full": policy.chunk}[config.latent]
+    return coordinates_dim(config, policy) + rows * policy.action_dim
+
+
+def visible_dim(config: DSRLConfig, policy: Policy) -> int:
+    """How many of the features, from the first on, actor and critics see: coordinates that are chosen are none of them."""
+    return seen_dim(policy) - policy.observation_steps * coordinates_dim(config, policy)
+
+
+def sample_latent(config: DSRLConfig, policy: Policy, features: Tensor, latent: Tensor) -> Tensor:
+    """(B, F), chosen numbers (B, W) -> normalised chunks (B, T, A): tied noise is every action's, noise that is not chosen is 0."""
+    size, width = coordinates_dim(config, policy), policy.action_dim
+    g, noise = latent[:, :size], latent[:, size:]
+    if size:  # they are the last of the features
+        features = torch.cat((features[:, : visible_dim(config, policy)], g.repeat(1, policy.observation_steps)), 1)
+    rows = noise.view(len(noise), noise.shape[1] // width, width) if noise.shape[1] else noise.new_zeros(len(noise), 1, width)
+    return policy.sample(features, noise=rows.expand(-1, policy.chunk, -1).contiguous())
 
 
 # -- losses --------------------------------------------------------------------------------------------------------------------
@@ -114,14 +155,19 @@ class DSRL(Optimized):
     """
 
     networks: Networks
+    causes: Mapping[str, tuple[str, ...]] = {
+        "learning from too few initial rollouts": ("training.initial_steps",),
+        "exploration that drowns the policy": ("dsrl.init_temperature", "dsrl.action_magnitude"),
+        "too large steps or too many of them": ("dsrl.lr", "dsrl.utd"),
+    }
 
     def __init__(self, config: DSRLConfig, policy: Policy, generator: torch.Generator, compute: Compute | None = None) -> None:
         self.config, self.policy = config, policy
         self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
         self.name, self.discount = f"dsrl-{config.variant}", config.discount
-        self.action_dim = policy.chunk * policy.action_dim
-        self.target_entropy = -float(self.action_dim) if config.target_entropy == "auto" else float(config.target_entropy)
-        networks = self.networks = Networks(config, policy.feature_dim, self.action_dim, generator).to(generator.device)
+        self.latent_dim, self.seen_dim = latent_dim(config, policy), visible_dim(config, policy)
+        self.target_entropy = -float(self.latent_dim) if config.target_entropy == "auto" else float(config.target_entropy)
+        networks = self.networks = Networks(config, policy, generator).to(generator.device)
         self.optimizers = {
             "actor": adam(networks.actor.parameters(), config.lr, self.compute.captures),
             "critic": adam(networks.critics.parameters(), config.lr, self.compute.captures),
@@ -155,7 +201,7 @@ class DSRL(Optimized):
         return info
 
     def update(self, batch: Batch, noise: Tensor, next_noise: Tensor) -> Info:
-        """One update on `batch`; (B, D) standard normal `noise` and `next_noise` are the actor's randomness at s and at s'."""
+        """One update on `batch`; (B, W) standard normal `noise` and `next_noise` are the actor's randomness at s and at s'."""
         self.gradient_steps += 1
         return self._update(noise, next_noise, *batch)
 
@@ -166,7 +212,7 @@ class DSRL(Optimized):
         return info
 
     def distill(self, features: Tensor, noise: Tensor, steps: int = 1) -> Info:
-        """`steps` steps of Q^W towards Q(s, DP(s, w)), w = `noise` ~ N(0, I), unclipped; (steps·B, F), (steps·B, D).
+        """`steps` steps of Q^W towards Q(s, DP(s, w)), w = `noise` ~ N(0, I), unclipped; (steps·B, F), (steps·B, W).
 
         The denoiser and the critics do not change meanwhile, so all targets are made in one pass.
         """
@@ -182,8 +228,9 @@ class DSRL(Optimized):
 
     # -- in the loop (:class:`postbc.training.online.Learner`) -----------------------------------------------------------------
     def memory(self, rows: int, num_envs: int) -> Replay:
-        """A replay buffer."""
-        return Replay(rows, self.policy.feature_dim, self.action_dim, self.compute.device)
+        """A replay buffer of what actor and critics see, and of u (sac) or chunks (na)."""
+        stored = self.latent_dim if self.config.variant == "sac" else self.policy.chunk * self.policy.action_dim
+        return SeenReplay(rows, self.seen_dim, stored, self.compute.device)
 
     def state(self, features: Tensor, generator: torch.Generator) -> Tensor:
         """The features themselves."""
@@ -196,34 +243,33 @@ class DSRL(Optimized):
         """
         config, size, info = self.config, self.config.batch_size, {}
         total = config.utd * size
-        fresh = torch.randn(2, total, self.action_dim, generator=noise, device=noise.device)
+        fresh = torch.randn(2, total, self.latent_dim, generator=noise, device=noise.device)
         for batch, first, second in zip(
             memory.sample(sampling, total).split(size), *(f.split(size) for f in fresh), strict=True
         ):
             info = self.update(batch, first, second)
         if config.variant == "na":
             total = config.noise_critic_grad_steps * size
-            w = torch.randn(total, self.action_dim, generator=noise, device=noise.device)
+            w = torch.randn(total, self.latent_dim, generator=noise, device=noise.device)
             info = info | self.distill(memory.sample(sampling, total).features, w, config.noise_critic_grad_steps)
         return info
 
     # -- act -------------------------------------------------------------------------------------------------------------------
     def denoise(self, features: Tensor, u: Tensor) -> Tensor:
-        """DP(s, magnitude·u): (B, F), (B, D) -> flattened chunk (B, D), no gradient."""
-        shape = (len(u), self.policy.chunk, self.policy.action_dim)
+        """DP(s, magnitude·u): (B, F), (B, W) -> flattened chunk (B, D), no gradient."""
         with torch.no_grad():
-            return self.policy.sample(features, noise=(u.detach() * self.config.action_magnitude).view(shape)).flatten(1)
+            return sample_latent(self.config, self.policy, features, u.detach() * self.config.action_magnitude).flatten(1)
 
     @torch.no_grad()
     def act(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(B, F) -> the chunk to play (B, T, A), normalised, and what the replay stores as action (B, D)."""
-        noise = torch.randn(len(features), self.action_dim, generator=generator, device=generator.device)
-        return self._play(features, self.networks.actor.sample(features, noise)[0])
+        """(B, F) -> the chunk to play (B, T, A), normalised, and what the replay stores as action: u (B, W), or the chunk (B, D)."""
+        noise = torch.randn(len(features), self.latent_dim, generator=generator, device=generator.device)
+        return self._play(features, self.networks.actor.sample(features[:, : self.seen_dim], noise)[0])
 
     @torch.no_grad()
     def act_base(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """As :meth:`act`, from the base policy: w ~ N(0, I), which sac clips to ± magnitude so that its replay can hold it."""
-        w = torch.randn(len(features), self.action_dim, generator=generator, device=generator.device)
+        """As :meth:`act`, from the base policy: w ~ N(0, I), tied where the actor's is; sac clips it to ± magnitude, for its replay."""
+        w = torch.randn(len(features), self.latent_dim, generator=generator, device=generator.device)
         u = w / self.config.action_magnitude
         return self._play(features, u.clamp(-1, 1) if self.config.variant == "sac" else u)
 
@@ -234,6 +280,15 @@ class DSRL(Optimized):
     def agent(self, deterministic: bool = False) -> DSRLAgent:
         """What has been learnt, in raw units; it shares this learner's actor."""
         return DSRLAgent(self.policy, self.networks.actor, self.config, deterministic)
+
+
+class SeenReplay(Replay):
+    """A replay buffer that keeps of features what learners see."""
+
+    def add(self, batch: Batch) -> None:
+        """Append n transitions; see :meth:`Replay.add`."""
+        seen = self.widths[0]
+        super().add(batch._replace(features=batch.features[:, :seen], next_features=batch.next_features[:, :seen]))
 
 
 class DSRLAgent(PolicyAgent):
@@ -256,13 +311,14 @@ class DSRLAgent(PolicyAgent):
     def act(self, observation: Observation, generator: torch.Generator) -> Tensor:
         """Raw named observations of B states -> raw chunks (B, T, A)."""
         features = self.policy.encode(observation)
+        seen = features[:, : visible_dim(self.config, self.policy)]
         if self.deterministic:
-            u = self.actor.mode(features)
+            u = self.actor.mode(seen)
         else:
-            noise = torch.randn(len(features), self.chunk * self.action_dim, generator=generator, device=generator.device)
-            u, _ = self.actor.sample(features, noise)
-        noise = (u * self.config.action_magnitude).view(len(u), self.chunk, self.action_dim)
-        return self.policy.normalization.unnormalize_action(self.policy.sample(features, noise=noise))
+            shape = len(features), latent_dim(self.config, self.policy)
+            u, _ = self.actor.sample(seen, torch.randn(shape, generator=generator, device=generator.device))
+        chunk = sample_latent(self.config, self.policy, features, u * self.config.action_magnitude)
+        return self.policy.normalization.unnormalize_action(chunk)
 
     def save(self, directory: str | Path) -> None:
         """Write agent.safetensors and, for a policy of the registry, base_policy.safetensors: all that playing needs."""
@@ -283,8 +339,8 @@ class DSRLAgent(PolicyAgent):
             InputError: there is no agent, it is not DSRL's, or it belongs to another base policy.
         """
         file, policy = read_agent(directory, _Saved, policy, device)
-        config, dims = file.header.config, (policy.feature_dim, policy.chunk * policy.action_dim)
-        actor = load_parameters(lambda generator: make_actor(config, *dims, generator), file, device)
+        config = file.header.config
+        actor = load_parameters(lambda generator: make_actor(config, policy, generator), file, device)
         return cls(policy, actor, config, file.header.deterministic if deterministic is None else deterministic)
 
 
@@ -297,6 +353,10 @@ class DSRLConfig:
     """na: critic on real chunks, noise critic by distillation (sample-efficient). sac: SAC in noise space (cheap)."""
     hidden: Width = 2048
     """Width of actor and critics (2048 Robomimic, 1024 LIBERO; 128 to 256 do on a laptop)."""
+    latent: Literal["full", "tied", "posterior", "posterior+full"] = later("full")
+    """What the actor chooses. full: the latent noise of every action of a chunk. tied: one for all of them, as DSRL does with π0: few
+    numbers where chunks are long. posterior: a coherent policy's coordinates g, anew for each chunk, the noise being 0.
+    posterior+full: both."""
     layers: Layers = 3
     """Hidden layers of actor and critics."""
     layer_norm: bool = True

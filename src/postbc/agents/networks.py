@@ -134,6 +134,8 @@ class Optimized:
     optimizers: dict[str, torch.optim.Adam]
     gradient_steps: int = 0
     on_policy = False
+    causes: Mapping[str, tuple[str, ...]] = {"too large steps or too many of them": ()}
+    """What usually makes it fall below its pretrained policy -> the options that this depends on."""
 
     def state_dict(self) -> dict[str, Any]:
         """Parameters, optimiser moments, gradient steps."""

@@ -13,6 +13,7 @@ arXiv 2101.05982); choosing among proposals in acting and in the target (Dong et
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -128,6 +129,13 @@ class Residual(Optimized):
 
     networks: Networks
     name = "residual"
+    causes: Mapping[str, tuple[str, ...]] = {
+        "an actor that moves while the critics know little": (
+            "residual.penalty", "residual.ramp", "residual.critic_warmup", "training.initial_steps",
+        ),
+        "a correction that is too large": ("residual.scale", "residual.exploration"),
+        "too large steps or too many of them": ("residual.lr", "residual.utd"),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -291,15 +299,16 @@ class ResidualAgent(PolicyAgent):
 # -- configuration -------------------------------------------------------------------------------------------------------------
 @schema
 class ResidualConfig:
-    """The algorithm's numbers. None is the paper's, which has no residual finetuner."""
+    """The algorithm's numbers. None is the paper's, which has no residual finetuner: the defaults are those that were measured at Lift
+    (results/lift-finetuners)."""
 
     scale: Annotated[float, Field(gt=0, le=2)] = 0.3
     """Bound of the residual, normalised units: a component of a chunk is changed by at most this."""
-    ramp: CountOrZero = 1000
+    ramp: CountOrZero = 500
     """Actor steps over which the residual's bound grows from 0 to `scale`."""
     proposals: Annotated[int, Field(ge=1, le=1000)] = 4
     """M: chunks of the policy that the critics choose among, in acting and in their targets. 1: the plain residual."""
-    hidden: Width = 256
+    hidden: Width = 128
     """Width of actor and critics."""
     layers: Layers = 2
     """Hidden layers of actor and critics."""
@@ -307,25 +316,25 @@ class ResidualConfig:
     """LayerNorm before each activation."""
     activation: Activation = "relu"
     """Activation of actor and critics."""
-    critics: Layers = 10
+    critics: Layers = 5
     """E, critics; the actor climbs their mean."""
     target_critics: Layers = 2
     """How many of them, drawn anew at every step, the target takes the minimum of."""
-    lr: Positive = 3e-4
+    lr: Positive = 6e-4
     """Adam's step size."""
     batch_size: Count = 256
     """Transitions of a step of the critics; the actor's has as many proposals."""
-    discount: Share = 0.99
+    discount: Share = 0.97
     """γ of a chunk."""
     n_step: Annotated[int, Field(ge=1, le=100)] = 3
     """Chunks whose rewards a return sums before it bootstraps."""
     tau: StepShare = 0.005
     """Target critics move by this share at every step."""
-    utd: Count = 8
+    utd: Count = 16
     """Steps of the critics a vector step."""
     critic_steps_per_actor_step: Count = 2
     """Steps of the critics before each of the actor."""
-    critic_warmup: CountOrZero = 2000
+    critic_warmup: CountOrZero = 1000
     """Steps of the critics on the base policy's rollouts before the actor moves."""
     demonstration_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a batch that comes from the demonstrations, where they are given."""

@@ -23,10 +23,20 @@ MISMATCH = "success may be near 0 % without any error"
 
 
 def controller_of(kwargs: Mapping[str, Any]) -> Any:
-    """The controller's settings in robosuite's `env_kwargs`, which may hold a list of one: one a robot."""
+    """The arm's controller in robosuite's `env_kwargs`.
+
+    To robosuite 1.4 `controller_configs` are these settings, or a list of them, one a robot. From 1.5 on they are the whole robot's,
+    {"type": "BASIC", "body_parts": {"right": …}}, and the arm's may say `input_type` "delta" for `control_delta` true.
+    """
     controller: Any = kwargs.get("controller_configs")
-    one = isinstance(controller, Sequence) and not isinstance(controller, str) and len(controller) == 1
-    return controller[0] if one else controller
+    if isinstance(controller, Sequence) and not isinstance(controller, str) and len(controller) == 1:
+        controller = controller[0]
+    if isinstance(controller, Mapping) and "body_parts" in controller:
+        parts = controller["body_parts"]
+        controller = parts.get("right") if isinstance(parts, Mapping) else parts
+        if isinstance(controller, Mapping) and "input_type" in controller:
+            controller = {"control_delta": controller["input_type"] == "delta", **controller}
+    return controller
 
 
 @schema

@@ -1,40 +1,48 @@
-"""The official robomimic and LIBERO files from their public hub, checked on arrival."""
+"""The official robomimic and LIBERO files from their public hub (robomimic's older ones: from its own server), checked on arrival."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from postbc.data.libero_tasks import find_tasks
 from postbc.errors import InputError, require
 from postbc.files import digest
 
 REPOSITORY, LIBERO = "robomimic/robomimic_datasets", "yifengzhu-hf/LIBERO-datasets"
-#: Tasks and data sets with low-dimensional files; proficient-human files hold 200 demonstrations, multi-human ones 300 (6 people × 50).
+#: Where robomimic's older files lie, as its registry of data sets has it.
+OLDER = "http://downloads.cs.stanford.edu/downloads/rt_benchmark"
 TASKS = ("lift", "can", "square")
-DEMONSTRATIONS = {"ph": 200, "mh": 300}
+Release = Literal["v1.5", "v1.4.1"]
+RobomimicSet = Literal["ph", "mh", "mg", "mg-dense"]
+#: Low-dimensional files: one person's (200 demonstrations), six people's (6 × 50), and 300 rollouts of each checkpoint of an SAC agent.
+DEMONSTRATIONS: dict[tuple[str, str], int] = {
+    **{(task, "ph"): 200 for task in TASKS},
+    **{(task, "mh"): 300 for task in TASKS},
+    **{(task, kind): 300 * checkpoints for task, checkpoints in (("lift", 5), ("can", 13)) for kind in ("mg", "mg-dense")},
+}
 #: Of each of LIBERO's tasks.
 OF_A_TASK = 50
-#: Simulator that the hub's v1.5 files were made with.
-MADE_WITH = "1.5.1"
 VERSION_NOTE = (
-    f"The hub's v1.5 files were made with robosuite {MADE_WITH}. They can be inspected and trained on here, but robosuite 1.4.0,\n"
-    "which postbc simulates with, moves differently under the same commands: `demos replay` refuses them, and a policy trained on\n"
-    "them may succeed near 0 % in evaluation without any error. For use in the simulator make your own with `demos collect`, or\n"
-    "take robomimic's older v1.4.1 files."
+    "robomimic's v1.5 files were made with robosuite 1.5.1, postbc simulates with 1.4.0: training and `demos replay` refuse them\n"
+    "unless --allow-version-mismatch is given, and a policy trained on them may succeed near 0 % without any error.\n"
+    "--version v1.4.1 fetches the files that belong to this simulator; `postbc doctor FILE` replays a few demonstrations."
 )
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What the hub says about a file."""
+    """What the hub, or another server, says about a file."""
 
     filename: str
-    """Path inside the repository."""
+    """Where it will lie in the download's directory."""
     size: int
     """Bytes."""
     sha256: str | None
@@ -43,6 +51,7 @@ class Remote:
     """As the repository's card states it, or "not stated"."""
     commit: str
     """Revision that will be downloaded."""
+    url: str
     repository: str = REPOSITORY
 
 
@@ -71,23 +80,46 @@ def _network_errors() -> tuple[type[Exception], ...]:
     return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
 
 
-def _unreachable(error: Exception, filename: str, repository: str) -> InputError:
+def _unreachable(error: Exception, where: str) -> InputError:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return InputError("The disk is full.", found=str(error), remedy="free space and run the same command: it resumes")
     return InputError(
-        "The file could not be fetched from the hub.",
-        key=f"{repository}: {filename}",
+        "The file could not be fetched.",
+        key=where,
         found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}",
-        expected="a connection to the Hugging Face hub (HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids it)",
+        expected="a connection (to the Hugging Face hub HF_ENDPOINT names a mirror, HF_HUB_OFFLINE forbids it)",
         remedy="connect and run the same command again: it resumes. Without a connection, `postbc demos collect` makes demonstrations",
     )
 
 
-def look_up(task: str, dataset: str) -> Remote:
-    """Size, checksum, licence and revision of a file, without downloading it. InputError: unknown data set, or no hub."""
-    require(task in TASKS and dataset in DEMONSTRATIONS, "There is no such data set.", key="task, dataset", found=f"{task}, {dataset}",
-            expected=f"{' | '.join(TASKS)} and {' | '.join(DEMONSTRATIONS)}")  # fmt: skip
-    return _look_up(REPOSITORY, [f"v1.5/{task}/{dataset}/low_dim_v15.hdf5"])[0]
+def filename_of(task: str, dataset: str, version: Release) -> str:
+    """Where a file of robomimic's will lie: ``VERSION/TASK/SET/…``, as the hub has its own. InputError: unknown data set."""
+    require((task, dataset) in DEMONSTRATIONS, "There is no such data set.", key="task, dataset", found=f"{task}, {dataset}",
+            expected=", ".join(f"{t} {d}" for t, d in DEMONSTRATIONS))  # fmt: skip
+    kind, _, reward = dataset.partition("-")
+    reward = f"_{reward or 'sparse'}" if kind == "mg" else ""
+    return f"{version}/{task}/{kind}/low_dim{reward}_{version.replace('.', '')}.hdf5"
+
+
+def look_up(task: str, dataset: str, version: Release = "v1.5") -> Remote:
+    """Size, checksum, licence and revision of a file, without downloading it. InputError: unknown data set, or no connection.
+
+    v1.4.1 lies on a plain server, which says its size, and no checksum.
+    """
+    filename = filename_of(task, dataset, version)
+    return _look_up_older(filename) if version == "v1.4.1" else _look_up(REPOSITORY, [filename])[0]
+
+
+def _look_up_older(filename: str) -> Remote:
+    url = f"{OLDER}/{filename.partition('/')[2]}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=30) as answer:
+            size, revision = (answer.headers.get(name, "") for name in ("Content-Length", "ETag"))
+    except (OSError, HTTPException) as error:
+        raise _unreachable(error, url) from error
+    require(size.isdecimal(), "The server does not say how large the file is.", key=url, found=size)
+    revision = re.sub(r"\W", "", revision) or "unknown"
+    return Remote(filename, int(size), None, "not stated", revision, url, OLDER.partition("//")[2])
 
 
 def look_up_libero(name: str) -> list[Remote]:
@@ -96,12 +128,13 @@ def look_up_libero(name: str) -> list[Remote]:
 
 
 def _look_up(repository: str, filenames: list[str]) -> list[Remote]:
-    api = _hub().HfApi(endpoint=_endpoint())
+    hub = _hub()
+    api = hub.HfApi(endpoint=_endpoint())
     try:
         info = api.dataset_info(repository)
         files = {file.path: file for file in api.get_paths_info(repository, filenames, repo_type="dataset", revision=info.sha)}
     except _network_errors() as error:
-        raise _unreachable(error, filenames[0], repository) from error
+        raise _unreachable(error, f"{repository}: {filenames[0]}") from error
     for filename in filenames:
         require(filename in files, "The hub no longer has this file.", key=f"{repository}: {filename}",
                 found=f"nothing at revision {info.sha}", remedy="look at the repository's file list, and tell us")  # fmt: skip
@@ -109,7 +142,8 @@ def _look_up(repository: str, filenames: list[str]) -> list[Remote]:
     return [
         Remote(
             filename, int(files[filename].size), getattr(getattr(files[filename], "lfs", None), "sha256", None),
-            str(licence) if licence else "not stated", str(info.sha), repository,
+            str(licence) if licence else "not stated", str(info.sha),
+            hub.hf_hub_url(repository, filename, repo_type="dataset", revision=info.sha, endpoint=_endpoint()), repository,
         )
         for filename in filenames
     ]  # fmt: skip
@@ -138,7 +172,7 @@ def check_arrived(path: Path, remote: Remote, demonstrations: int) -> int:
 
 
 def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: bool = False) -> Path:
-    """Download into ``directory`` under the hub's own path and check what arrived; a whole file that is there already is kept.
+    """Download into ``directory`` under ``remote.filename`` and check what arrived; a whole file that is there already is kept.
 
     What has arrived of an interrupted download waits beside the file (``….part``), and the next call goes on from there:
     ``hf_hub_download`` itself resumes within one call only (since huggingface_hub 2). The file gets its name when it is whole.
@@ -175,18 +209,18 @@ def fetch(remote: Remote, directory: str | Path, demonstrations: int, *, force: 
     hub = _hub()
     from huggingface_hub.file_download import http_get
 
-    url = hub.hf_hub_url(remote.repository, remote.filename, repo_type="dataset", revision=remote.commit, endpoint=_endpoint())
+    own = remote.repository in (REPOSITORY, LIBERO)  # another server is not told who you are on the hub
     try:
         if have < remote.size:
             with part.open("ab") as file:
                 http_get(
-                    url, file, resume_size=have, headers=hub.utils.build_hf_headers(), expected_size=remote.size,
+                    remote.url, file, resume_size=have, headers=hub.utils.build_hf_headers() if own else {}, expected_size=remote.size,
                     displayed_filename=path.name,
                 )  # fmt: skip
                 file.flush()
                 os.fsync(file.fileno())
     except _network_errors() as error:
-        raise _unreachable(error, remote.filename, remote.repository) from error
+        raise _unreachable(error, remote.url) from error
     try:
         check_arrived(part, remote, demonstrations)
     except InputError:

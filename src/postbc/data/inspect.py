@@ -74,6 +74,8 @@ class Summary:
     total: Group
     operators: tuple[Group, ...]
     filters: tuple[Group, ...]
+    habits: dict[str, dict[str, int]]
+    """Of filters named NAME=VALUE: how many demonstrations have which value."""
     observations: tuple[Dimension, ...]
     actions: tuple[Dimension, ...]
     success: str | None
@@ -121,13 +123,19 @@ def summarise(dataset: Dataset) -> Summary:
     people = by_operator(dataset)
     operators = [_group(name, dataset.keep(dataset.names[i] for i in indices), solved) for name, indices in people.items()]
     # A filter named after an operator would only say the same again.
-    filters = [
-        _group(key, dataset.select(key), solved) for key, names in dataset.filters.items() if names and key not in people
-    ]
+    filters: list[Group] = []
+    habits: dict[str, dict[str, int]] = {}
+    for key, names in dataset.filters.items():
+        name, equals, value = key.partition("=")
+        if equals:
+            habits.setdefault(name, {})[value] = len(names)
+        elif names and key not in people:
+            filters.append(_group(key, dataset.select(key), solved))
     return Summary(
         _group("all", dataset, solved),
         tuple(operators),
         tuple(filters),
+        habits,
         _dimensions(dataset.states, observation_names),
         _dimensions(dataset.actions, action_names),
         why,

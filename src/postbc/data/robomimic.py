@@ -152,14 +152,11 @@ def expected_action_dim(environment: Mapping[str, Any]) -> int | None:
     kwargs = environment.get("env_kwargs")
     kwargs = kwargs if isinstance(kwargs, Mapping) else {}
     controller = controller_of(kwargs)
-    if not isinstance(controller, Mapping):
+    if not isinstance(controller, Mapping) or controller.get("type") != "OSC_POSE":
         return None
-    parts = controller.get("body_parts") or {}  # robosuite 1.5: a composite controller with one part an arm
-    parts = parts.values() if isinstance(parts, Mapping) else ()
-    types = [controller.get("type"), *(part.get("type") for part in parts if isinstance(part, Mapping))]
     robots = kwargs.get("robots") or []
     count = 1 if isinstance(robots, str) else len(robots) if isinstance(robots, list) else 0
-    return 7 * count or None if "OSC_POSE" in types else None
+    return 7 * count or None
 
 
 def action_bounds(environment: Mapping[str, Any]) -> tuple[float, float] | None:

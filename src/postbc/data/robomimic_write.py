@@ -33,6 +33,7 @@ def write_robomimic(
     dataset: Dataset,
     *,
     model_xml: str | Mapping[str, str] | None = None,
+    attributes: Mapping[str, Mapping[str, float]] | None = None,
     next_observations: bool = False,
     progress: Callable[[], object] | None = None,
 ) -> Path:
@@ -43,6 +44,7 @@ def write_robomimic(
         dataset: written with `obs` split into its keys, so that reading gives the same arrays bit for bit; frames as (N, H, W, C), of
             `SparseFrames` those that were drawn, with the attribute `every`.
         model_xml: MJCF of the simulator model, one for all or one an episode name (attribute `model_file`).
+        attributes: episode name -> name -> number, attributes of the episode's group.
         progress: called after each episode.
         next_observations: also write `next_obs`: the observation one step later, the last one repeated.
 
@@ -56,18 +58,18 @@ def write_robomimic(
     check_writable(path)
     if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
         with atomic_path(path) as whole:
-            _write(whole, dataset, model_xml, next_observations, progress)
+            _write(whole, dataset, model_xml, attributes or {}, next_observations, progress)
         return path
     # Built in memory: HDF5's own writer answers a full disk with an unclosable file, a plain write with a clean error.
     buffer = io.BytesIO()
-    _write(buffer, dataset, model_xml, next_observations, progress)
+    _write(buffer, dataset, model_xml, attributes or {}, next_observations, progress)
     write_bytes(path, buffer.getbuffer())
     return path
 
 
 def _write(
-    target: Path | io.BytesIO, dataset: Dataset, model_xml: str | Mapping[str, str] | None, next_observations: bool,
-    progress: Callable[[], object] | None,
+    target: Path | io.BytesIO, dataset: Dataset, model_xml: str | Mapping[str, str] | None,
+    attributes: Mapping[str, Mapping[str, float]], next_observations: bool, progress: Callable[[], object] | None,
 ) -> None:  # fmt: skip
     with h5py.File(target, "w", libver=("earliest", "v108")) as file:
         data = file.create_group("data")
@@ -93,6 +95,7 @@ def _write(
                 group.attrs["episode_seed"] = episode.episode_seed
             if episode.task is not None:
                 group.attrs["task"] = episode.task
+            group.attrs.update(attributes.get(episode.name, {}))
             group["actions"] = episode.actions
             if episode.rewards is not None:
                 group["rewards"] = episode.rewards

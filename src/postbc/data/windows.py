@@ -144,11 +144,22 @@ class Windows:
         `frames` are what :meth:`read` found for the same windows; by default they are read now.
         """
         rows = rows.to(self.device)
-        steps = self._steps(rows, self._row, self._first)
-        flat, found = steps.reshape(-1), frames or {}
+        return self._observed(self._steps(rows, self._row, self._first), frames or {})
+
+    def next_observation(self, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Windows (B,) int64 -> what :meth:`observation` gives of the step after their chunks, and (B,) bool, whether the episode has
+        that step; where it has none, of its last."""
+        rows = rows.to(self.device)
+        after = self._row + self.chunk_size
+        steps = self._steps(rows, torch.minimum(after, self._last), self._first)
+        return self._observed(steps, {}), (after <= self._last)[rows]
+
+    def _observed(self, steps: Tensor, frames: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Global rows (B,) or (B, To) -> named raw observations."""
+        flat = steps.reshape(-1)
         return {
             key: (
-                self._numbers[key][flat] if not is_image(key) else found[key] if key in found else self._images(key, flat)
+                self._numbers[key][flat] if not is_image(key) else frames[key] if key in frames else self._images(key, flat)
             ).unflatten(0, steps.shape)
             for key in self.shapes
         }  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from postbc.data.belonging import Facts, check_belongs
+from postbc.data.download import TASKS as DOWNLOADS
+from postbc.data.download import filename_of
 from postbc.data.libero_tasks import KITCHEN, find_tasks
 from postbc.data.scripted.hands import GEOMETRIES
 from postbc.data.training_set import load_training_set
@@ -63,6 +65,8 @@ def check(recipe: Recipe[Any], layout: Layout) -> None:
     if "postbc" in recipe.methods:
         posterior_of(recipe, layout, recipe.seeds[0])
         _check_posterior(recipe)
+    if recipe.demonstrations is None:
+        _check_recorded(recipe)
     if recipe.demonstrations is not None or layout.demonstrations(recipe).exists():
         data = load_training_set(data_of(recipe, layout), recipe.seeds[0])
         _check_facts(data.facts, environment, recipe)
@@ -79,7 +83,7 @@ def check(recipe: Recipe[Any], layout: Layout) -> None:
         found="none given", remedy="give --demonstrations FILE (`postbc demos download` fetches robomimic's and LIBERO's)",
     )  # fmt: skip
     require(
-        (recipe.data.num_trajectories or 1) <= recipe.collect_num, "There are fewer demonstrations than a seed is trained on.",
+        (recipe.data.num_trajectories or 1) <= (recipe.collect_num or 0), "There are fewer demonstrations than a seed is trained on.",
         key="collect_num", found=recipe.collect_num, expected=f"at least {recipe.data.num_trajectories}",
     )  # fmt: skip
     collection(recipe, layout)
@@ -89,6 +93,21 @@ def _check_facts(found: Facts, environment: Environment, recipe: Recipe[Any]) ->
     check_belongs(
         found, environment.belonging(), file=str(recipe.demonstrations), allow_version_mismatch=recipe.data.allow_version_mismatch,
         remedy="give demonstrations of this environment, or --environment",
+    )  # fmt: skip
+
+
+def _check_recorded(recipe: Recipe[Any]) -> None:
+    """InputError, with the command that fetches them, for a recipe of recorded demonstrations where nobody asks for scripted ones."""
+    task, remedy = recipe.environment.removeprefix("postbc/").lower(), "give --demonstrations FILE"
+    if task in DOWNLOADS:
+        remedy = (
+            f"postbc demos download --task {task} --dataset mh --version v1.4.1, then --demonstrations "
+            f"data/{filename_of(task, 'mh', 'v1.4.1')}"
+        )
+    require(
+        recipe.collect_num is not None, "This recipe's numbers are of recorded demonstrations, not of scripted ones.",
+        key="demonstrations", found="none given", expected="robomimic's multi-human file" if task in DOWNLOADS else "a file",
+        remedy=f"{remedy}; `postbc run … --collect-num {max(60, recipe.data.num_trajectories or 0)}` records scripted ones instead",
     )  # fmt: skip
 
 

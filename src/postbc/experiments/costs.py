@@ -40,6 +40,8 @@ from postbc.value_dice import ValueDICE
 
 #: Images are timed in batches of at most this many, and counted: a large encoder takes minutes for a batch on a CPU.
 SEEN_AT_ONCE = 4
+#: Demonstrations of a file of which nothing is known: robomimic's multi-human ones.
+MULTI_HUMAN = 300
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Estimate:
     @property
     def windows(self) -> int:
         """Of the demonstrations that a seed is trained on."""
-        count = self.recipe.data.num_trajectories or self.recipe.collect_num
+        count = self.recipe.data.num_trajectories or self.recipe.collect_num or MULTI_HUMAN
         return count * (self.length - (self.chunk - 1 if self.recipe.data.tail == "drop" else 0))
 
     def posterior(self) -> Cost:
@@ -207,7 +209,7 @@ class Estimate:
             trained = trained_steps(numbers, self._policy(own).chain(numbers.sampling_steps))
             iterations = steps // numbers.n_steps
             decisions = numbers.n_steps * training.num_envs * trained
-            gradient_steps = iterations * numbers.epochs * math.ceil(decisions / numbers.batch_size)
+            gradient_steps = iterations * numbers.epochs * max(1, decisions // numbers.batch_size)
             seconds = gradient_steps * self._updating(own, finetuner, numbers, training)
         else:
             gradient_steps = learning * numbers.utd + (numbers.critic_warmup if finetuner == "residual" else 0)

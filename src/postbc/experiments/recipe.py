@@ -106,9 +106,9 @@ class Recipe(Generic[P]):
     (libero/kitchen/3 libero/kitchen/14)."""
     demonstrations: Path | None = None
     """Demonstrations (robomimic's or LIBERO's HDF5, a folder of such files, or zarr); by default scripted operators record some
-    (Lift, Can, Square and LIBERO's kitchens)."""
-    collect_num: Count = 60
-    """Scripted demonstrations to record, if no file is given."""
+    (Lift, Can, Square and LIBERO's kitchens), unless collect_num is none."""
+    collect_num: Count | None = 60
+    """Scripted demonstrations to record, if no file is given. None: this recipe's numbers are of recorded ones, and it wants a file."""
     collect_operators: Annotated[tuple[str, ...], Field(min_length=1)] = ("all",)
     """Who records them (see `postbc demos collect`)."""
     collect_seed: Seed = 0
@@ -182,6 +182,8 @@ class Recipe(Generic[P]):
     def of_method(self, method: Method) -> Recipe[P]:
         """The recipe as it is for one method: `per_method` applied, and `pretraining.method`."""
         values = plain(replace(self, per_method={}) if self.per_method else self, whole=True)
+        if method == "value-dice" and values["policy"]["kind"] != "gaussian":  # at its published size, not the recipe's
+            values["policy"] = plain(policy_class("gaussian").Config(), whole=True)
         for name, value in self.per_method.get(method, {}).items():
             *above, last = name.split(".")
             where = values
@@ -196,8 +198,7 @@ class Recipe(Generic[P]):
         if method != "postbc":  # as α and σ, its coordinates mean nothing to others
             values["pretraining"]["coherent"] = 0
         try:
-            own = parse_recipe(values)
-            return with_policy(own, "gaussian") if method == "value-dice" else own
+            return parse_recipe(values)
         except InputError as error:
             raise InputError(f"What differs for {method} cannot be used. {error}", key=f"per_method: {method}") from None
 

@@ -43,6 +43,7 @@ def collection(recipe: Recipe[Any], layout: Layout) -> Collect:
     if drawn and not task.startswith("libero/"):  # cheap to draw: while they are recorded
         seen = {"images": True, "image_size": int(drawn[1]) if drawn[1] else None}
     output = layout.states(recipe) if drawn and not seen else layout.demonstrations(recipe)
+    assert recipe.collect_num is not None  # a recipe that wants a file is refused first
     return Collect(output, task, num=recipe.collect_num, operators=recipe.collect_operators, seed=recipe.collect_seed, **seen)
 
 

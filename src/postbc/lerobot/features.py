@@ -98,7 +98,7 @@ def features_of_agent(agent: Agent, about: About) -> Features:
     shapes = {name: shape for name, shape in agent.shapes.items() if name != COORDINATES}
     width = shapes.get("state", (0,))[0]
     config: Any = getattr(getattr(agent, "policy", None), "config", None)
-    if getattr(config, "kind", None) == "lerobot-diffusion":
+    if getattr(config, "kind", None) == "lerobot":
         pairs = [(STATE, config.own), (ENVIRONMENT_STATE, width - config.own)]
         return Features(shapes, tuple(StatePart(name, name, 0, n) for name, n in pairs if n), config.cameras)
     facts = Facts.from_dict(about.facts) if about.facts is not None else Facts()

@@ -42,6 +42,8 @@ class Policy(Protocol):
         normalization: raw <-> normalised actions (and states), a module with buffers.
 
     One whose attribute `augments` is true (not every policy has it) is trained on `encode(observation, generator)`: random crops.
+    One whose attribute `seen_dim` is below F has features of which learners see the first `seen_dim` (:func:`seen_dim`); what follows
+    is what sampling needs besides, and too wide to keep or to learn from: the tokens of a vision-language model.
     """
 
     chunk: int
@@ -67,6 +69,11 @@ class Policy(Protocol):
         ...
 
 
+def seen_dim(policy: Policy) -> int:
+    """How many numbers of a policy's features, from the first on, learners see and keep: all, but for a policy that says otherwise."""
+    return int(getattr(policy, "seen_dim", policy.feature_dim))
+
+
 def weighted(errors: Tensor, weight: Tensor | None) -> Tensor:
     """Errors (B, D) of flattened chunks -> losses (B,): the mean over D, times `weight` (B,), or of errors times that (B, T)."""
     if weight is None or weight.ndim == 1:
@@ -90,7 +97,7 @@ POLICIES: dict[str, str] = {
     "diffusion": "postbc.policies.diffusion:DiffusionPolicy",
     "flow": "postbc.policies.flow:FlowPolicy",
     "gaussian": "postbc.policies.gaussian:GaussianPolicy",
-    "lerobot-diffusion": "postbc.lerobot.policy:LeRobotDiffusion",
+    "lerobot": "postbc.lerobot.policy:LeRobotPolicy",
 }
 
 

@@ -10,6 +10,7 @@ import tyro
 from pydantic import Field
 from rich.table import Table
 
+from postbc.data.download import Release, RobomimicSet
 from postbc.errors import InputError, require
 from postbc.progress import console, progress, say
 from postbc.schemas import Count, CountOrZero, Seed, schema
@@ -82,7 +83,7 @@ class Collect:
             )  # fmt: skip
         dataset = collection.dataset
         _check_free(self.output, self.overwrite)  # nobody has put something there meanwhile
-        write_robomimic(self.output, dataset, model_xml=collection.model_xml)
+        write_robomimic(self.output, dataset, model_xml=collection.model_xml, attributes=collection.habits)
         table = _table(
             f"{len(dataset)} demonstrations of {self.task}, {dataset.num_steps} steps",
             (
@@ -163,6 +164,9 @@ class Inspect:
             groups.add_section()
         terminal = console()
         terminal.print(groups)
+        if summary.habits:
+            habits = (f"{name} {', '.join(f'{v} {n}' for v, n in of.items())}" for name, of in summary.habits.items())
+            say(f"Habits (filters, as side=left): {'; '.join(habits)}")
         if summary.success is not None:
             say(f"Solved is unknown: {summary.success}")
         for title, dimensions in (("State (raw units)", summary.observations), ("Actions", summary.actions)):
@@ -212,10 +216,13 @@ class Replay:
     allow_version_mismatch: bool = False
     """Go on although the data was made with another version of the simulator (expect near 0 % success)."""
 
-    def run(self) -> None:
-        """Replay and print the success rate with its Wilson interval."""
+    def play(self) -> tuple[Any, Any]:
+        """The demonstrations (a :class:`~postbc.data.episodes.Dataset`), and their playback in the simulator that they are of.
+
+        Raises:
+            InputError: demonstrations that cannot be read, or do not belong to a simulator here.
+        """
         from postbc.data.readers import list_dataset, read_dataset
-        from postbc.statistics import wilson_interval
 
         names = None
         if self.num is not None:
@@ -239,7 +246,13 @@ class Replay:
                 from postbc.environments.robosuite.playback import replay
 
                 options["native"] = self.native
-            result = replay(dataset, progress=bar.reach, **options)
+            return dataset, replay(dataset, progress=bar.reach, **options)
+
+    def run(self) -> None:
+        """Replay and print the success rate with its Wilson interval."""
+        from postbc.statistics import wilson_interval
+
+        _, result = self.play()
         for warning in result.warnings:
             say(f"Warning: {warning}")
         successes, n = int(result.successes.sum()), len(result.successes)
@@ -256,15 +269,18 @@ class Replay:
 
 @schema
 class Download:
-    """Fetch official robomimic or LIBERO files from the public hub; says their size and licence first, checks what arrives, resumes."""
+    """Fetch official robomimic or LIBERO files; says their size and licence first, checks what arrives, resumes."""
 
     task: str = "lift"
     """lift, can or square; libero/kitchen (sixteen files), one of LIBERO's tasks (libero/KITCHEN_SCENE3_turn_on_the_stove), some of
     the sixteen (libero/kitchen/3+14), or a suite of it (libero/libero_goal)."""
-    dataset: Literal["ph", "mh"] = "mh"
-    """robomimic: ph, proficient human, 200 demonstrations by one person; mh, multi-human, 300 by six people of three qualities."""
+    dataset: RobomimicSet = "mh"
+    """robomimic: ph, proficient human, 200 demonstrations by one person; mh, multi-human, 300 by six people of three qualities; mg
+    (sparse rewards) or mg-dense, machine-generated: 1500 (lift) or 3900 (can) rollouts of an agent at stages of its training."""
+    version: Release = "v1.5"
+    """robomimic: v1.5, made with robosuite 1.5.1, from the hub; or v1.4.1, for the simulator that is here, from its own server."""
     output_dir: Path = Path("data")
-    """Directory; files land in it under the hub's own paths, v1.5/TASK/DATASET/low_dim_v15.hdf5 or SUITE/TASK_demo.hdf5."""
+    """Directory; files land in it as VERSION/TASK/DATASET/low_dim_….hdf5 or SUITE/TASK_demo.hdf5."""
     dry_run: bool = False
     """Only say what would be downloaded."""
     force: bool = False
@@ -275,15 +291,16 @@ class Download:
         from postbc.data.download import DEMONSTRATIONS, OF_A_TASK, VERSION_NOTE, fetch, look_up, look_up_libero
 
         libero = self.task.startswith("libero/")
-        remotes = look_up_libero(self.task.removeprefix("libero/")) if libero else [look_up(self.task, self.dataset)]
+        named = (self.task, self.dataset)
+        remotes = look_up_libero(self.task.removeprefix("libero/")) if libero else [look_up(*named, self.version)]
         for remote in remotes:
             say(f"{remote.repository}: {remote.filename} at {remote.commit[:12]}")
         say(f"Size: {sum(remote.size for remote in remotes) / 1e6:.1f} MB. Licence: {remotes[0].licence}.")
-        if not libero:
+        if not libero and self.version == "v1.5":
             say(VERSION_NOTE)
         if self.dry_run:
             return
-        count = OF_A_TASK if libero else DEMONSTRATIONS[self.dataset]
+        count = OF_A_TASK if libero else DEMONSTRATIONS[named]
         for remote in remotes:
             path = fetch(remote, self.output_dir, count, force=self.force)
             say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")

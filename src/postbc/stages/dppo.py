@@ -5,10 +5,9 @@ from __future__ import annotations
 from postbc.agents.dppo import DPPOConfig
 from postbc.errors import require
 from postbc.schemas import schema
-from postbc.stages.evaluate import environment_of
-from postbc.stages.finetuning import Finetune, base_of
+from postbc.stages.finetuning import Finetune, finetune_seed
 from postbc.training.dppo import DPPOTraining, finetune_dppo
-from postbc.training.results import Result, read_result
+from postbc.training.results import Result
 
 
 @schema
@@ -28,14 +27,5 @@ class FinetuneDPPO(Finetune):
 
 
 def run_seed(config: FinetuneDPPO, seed: int) -> Result:
-    """DPPO for one seed of the policy, resumable.
-
-    Raises:
-        InputError: see :func:`postbc.training.dppo.finetune_dppo`.
-    """
-    path, policy = base_of(config, seed)
-    finetune_dppo(
-        policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.dppo, config.training,
-        seed=seed, compute=config.compute, resume=config.resume, source=path, allow_version_mismatch=config.allow_version_mismatch,
-    )  # fmt: skip
-    return read_result(config.output / f"seed_{seed}")
+    """DPPO for one seed of the policy, resumable. InputError: see :func:`postbc.training.dppo.finetune_dppo`."""
+    return finetune_seed(finetune_dppo, config, seed, config.dppo, config.training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,9 @@ from postbc.errors import require
 from postbc.policies.base import load_policy
 from postbc.progress import say
 from postbc.schemas import Count, Seed, schema
+from postbc.stages.evaluate import environment_of
 from postbc.stages.seeds import agent_of, require_seed
-from postbc.training.results import read_result
+from postbc.training.results import Result, read_result
 
 #: finetuner -> module of its stage, and its options there. A module has `run_seed(options, seed)`.
 FINETUNERS = {
@@ -72,6 +74,23 @@ def base_of(config: Finetune, seed: int, deterministic: bool = False) -> tuple[P
     policy = load_base(path, config.inference_steps, deterministic)
     require_seed(policy.about, seed, path)
     return path, policy
+
+
+def finetune_seed(
+    finetune: Callable[..., Any], config: Finetune, seed: int, *algorithm: Any, deterministic: bool = False
+) -> Result:
+    """One seed of an online finetuner, resumable: `finetune` of its policy in its environment, with the `algorithm`'s own arguments.
+
+    Raises:
+        InputError: see `finetune`, and :func:`base_of`.
+    """
+    path, policy = base_of(config, seed, deterministic)
+    output = config.output / f"seed_{seed}"
+    finetune(
+        policy, environment_of(config.environment, policy.about, path), output, *algorithm, seed=seed, compute=config.compute,
+        resume=config.resume, source=path, allow_version_mismatch=config.allow_version_mismatch,
+    )  # fmt: skip
+    return read_result(output)
 
 
 def table(output: Path, seeds: list[int]) -> Table:

@@ -115,7 +115,7 @@ def pretrain_policy(config: Pretrain[Any], seed: int) -> Any:
         blank = build()
         check_memory(blank, 5, device, "policy")
     if dice:
-        check_policy(blank)
+        check_policy(blank, data.windows, config.compute)
         require(
             config.epochs is None,
             "ValueDICE counts steps.",

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from postbc.agents.residual import ResidualConfig
 from postbc.schemas import schema
-from postbc.stages.evaluate import environment_of
-from postbc.stages.finetuning import Finetune, base_of
+from postbc.stages.finetuning import Finetune, finetune_seed
 from postbc.training.residual import ResidualTraining, finetune_residual
-from postbc.training.results import Result, read_result
+from postbc.training.results import Result
 
 
 @schema
@@ -26,15 +25,5 @@ class FinetuneResidual(Finetune):
 
 
 def run_seed(config: FinetuneResidual, seed: int) -> Result:
-    """Residual RL for one seed of the policy, resumable.
-
-    Raises:
-        InputError: see :func:`postbc.training.residual.finetune_residual`.
-    """
-    path, policy = base_of(config, seed)
-    finetune_residual(
-        policy, environment_of(config.environment, policy.about, path), config.output / f"seed_{seed}", config.residual,
-        config.training, config.demonstrations, seed=seed, compute=config.compute, resume=config.resume, source=path,
-        allow_version_mismatch=config.allow_version_mismatch,
-    )  # fmt: skip
-    return read_result(config.output / f"seed_{seed}")
+    """Residual RL for one seed of the policy, resumable. InputError: see :func:`postbc.training.residual.finetune_residual`."""
+    return finetune_seed(finetune_residual, config, seed, config.residual, config.training, config.demonstrations)

@@ -21,7 +21,7 @@ from postbc.environments.registry import Environment, find_environment
 from postbc.errors import require
 from postbc.evaluation import Evaluation, evaluate
 from postbc.nn import check_finite, check_memory, generator_state, set_generator_state
-from postbc.policies.base import Policy, policy_fingerprint
+from postbc.policies.base import Policy, policy_fingerprint, seen_dim
 from postbc.progress import progress, say
 from postbc.runs import Checkpoints, Run, digest
 from postbc.schemas import plain
@@ -74,7 +74,7 @@ def finetune_best_of_n(
     policy = to_device(policy, device)
     encoder = None if encoder is None else _eyes(to_device(encoder, device), policy)
     with torch.device("meta"):
-        networks = Networks(iql, (encoder or policy).feature_dim, policy.chunk * policy.action_dim, torch.Generator())
+        networks = Networks(iql, seen_dim(encoder or policy), policy.chunk * policy.action_dim, torch.Generator())
         check_memory(networks, 4, device, "iql.hidden")
     simulated = rollouts is None or config.eval_episodes > 0
     horizon = config.horizon

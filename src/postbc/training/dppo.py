@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from typing_extensions import Unpack
 
-from postbc.agents.dppo import DPPO, DPPOAgent, DPPOConfig, Networks
+from postbc.agents.dppo import DPPO, DPPOAgent, DPPOConfig, Networks, trained_steps
 from postbc.environments.chunk import Termination
 from postbc.environments.registry import Environment
 from postbc.errors import require
@@ -82,6 +82,11 @@ def finetune_dppo(
             training.budget_env_steps >= iteration, "The budget ends before the first iteration does.", key="training.budget_env_steps",
             found=f"{training.budget_env_steps:,}", expected=f"at least n_steps · num_envs · chunk = {iteration:,}",
             remedy="raise it, or lower --dppo.n-steps or --training.num-envs",
+        )  # fmt: skip
+        decisions = config.n_steps * training.num_envs * trained_steps(config, chain)
+        require(
+            decisions >= 2, "An iteration of one decision has no advantage over another.", key="dppo.n_steps", found=config.n_steps,
+            expected="n_steps · num_envs · ft_denoising_steps of at least 2",
         )  # fmt: skip
         require(
             training.initial_steps == 0, "DPPO learns from its own iterations alone.", key="training.initial_steps",

@@ -8,10 +8,11 @@ import torch
 from typing_extensions import Unpack
 
 from postbc.agents.dsrl import DSRL, DSRLAgent, DSRLConfig, Networks
+from postbc.data.episodes import is_image
 from postbc.environments.registry import Environment
 from postbc.errors import require
 from postbc.nn import check_memory
-from postbc.policies.base import Policy
+from postbc.policies.base import Policy, seen_dim
 from postbc.schemas import plain
 from postbc.training.online import OnlineConfig, RunOptions, finetune_online
 
@@ -39,9 +40,15 @@ def finetune_dsrl(
     config, source = config or DSRLConfig(), options.get("source")
 
     def check(policy: Policy, device: torch.device) -> None:
+        require(
+            config.variant == "sac" or seen_dim(policy) == policy.feature_dim,
+            "na samples from the policy at remembered states, and of each this one reads too many numbers to keep.",
+            file=source, key="dsrl.variant", found=f"na; {policy.feature_dim:,} numbers a state", expected="sac",
+            remedy="--dsrl.variant sac, which remembers what actor and critics see",
+        )  # fmt: skip
         check_deterministic(policy, device, source)
         with torch.device("meta"):
-            networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
+            networks = Networks(config, policy, torch.Generator())
             check_memory(networks, 4, device, "dsrl.hidden")
 
     return finetune_online(  # type: ignore[no-any-return]
@@ -53,7 +60,13 @@ def finetune_dsrl(
 def check_deterministic(policy: Policy, device: str | torch.device = "cpu", source: str | Path | None = None) -> None:
     """InputError if two samples from one latent noise differ: then the noise does not decide the action."""
     generator = torch.Generator(device).manual_seed(0)
-    features = torch.randn(2, policy.feature_dim, generator=generator, device=device)
+    steps = (policy.observation_steps,) if policy.observation_steps > 1 else ()
+    observation = {
+        name: torch.randn(2, *steps, *shape, generator=generator, device=device) for name, shape in policy.shapes.items()
+    }
+    frames = {name: (64 * value).clamp(0, 255).to(torch.uint8) for name, value in observation.items() if is_image(name)}
+    with torch.no_grad():
+        features = policy.encode(observation | frames)
     noise = torch.randn(2, policy.chunk, policy.action_dim, generator=generator, device=device)
     what = "DSRL needs a policy that is deterministic given its latent noise."
     remedy = "sample a diffusion policy by DDIM (sampler=ddim)"

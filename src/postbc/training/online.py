@@ -64,6 +64,7 @@ class Learner(Protocol):
         discount: γ.
         gradient_steps: that were made so far.
         on_policy: learns from whole iterations, and its agent plays as the policy does until it has learnt.
+        causes: what usually makes it fall below the pretrained policy, and the options that it depends on.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Learner(Protocol):
     discount: float
     gradient_steps: int
     on_policy: bool
+    causes: Mapping[str, tuple[str, ...]]
 
     @property
     def networks(self) -> nn.Module:
@@ -337,6 +339,9 @@ class Loop:
 
     def __init__(self, online: Online, run: Run, environment: Environment, horizon: int) -> None:
         self.online, self.run, self.environment, self.horizon, self.config = online, run, environment, horizon, online.config
+        self.causes = [
+            cause + (f" ({', '.join(options)})" if options else "") for cause, options in online.learner.causes.items()
+        ]
         self.milestones: list[Milestone] = []  # the first of the pretrained policy
         self.checkpoints = Checkpoints(run, self.config.checkpoint_seconds)
         self.warned = self.stopped = False  # said that it has fallen; reached its target
@@ -437,9 +442,8 @@ class Loop:
             self.warned = True
             say(
                 f"warning: after {now.env_steps:,} environment steps {self.online.learner.name} succeeds in {now.success:.2f} of its "
-                f"episodes, the pretrained policy in {first.success:.2f}: significantly less. Usual causes: learning from too few "
-                "initial rollouts (training.initial_steps), too large steps or too many of them (lr, utd), exploration that drowns the "
-                "policy (DSRL: init_temperature; residual: scale), or a reward that does not say what success is. The run goes on; "
+                f"episodes, the pretrained policy in {first.success:.2f}: significantly less. Usual causes: "
+                f"{'; '.join(self.causes)}; or a reward that does not say what success is (training.reward). The run goes on; "
                 f"the best milestone is kept in {BEST}/.",
                 stderr=True,
             )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from typing_extensions import Unpack
 
 from postbc.agents.base import Batch, about_of
@@ -15,7 +16,7 @@ from postbc.data.transitions import TransitionConfig
 from postbc.environments.registry import Environment
 from postbc.errors import require
 from postbc.nn import check_memory
-from postbc.policies.base import Policy
+from postbc.policies.base import Policy, seen_dim
 from postbc.progress import say
 from postbc.runs import digest
 from postbc.schemas import Count, CountOrZero, plain, schema
@@ -27,13 +28,15 @@ from postbc.training.rollouts import read_rollouts, transition_batch
 
 @schema
 class ResidualTraining(OnlineConfig):
-    """Where it differs from DSRL's: fewer rollouts before learning, and success as the reward."""
+    """Where it differs from DSRL's: fewer rollouts before learning, success as the reward (measured: results/lift-finetuners)."""
 
-    budget_env_steps: Count = 100_000
+    budget_env_steps: Count = 60_000
     """Environment steps, the initial rollouts included."""
-    initial_steps: CountOrZero = 6000
+    num_envs: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Environments; a vector step advances each by one chunk."""
+    initial_steps: CountOrZero = 5000
     """Environment steps of rollouts with the base policy before learning starts."""
-    eval_every: Count = 10_000
+    eval_every: Count = 7500
     """Environment steps between evaluations."""
     reward: Literal["negative", "sparse", "environment"] = "sparse"
     """An environment step earns success − 1, success, or what the environment itself gives (without demonstrations)."""
@@ -59,7 +62,7 @@ def finetune_residual(
         options: seed, compute, resume, before, source, allow_version_mismatch of :func:`postbc.training.online.finetune_online`.
 
     Raises:
-        InputError: demonstrations of another task, or without any success; and what
+        InputError: demonstrations of another task, without any success, or with rollouts that do not end at it; and what
             :func:`~postbc.training.online.finetune_online` refuses. Nothing was written then.
         NotFiniteError: the learner diverged; the last checkpoint is good.
     """
@@ -72,6 +75,11 @@ def finetune_residual(
     content = None if demonstrations is None else digest(demonstrations)
 
     def check(policy: Policy, device: torch.device) -> None:
+        require(
+            seen_dim(policy) == policy.feature_dim, "Residual RL keeps of every state all that the policy reads: too much of this one.",
+            file=options.get("source"), key="policy", found=f"{policy.feature_dim:,} numbers a state",
+            remedy="postbc finetune dsrl --dsrl.variant sac, or best-of-n",
+        )  # fmt: skip
         with torch.device("meta"):
             networks = Networks(config, policy.feature_dim, policy.chunk * policy.action_dim, torch.Generator())
             check_memory(networks, 4, device, "residual.hidden")
@@ -101,8 +109,13 @@ def of_demonstrations(
     """Every window of the demonstrations as an n-step transition between the learner's states; `content` is the file's digest.
 
     Raises:
-        InputError: they do not belong to `policy`, say no success, or the reward is the environment's own, which no file holds.
+        InputError: they do not belong to `policy`, say no success, or rollouts are rewarded otherwise: by the environment itself, which
+            no file holds, or also after the first success, where a demonstration ends.
     """
+    require(
+        training.terminate_on == "success", "Demonstrations end at their first success, and rollouts would not.", file=path,
+        key="training.terminate_on", found=training.terminate_on, expected="success", remedy="or leave the demonstrations out",
+    )  # fmt: skip
     require(
         training.reward != "environment", "Demonstrations do not say the environment's own reward.", file=path,
         key="training.reward", found="environment", expected="sparse or negative", remedy="or leave the demonstrations out",

@@ -30,12 +30,12 @@ class Result:
     task: str
     """Name of the environment."""
     finetuner: str
-    """dsrl-na, dsrl-sac, residual, best-of-n, or one of your own."""
+    """dsrl-na, dsrl-sac, dppo, residual, best-of-n, or one of your own."""
     pretraining: str | None
     """bc, sigma-bc or postbc, or one of your own; None: the policy does not say."""
     seed: Seed
     budget_env_steps: CountOrZero
-    """Environment steps that were asked for (DSRL), or that the rollouts took (Best-of-N)."""
+    """Environment steps that were asked for (online), or that the rollouts took (Best-of-N)."""
     episodes: CountOrZero
     """Evaluation episodes, before and after."""
     success_before: Share | None

@@ -31,7 +31,7 @@ from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
 from postbc.errors import require
 from postbc.nn import generator_state, set_generator_state
-from postbc.policies.base import Policy, policy_fingerprint
+from postbc.policies.base import Policy, policy_fingerprint, seen_dim
 from postbc.posterior.features import window_features
 from postbc.progress import progress, say
 from postbc.robot.recorded import is_session, read_session, session_digest
@@ -403,12 +403,13 @@ def _with_coordinates(dataset: Dataset, size: int, ours: bool) -> Dataset:
 
 
 def encode_rows(dataset: Dataset, policy: Policy, rows: Tensor, device: str | torch.device = "cpu") -> Tensor:
-    """(n, F) features of steps `rows` (n,) int64 on the CPU, counted episode after episode; each is read and encoded once."""
+    """(n, F) what learners see of the features of steps `rows` (n,) int64 on the CPU, counted episode after episode; each encoded once."""
     windows = Windows(dataset, 1, observation_steps=policy.observation_steps, device=device)
     used, place = torch.unique(rows, return_inverse=True)
+    seen = seen_dim(policy)
 
     def encode(observation: Mapping[str, Tensor]) -> Tensor:
-        return policy.encode({name: observation[name] for name in policy.shapes})
+        return policy.encode({name: observation[name] for name in policy.shapes})[:, :seen]
 
     return window_features(windows, encode, FRAMES, used)[place.to(windows.device)]
 

@@ -27,6 +27,9 @@ WRIST = 1.8
 #: More than any turn (rad): what is out of reach is taken only where nothing else is left.
 FAR = 10.0
 
+#: What an episode was done by: words (each a filter of the file, `side=left`) and numbers (attributes of the episode).
+Habits = dict[str, "str | float"]
+
 #: Grasps that an episode may try; each has its own error.
 _ATTEMPTS = 8
 
@@ -97,6 +100,15 @@ def shake_and_pauses(operator: Operator, rng: np.random.Generator, horizon: int)
     return noise, pause
 
 
+def side_of(aside: float) -> str:
+    """The side that a hand comes from, by the offset of its way along y (m)."""
+    return "straight" if aside == 0 else "left" if aside > 0 else "right"
+
+
+def yes_or_no(value: object) -> str:
+    return "yes" if value else "no"
+
+
 class ScriptedOperators:
     """N hands at N environments: :meth:`begin` gives an environment to an operator, :meth:`act` moves them all.
 
@@ -118,6 +130,7 @@ class ScriptedOperators:
         self.via = np.zeros((n, 3))  # where it comes through, relative to the object; used until reached
         self.via_left = np.zeros(n, dtype=bool)
         self.error = np.zeros((n, _ATTEMPTS, 3))
+        self.fumbles = np.zeros(n, dtype=bool)  # the first grasp is aimed beside the object
         self.noise = np.zeros((n, horizon, 6))
         self.pause = np.zeros((n, horizon), dtype=bool)
         self.last: NDArray[np.float64] = np.zeros((n, 6))
@@ -141,12 +154,32 @@ class ScriptedOperators:
         self.via[i] = (rng.normal(0, 0.3 * o.side), side, self.hover[i] + 0.5 * abs(side))
         self.via_left[i] = o.side > 0
         self.error[i] = rng.normal(0, o.precision, (_ATTEMPTS, 3)) * (1, 1, 0.7)
-        if rng.random() < o.fumble:  # beside the object, in a direction of its own
+        self.fumbles[i] = rng.random() < o.fumble
+        if self.fumbles[i]:  # beside the object, in a direction of its own
             angle = rng.uniform(0, 2 * np.pi)
             self.error[i, 0, :2] = rng.uniform(0.035, 0.055) * np.array([np.cos(angle), np.sin(angle)])
             self.error[i, 0, 2] = 0.012  # not so deep as to push the object away
         self.noise[i], self.pause[i] = shake_and_pauses(o, rng, self.horizon)
         self.last[i] = 0
+
+    def habits(self, index: int) -> Habits:
+        """How the running episode of environment `index` has been done so far.
+
+        Words: side (left, right or straight), the way the hand came; face (nearest, other or none), the pair of faces that the gripper
+        was turned to (not of a round object); fumble, whether the first grasp was aimed beside the object; regrasp, whether a grasp was
+        repeated; pause, whether the hand rested. Numbers: grasps (tried), pause_steps, speed (largest command), hover (m above the
+        object before it came down), grasp_height (m of the last grasp above the object's centre).
+        """
+        i, paused = index, int(self.pause[index, : self.clock[index]].sum())
+        face = (
+            {} if self.geometry.symmetry is None else {"face": {0.0: "nearest", 1.0: "other"}.get(float(self.face[i]), "none")}
+        )
+        return {
+            "side": side_of(self.via[i, 1]), **face, "fumble": yes_or_no(self.fumbles[i]), "regrasp": yes_or_no(self.attempt[i]),
+            "pause": yes_or_no(paused), "grasps": int(self.attempt[i]) + 1, "pause_steps": paused, "speed": float(self.speed[i]),
+            "hover": float(self.hover[i]),
+            "grasp_height": float(self.error[i, self.attempt[i], 2] + self.geometry.grasp_height),
+        }  # fmt: skip
 
     def _turn(self, observation: np.ndarray, current: np.ndarray) -> None:
         """Decide once, at the first step, to which yaw (rad, world) the gripper is turned."""
@@ -172,6 +205,7 @@ class ScriptedOperators:
             choice = np.where((choice == 1) & (least[1 - grasp, row] < FAR), 1 - grasp, grasp)
             self.place_yaw[align] = stands + further[place[choice, row], 0, row]
         self.yaw[align] += turns[choice, row]
+        self.face[align] = choice
 
     def _enter(self, mask: np.ndarray, phase: int) -> None:
         self.phase[mask], self.since[mask] = phase, 0

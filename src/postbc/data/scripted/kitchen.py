@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from postbc.data.scripted.hands import METRES, RADIANS, shake_and_pauses
+from postbc.data.scripted.hands import METRES, RADIANS, Habits, shake_and_pauses, side_of, yes_or_no
 from postbc.data.scripted.operators import Operator
 from postbc.errors import require
 
@@ -65,10 +65,14 @@ class Script:
         error: (3,) metres, of the first grasp.
         hover: metres above a grasp where the hand arrives.
         side: metres to the side of the way there; 0: straight.
+
+    Attributes:
+        regrasps: times that it has grasped again.
     """
 
     def __init__(self, view: View, patience: float, error: Vector, hover: float, side: float) -> None:
         self.view, self.patience, self.error, self.hover, self.side = view, patience, error, hover, side
+        self.regrasps = 0
 
     def run(self) -> Iterator[Move]:
         """The script of the view's task, then rest."""
@@ -123,7 +127,7 @@ class Script:
         for again in range(GRASPS):
             if again:
                 yield from self.hold(self.view.hand()[1], OPEN, 6)
-                self.side, self.error = 0.0, 0.3 * self.error
+                self.side, self.error, self.regrasps = 0.0, 0.3 * self.error, again
             before = self.view.body(name)[2]
             yield from grasp()
             if self.view.body(name)[2] > before + LIFTED:
@@ -280,6 +284,14 @@ class KitchenOperators:
         """Start an episode of `operator` in environment `index`; `seed` decides all that is random in it."""
         self._hands[index] = _Hand(self.views[index], operator, np.random.default_rng(seed), self.horizon)
 
+    def habits(self, index: int) -> Habits:
+        """How the running episode of environment `index` has been done so far, by some of
+        :meth:`ScriptedOperators.habits <postbc.data.scripted.hands.ScriptedOperators.habits>`'s names."""
+        hand = self._hands[index]
+        assert hand is not None
+        paused = int(hand.pause[: hand.clock].sum())
+        return {**hand.habits, "pause": yes_or_no(paused), "pause_steps": paused}
+
     def act(self, observation: np.ndarray) -> np.ndarray:
         """(N, 7) commands in [−1, 1]: x y z, axis-angle, gripper (1 closes); 0 where nobody has begun."""
         commands = np.zeros((len(self._hands), 7), np.float32)
@@ -297,6 +309,7 @@ class _Hand:
         self.speed = o.speed * rng.uniform(0.85, 1.1)
         error = rng.normal(0, o.precision, 3) * (1, 1, 0.7)
         hover, side = max(rng.normal(*o.hover), 0.01), rng.choice([-1.0, 1.0]) * o.side * rng.uniform(0.7, 1.3)
+        self.habits: Habits = {"side": side_of(side), "speed": float(self.speed), "hover": float(hover)}
         self.noise, self.pause = shake_and_pauses(o, rng, horizon)
         self.script = Script(view, max(1.0, 1.2 / self.speed), error, hover, side)
         self.moves: Iterator[Move] | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
-from postbc.data.scripted.hands import ScriptedOperators, geometry_of
+from postbc.data.scripted.hands import Habits, ScriptedOperators, geometry_of
 from postbc.data.scripted.operators import OPERATORS, Operator, find_operators
 from postbc.environments.chunk import Observations, tasks_of
 from postbc.environments.robosuite import make
@@ -26,11 +26,13 @@ class Collection:
     """What :func:`collect` returns."""
 
     dataset: Dataset
-    """The successes, people taking turns; filters for each operator and each quality."""
+    """The successes, people taking turns; filters for each operator, each quality and each habit (`side=left`)."""
     attempts: dict[str, tuple[int, int]]
     """Operator (or, with several tasks, task) -> (successes, episodes)."""
     model_xml: dict[str, str]
     """Episode name -> MJCF."""
+    habits: dict[str, dict[str, float]]
+    """Episode name -> what of its habits is a number, as :meth:`ScriptedOperators.habits` names it."""
 
 
 @dataclass(eq=False)
@@ -44,6 +46,7 @@ class _Episode:
     states: list[np.ndarray] = field(default_factory=list)
     successes: list[bool] = field(default_factory=list)
     model_xml: str = ""
+    habits: Habits = field(default_factory=dict)
     task: str | None = None
 
     def finished(self, horizon: int, tail: int) -> bool:
@@ -203,6 +206,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
             episode.states.append(np.array(states[i], dtype=np.float64))
             episode.successes.append(bool(played.success[i]))
             if episode.finished(horizon, tail):
+                episode.habits = hands.habits(i)
                 episode.person.finish(episode)
                 slots[i] = None
                 if progress is not None:
@@ -216,7 +220,8 @@ def _assemble(people: Sequence[Person], environment: dict[str, Any], tasks: Sequ
     episodes = tuple(episode.recorded(f"demo_{i}") for i, episode in enumerate(turns))
     filters: dict[str, tuple[str, ...]] = {}
     for attempt, episode in zip(turns, episodes):
-        for key in attempt.person.labels:
+        words = (f"{name}={value}" for name, value in attempt.habits.items() if isinstance(value, str))
+        for key in (*attempt.person.labels, *words):
             filters[key] = (*filters.get(key, ()), episode.name)
     others = episodes[0].state.shape[1] - 9
     keys, widths = (LOW_DIM_KEYS, (3, 4, 2, others)) if others else (LOW_DIM_KEYS[:3], (3, 4, 2))
@@ -225,4 +230,6 @@ def _assemble(people: Sequence[Person], environment: dict[str, Any], tasks: Sequ
     for person in people:
         succeeded, tried = attempts.get(person.labels[0], (0, 0))
         attempts[person.labels[0]] = succeeded + len(person.kept), tried + person.launched
-    return Collection(dataset, attempts, {e.name: a.model_xml for e, a in zip(episodes, turns)})
+    numbers = [{name: value for name, value in attempt.habits.items() if not isinstance(value, str)} for attempt in turns]
+    names = [episode.name for episode in episodes]
+    return Collection(dataset, attempts, dict(zip(names, (a.model_xml for a in turns))), dict(zip(names, numbers)))
