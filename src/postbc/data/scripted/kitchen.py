@@ -290,7 +290,8 @@ class KitchenOperators:
         hand = self._hands[index]
         assert hand is not None
         paused = int(hand.pause[: hand.clock].sum())
-        return {**hand.habits, "pause": yes_or_no(paused), "pause_steps": paused}
+        again = yes_or_no(hand.script.regrasps)
+        return {**hand.habits, "regrasp": again, "pause": yes_or_no(paused), "pause_steps": paused}
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         """(N, 7) commands in [−1, 1]: x y z, axis-angle, gripper (1 closes); 0 where nobody has begun."""
