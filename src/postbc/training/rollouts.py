@@ -403,7 +403,7 @@ def _with_coordinates(dataset: Dataset, size: int, ours: bool) -> Dataset:
 
 
 def encode_rows(dataset: Dataset, policy: Policy, rows: Tensor, device: str | torch.device = "cpu") -> Tensor:
-    """(n, F) what learners see of the features of steps `rows` (n,) int64 on the CPU, counted episode after episode; each encoded once."""
+    """(n, F) what learners see of steps `rows` (n,) int64 on the CPU, counted episode after episode; each is encoded once."""
     windows = Windows(dataset, 1, observation_steps=policy.observation_steps, device=device)
     used, place = torch.unique(rows, return_inverse=True)
     seen = seen_dim(policy)
