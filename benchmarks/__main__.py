@@ -28,7 +28,7 @@ FIGURES = {
         "control_fraction_of_mj_step": 0.7,
     },
     "bench_images": {"image_loading": 2.0},
-    "bench_libero": {"libero_steps": 4.0, "libero_image_steps": 4.0},
+    "bench_libero": {"libero_states": 5.0, "libero_images": 5.0, "libero_memory": 1.0},
 }  # fmt: skip
 
 

@@ -116,12 +116,43 @@ def test_metrics_that_are_not_finite_name_themselves_and_the_step() -> None:
         means({"a": torch.zeros(2), "critic/loss": torch.tensor([1.0, math.nan])}, 40)
 
 
+def test_adam_is_fit_for_capture_only_where_it_is_captured() -> None:
+    """torch warns of, and pays for, one that is and is not."""
+    net = Value(F, (4,), generator(0))
+    assert not adam(net.parameters(), 1e-3).defaults["capturable"]
+    assert adam(net.parameters(), 1e-3, captured=True).defaults["capturable"]
+    assert not Compute(device="cpu", compile=True).captures
+
+
+def test_float32_is_float32_and_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own default rounds the inputs of a GPU's convolutions to 10 bits, and takes what is quickest."""
+    cudnn, threads = torch.backends.cudnn, torch.get_num_threads()
+    before = cudnn.allow_tf32, cudnn.deterministic
+    try:
+        for precision, rounded in (("float32", False), ("bfloat16", True), ("float32", False)):
+            cudnn.deterministic = False
+            Compute(device="cpu", precision=precision).start()  # type: ignore[arg-type]
+            assert (cudnn.allow_tf32, cudnn.deterministic) == (rounded, True)
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic = before
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.gpu
+def test_a_gpus_convolutions_are_float32() -> None:
+    device = Compute(device="cuda").start()
+    x, weight = normal(4, 64, 32, 32, seed=0), normal(64, 64, 3, 3, seed=1)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double())
+    there = torch.nn.functional.conv2d(x.to(device), weight.to(device)).cpu().double()
+    assert float((there - exact).abs().max() / exact.abs().max()) < 1e-5  # TF32: about 3e-4
+
+
 @pytest.mark.gpu
 def test_a_captured_update_gives_the_same_numbers() -> None:
     losses = []
     for compiled in (False, True):
         net = Value(F, (32,), generator(0)).cuda()
-        optimizer = adam(net.parameters(), 1e-3)
+        optimizer = adam(net.parameters(), 1e-3, captured=compiled)
 
         def update(x: torch.Tensor, net: Value = net, optimizer: torch.optim.Adam = optimizer) -> torch.Tensor:
             loss = net(x).square().mean()

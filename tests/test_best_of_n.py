@@ -24,21 +24,23 @@ from postbc.agents.base import AGENT_FILE, PolicyAgent, load_agent
 from postbc.agents.best_of_n import BestOfNAgent, BestOfNConfig
 from postbc.agents.iql import IQL, IQLConfig
 from postbc.agents.networks import Critics, adam, descend
-from postbc.data.episodes import Dataset
+from postbc.data.episodes import Dataset, Episode
+from postbc.data.lazy import SparseFrames
 from postbc.data.normalization import Normalization
 from postbc.data.readers import read_dataset
-from postbc.data.robomimic import write_robomimic
+from postbc.data.robomimic import read_robomimic, write_robomimic
 from postbc.data.transitions import TransitionConfig
 from postbc.errors import InputError, NotFiniteError
 from postbc.files import load_tree, save_tree
 from postbc.policies.base import About
-from postbc.runs import Checkpoints
+from postbc.runs import Checkpoints, Run
+from postbc.training import best_of_n, rollouts
 from postbc.training.best_of_n import finetune_best_of_n
 from postbc.training.results import read_result
-from postbc.training.rollouts import collect_rollouts, encode_all, read_rollouts, transition_batch
+from postbc.training.rollouts import collect_rollouts, encode_rows, read_rollouts, transition_batch
 from test_dsrl import diffusion_policy
 from test_dsrl_training import IGNORED, CountingEnv, EncodingPolicy
-from toy import PointReach, ToyPolicy, environment
+from toy import PIXELS, PointReach, ToyPolicy, draw, environment, stopped
 
 
 def generator(seed: int) -> torch.Generator:
@@ -129,6 +131,139 @@ def test_collection_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sav
         assert all(np.array_equal(x.state[0], y.state[0]) for x, y in zip(a, b, strict=True))
 
 
+def test_checkpoints_hold_what_is_in_flight_and_finished_episodes_wait_in_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are: a checkpoint's size is that of running episodes, and each finished one is written once."""
+    sizes, written = [], []
+    original, writer = Run.save, rollouts.write_robomimic
+
+    def save(self: Run, step: int, state: Any) -> Path:
+        path = original(self, step, state)
+        held = [part for part in state["collector"]["partial"] if part]
+        sizes.append((path.stat().st_size, sum(value.nbytes for part in held for value in part.values())))
+        assert len(list(self.directory.glob(".rollouts.hdf5.parts/*.hdf5"))) == len(state["collector"]["finished"])
+        return path
+
+    def write(path: Path, dataset: Dataset) -> Path:
+        written.append(Path(path).name)
+        return writer(path, dataset)
+
+    monkeypatch.setattr(Run, "save", save)
+    monkeypatch.setattr(rollouts, "write_robomimic", write)
+    monkeypatch.setattr(Checkpoints, "due", property(lambda self: True))
+    path = collect_rollouts(Seeing(), environment(pixels=True), 12, tmp_path, seed=1, num_envs=2)
+    assert sorted(written) == sorted([*(f"{i}.hdf5" for i in range(12)), "rollouts.hdf5"])
+    assert max(size - held for size, held in sizes) < 3 * 32 * 32 * 10  # what is left is less than ten of an episode's frames
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith(".")) == []
+    at_once = tmp_path / "at once"
+    monkeypatch.setattr(Checkpoints, "due", False)
+    other = collect_rollouts(Seeing(), environment(pixels=True), 12, at_once, seed=1, num_envs=2)
+    assert other.read_bytes() == path.read_bytes()
+
+
+def test_an_episode_that_was_put_aside_and_is_gone_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoints, "due", property(lambda self: True))
+    with stopped(PointReach, "step", 100, Interrupted("now")):
+        collect_rollouts(ToyPolicy(), environment(), 20, tmp_path, seed=1, num_envs=4)
+    gone = sorted((tmp_path / ".rollouts.hdf5.parts").iterdir())[0]
+    gone.unlink()
+    with pytest.raises(InputError, match="put aside is not there") as error:
+        collect_rollouts(ToyPolicy(), environment(), 20, tmp_path, seed=1, num_envs=4, resume=True)
+    assert gone.name in str(error.value)
+
+
+class Drawn(PointReach):
+    """Says how many frames it has drawn, and draws none while it is told so."""
+
+    def __init__(self, num_envs: int = 1, **options: Any) -> None:
+        super().__init__(num_envs, **options)
+        self.draws, self.drawings, self.frames = True, 0, np.zeros((num_envs, 3, PIXELS, PIXELS), np.uint8)
+
+    def set_drawing(self, on: bool) -> None:
+        self.draws = on
+
+    def observation(self) -> Any:
+        if self.draws:
+            self.frames, self.drawings = draw(self.at), self.drawings + 1
+        return {"image.top": self.frames.copy()}
+
+
+class Seeing(ToyPolicy):
+    """Finds the spots in the picture."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.shapes, self.normalization = {"image.top": (3, PIXELS, PIXELS)}, Normalization.identity(0, 2)
+
+    def encode(self, observation: Any) -> Tensor:
+        mass = observation["image.top"].float()[:, :2] + 1e-6
+        places = torch.linspace(-1.2, 1.2, PIXELS)
+        x, y = ((mass.sum(axis) * places).sum(-1) / mass.sum((-2, -1)) for axis in (-2, -1))
+        return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], 1)
+
+
+@pytest.mark.parametrize("horizon", [30, 29])
+def test_only_frames_that_transitions_need_are_drawn(tmp_path: Path, horizon: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is learnt is what frames of every step would teach; whoever wants another frame is told, not given a wrong one."""
+    envs: list[Drawn] = []
+
+    def make(n: int, **options: Any) -> Drawn:
+        envs.append(Drawn(n, pixels=True, **options))
+        return envs[-1]
+
+    where, policy = replace(environment(), make=make, horizon=horizon), Seeing(chunk=4, drift=2.0, noise=0.3)
+    found = {}
+    for every in (1, 4):
+        with Run(tmp_path / str(every), {}) as run:
+            found[every] = rollouts.collect(
+                policy, where, 9, run, {}, seed=0, num_envs=3, horizon=horizon, frames_every=every
+            )  # fmt: skip
+    assert envs[1].drawings < 0.45 * envs[0].drawings  # a chunk's end, and resets
+    whole, sparse = (read_rollouts(found[every], policy, ours=True) for every in (1, 4))
+    rules = TransitionConfig(success="zero-one", tail="pad")
+    (a, facts), (b, same) = (transition_batch(data, policy, 0.9, rules, ours=True) for data in (whole, sparse))
+    assert facts == same
+    assert facts["success"] > 0.2
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    for one, other in zip(whole, sparse, strict=True):
+        frames = other.observations["image.top"]
+        assert frames.shape == one.observations["image.top"].shape
+        np.testing.assert_array_equal(frames[::4], one.observations["image.top"][::4])
+        np.testing.assert_array_equal(one.actions, other.actions)
+        for index in (slice(None), 1, np.array([0, 4, 6])):
+            with pytest.raises(InputError, match=r"was not drawn[\s\S]*step [16]\b[\s\S]*0, 4, 8"):
+                frames[index]
+    with pytest.raises(InputError, match="was not drawn"):
+        transition_batch(sparse, policy, 0.9, replace(rules, stride=1), ours=True)
+    # the stage asks for what its transitions need
+    asked: list[int] = []
+    monkeypatch.setattr(best_of_n, "collect", lambda *args, frames_every, **options: asked.append(frames_every) or 1 / 0)
+    for stride in (None, 1, 6):
+        with pytest.raises(ZeroDivisionError):
+            finetune_best_of_n(policy, where, tmp_path / f"stage {stride}", BestOfNConfig(eval_episodes=0), None,
+                               TransitionConfig(stride=stride))  # fmt: skip
+    assert asked == [4, 1, 2]
+
+
+def test_the_frames_of_rollouts_are_those_that_their_file_says(tmp_path: Path) -> None:
+    frames = SparseFrames(np.arange(3 * 12, dtype=np.uint8).reshape(3, 3, 2, 2), 7, 3)
+    data = Dataset((Episode({"image.top": frames}, np.zeros((7, 2))),))
+    path = write_robomimic(tmp_path / "r.hdf5", data)
+    (read,) = read_robomimic(path, observation_keys=(), image_keys=["image.top"])
+    np.testing.assert_array_equal(read.observations["image.top"][np.array([0, 3, 6])], frames.drawn)
+    with pytest.raises(InputError, match="was not drawn"):
+        write_robomimic(tmp_path / "n.hdf5", data, next_observations=True)
+    with pytest.raises(InputError, match="not one frame for each"):
+        SparseFrames(frames.drawn, 10, 3)
+    for every, what in ((0, "at least 1"), (2.5, "at least 1"), (2, "one frame a step")):
+        changed = write_robomimic(tmp_path / f"{every}.hdf5", data)
+        with h5py.File(changed, "r+") as file:
+            file["data/demo_0/obs/top_image"].attrs["every"] = every
+        with pytest.raises(InputError, match=what):
+            read_robomimic(changed, observation_keys=(), image_keys=["image.top"])
+
+
 # -- transitions ---------------------------------------------------------------------------------------------------------------
 def episodes(rewards: np.ndarray | None = None, width: int = 4, actions: int = 2, length: int = 9, count: int = 6) -> Dataset:
     """`count` random episodes; every other one succeeds at its last step unless `rewards` (length,) says otherwise."""
@@ -147,7 +282,8 @@ def test_transitions_are_in_the_policys_units_and_a_frame_is_encoded_once() -> N
     )
     data = episodes()
     batch, info = transition_batch(data, policy, 0.9, TransitionConfig())
-    assert policy.frames == data.num_steps
+    used = 3 * 5 + 3 * 6  # where a transition begins or ends: 0, 2, 4, 6, 8, and of a success its last two steps
+    assert policy.frames == used
     assert info == {"episodes": 6, "env_steps": 54, "success": 0.5}
     # 9 steps, chunks of 2: a failure gives 0, 2, 4, 6; a success 0, 2, 4, 6 and its last two steps
     assert len(batch.reward) == 3 * 4 + 3 * 5
@@ -159,7 +295,8 @@ def test_transitions_are_in_the_policys_units_and_a_frame_is_encoded_once() -> N
     assert batch.reward[start + 4] == 1.0
     assert batch.discount[start + 4] == 0.0
     torch.testing.assert_close(batch.features[start + 4, :4], torch.as_tensor(first.state[7]))
-    assert encode_all(data, policy).shape == (54, 6)
+    assert encode_rows(data, policy, torch.tensor([7, 53, 7])).shape == (3, 6)
+    assert policy.frames == used + 2
 
 
 @pytest.mark.parametrize("rewards", [np.zeros(9), -np.ones(9)])

@@ -63,6 +63,19 @@ def test_other_policies(tmp_path: Path, values: dict[str, object]) -> None:
     assert all(cost.seconds > 0 for cost in costs)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu(tmp_path: Path, compiled: bool) -> None:
+    """Every stage is timed where the recipe computes; DSRL-NA asks its policy for chunks there."""
+    where = {"device": "cuda", "compile": compiled}
+    for method in ("postbc", "value-dice"):
+        recipe = tiny(
+            tmp_path, methods=[method], finetuners=FINETUNERS if method == "postbc" else ["dsrl"], compute=where,
+            per_method={method: {"dsrl.variant": "na"}}, value_dice={"steps": 7, "hidden": 8},
+        )  # fmt: skip
+        assert all(cost.seconds > 0 for cost in Estimate(recipe, Stopwatch(0.01))())
+
+
 def test_a_call_is_timed_by_its_quickest_and_once() -> None:
     watch, made = Stopwatch(0.2), []
     assert 0.01 <= watch.seconds("nap", lambda: lambda: time.sleep(0.01)) < 0.1

@@ -521,6 +521,27 @@ def test_a_gpu_learns_the_same(variant: Any, compiled: bool) -> None:
     same_learning(variant, "cuda", compiled)
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("error:.*capturable.*")
+@pytest.mark.parametrize("network", ["mlp", "transformer", "unet"])
+def test_a_captured_update_goes_through_a_denoiser(network: Any) -> None:
+    """DSRL-NA asks the policy for chunks inside its update and its distillation: recorded as graphs they are the same."""
+    found, policy = [], diffusion_policy(network=network).cuda()
+    for compiled in (False, True):
+        compute = Compute(device="cuda", compile=compiled)
+        agent = DSRL(
+            DSRLConfig(variant="na", hidden=16, layers=2), policy, make_generator(0, "online/initialisation", "cuda"), compute
+        )
+        for k in range(8):
+            batch = Batch(
+                normal(B, 3, seed=k), normal(B, 4, seed=k).tanh(), normal(B, 3, seed=k + 1), -torch.ones(B), torch.ones(B)
+            )
+            agent.update(Batch(*(part.cuda() for part in batch)), normal(B, 4, seed=1).cuda(), normal(B, 4, seed=2).cuda())
+            agent.distill(batch.features.cuda(), normal(B, 4, seed=3).cuda())
+        found.append(torch.cat([p.detach().flatten() for p in agent.networks.parameters()]))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["na", "sac"])
 def test_a_compiled_update_gives_the_same_numbers(variant: Any) -> None:

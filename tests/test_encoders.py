@@ -21,7 +21,7 @@ from postbc.data.normalization import Normalization, fit_normalization
 from postbc.data.windows import Windows
 from postbc.errors import InputError
 from postbc.policies import DiffusionConfig, DiffusionPolicy, load_policy, save_policy
-from postbc.policies.networks.encoders import ENCODERS, Encoder, EncoderConfig, SmallEncoder, crop
+from postbc.policies.networks.encoders import ENCODERS, Encoder, EncoderConfig, SmallEncoder, SpatialSoftmax, crop
 from postbc.policies.networks.resnet import ResNet18
 from postbc.posterior import window_features
 from postbc.pretraining import Pretraining, PretrainingConfig
@@ -44,6 +44,17 @@ def policy(shapes: Any, observation_steps: int = 1, **encoder: Any) -> Diffusion
     states = shapes.get("state", (0,))[0]
     normalization = Normalization(-np.ones(states), np.ones(states), -np.ones(2), np.ones(2))
     return DiffusionPolicy(config, shapes, 2, 2, normalization, generator(), observation_steps)
+
+
+# -- keypoints -----------------------------------------------------------------------------------------------------------------
+def test_keypoints_are_float32_where_products_are_not() -> None:
+    """Coordinates of a map of 84 pixels are 0.024 apart: in bfloat16 neighbours near the edge would be one."""
+    maps = torch.full((84, 1, 84, 84), -30.0)
+    maps[torch.arange(84), 0, 40, torch.arange(84)] = 30.0  # each points at a column
+    with torch.autocast("cpu", torch.bfloat16):
+        found = SpatialSoftmax(84, 84)(maps)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found[:, 0], torch.linspace(-1, 1, 84), atol=1e-5, rtol=0)
 
 
 # -- ResNet-18 -----------------------------------------------------------------------------------------------------------------

@@ -6,22 +6,25 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+import postbc.stages.evaluate as evaluate_module
 from kills import in_a_process, kill_at_every_operation
 from postbc.data.normalization import Normalization
 from postbc.environments import registry
 from postbc.errors import InputError
-from postbc.evaluation import EVALUATION_SEED, Episode, Evaluation, Summary
+from postbc.evaluation import EVALUATION_SEED, Episode, Evaluation, Summary, TaskRate
 from postbc.policies.base import About, save_policy
 from postbc.policies.diffusion import DiffusionConfig, DiffusionPolicy
 from postbc.schemas import read_json
 from postbc.seeding import make_generator
-from postbc.stages.evaluate import Evaluate, environment_of, evaluate_stage, table
+from postbc.stages.evaluate import Evaluate, environment_of, evaluate_stage, table, task_table
 from postbc.stages.seeds import seeds_of
 from postbc.videos import choose, name_of, play, record, write_video
 
@@ -35,6 +38,21 @@ def episodes(outcomes: list[bool]) -> Evaluation:
         for k, success in enumerate(outcomes)
     ]
     return Evaluation(tuple(made))
+
+
+def test_the_table_by_task_says_the_mean_exactly_and_its_interval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One task: 1 and 5 of 16 are 6 of 32, 0.1875, whatever the shown 0.062 and 0.312 make of it; the interval is Wilson's."""
+    rows = {f"seed_{seed}": [TaskRate.of("a", won, 16)] for seed, won in ((0, 1), (1, 5))}
+    two = {name: [*rates, TaskRate.of("b", 16, 16)] for name, rates in rows.items()}
+    for given, mean in ((rows, "0.188  [0.09, 0.35]"), (two, "0.594  [0.47, 0.71]")):
+        monkeypatch.setattr(
+            evaluate_module, "read_json",
+            lambda path, _, given=given: SimpleNamespace(tasks=given[path.parent.name], agent_seed=int(path.parent.name[-1])),
+        )  # fmt: skip
+        console = Console(width=120, record=True)
+        console.print(task_table(tmp_path, [0, 1]))
+        (line,) = [line for line in console.export_text().splitlines() if "mean of the tasks" in line]
+        assert mean in line
 
 
 def policy(path: Path, width: int = 5, seed: int = 3, task: str | None = "PushT", steps: int = 1, **facts: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from postbc import cli
 from postbc.agents.best_of_n import BestOfNConfig
 from postbc.agents.dsrl import DSRLConfig
 from postbc.agents.iql import IQLConfig
+from postbc.cli import main
 from postbc.data import Dataset, TrainingSetConfig, load_training_set, read_dataset, write_robomimic
-from postbc.data.language import read_vectors, with_language
+from postbc.data.language import read_vectors, sentences_of, with_language, write_vectors
+from postbc.data.libero_tasks import KITCHEN
 from postbc.environments import registry
 from postbc.environments.registry import Environment
 from postbc.errors import InputError
@@ -235,3 +238,71 @@ def test_vectors(tmp_path: Path) -> None:
     for path in (tmp_path / "text", tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"cannot be read(.|\n)*expected: one-hot, or"):
             read_vectors(path, ["a"], ["a"])
+
+
+# -- a language model --------------------------------------------------------------------------------------------------------
+def bert(folder: Path, pooler: bool = True) -> Any:
+    """A BERT of random weights, with a vocabulary of letters, as transformers keeps them in a folder."""
+    transformers = pytest.importorskip("transformers")
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(p + c for c in "abcdefghijklmnopqrstuvwxyz" for p in ("", "##"))]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "vocab_size": len(words),
+    }
+    torch.manual_seed(0)
+    model = transformers.BertModel(transformers.BertConfig(**sizes, initializer_range=0.5), add_pooling_layer=pooler).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_vectors_are_made_once_by_a_language_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each sentence alone through BERT, then tanh of its pooler's layer at the first token, by hand; a file that pretraining reads."""
+    model, output = bert(tmp_path / "bert"), tmp_path / "vectors.safetensors"
+    demonstrations = write_demonstrations(tmp_path / "d.hdf5", tasks=TASKS)
+    line = ["demos", "embed", "libero/kitchen", "fetch it", str(demonstrations), "--output", str(output), "--model"]
+    assert main([*line, str(tmp_path / "bert")]) == 0
+    names = [*KITCHEN, "fetch it", *sorted(TASKS)]
+    found = read_vectors(output, names, names)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    for name, vector in zip(names, found, strict=True):
+        sentence = name.partition("SCENE")[2][2:].replace("_", " ") if name in KITCHEN else name
+        with torch.no_grad():
+            first = model.embeddings(torch.tensor([tokenizer.encode(sentence)]))
+            hidden = model.encoder(first, attention_mask=None)[0][0, 0]
+            expected = torch.tanh(model.pooler.dense.weight @ hidden + model.pooler.dense.bias)
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+    assert len(np.unique(found.round(4), axis=0)) == len(names) - 1  # two scenes have a drawer to open, in the same words
+    said = capsys.readouterr().out
+    assert "'turn on the stove'" in said
+    assert main([*line, str(tmp_path / "bert")]) == 2  # it is there
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_models_that_cannot_embed_are_refused(tmp_path: Path) -> None:
+    bert(tmp_path / "headless", pooler=False)
+    with pytest.raises(InputError, match="no pooled output that was trained"):
+        write_vectors(tmp_path / "v", {"a": "a"}, str(tmp_path / "headless"))
+    with pytest.raises(InputError, match=r"cannot be had[\s\S]*give the folder"):
+        write_vectors(tmp_path / "v", {"a": "a"}, str(tmp_path / "nowhere"))
+    assert not (tmp_path / "v").exists()
+
+
+def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match="pip install transformers"):
+        write_vectors(tmp_path / "v", {"a": "a"}, "bert-base-cased")
+
+
+def test_tasks_as_sentences() -> None:
+    assert sentences_of(["libero/KITCHEN_SCENE3_turn_on_the_stove"]) == {
+        "KITCHEN_SCENE3_turn_on_the_stove": "turn on the stove"
+    }
+    assert list(sentences_of(["libero/kitchen", "pick up the cup"])) == [*KITCHEN, "pick up the cup"]

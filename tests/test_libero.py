@@ -279,6 +279,27 @@ def test_a_burner_is_shown_while_its_stove_is_on() -> None:
     env.close()
 
 
+@pytest.mark.simulator
+@needs_libero
+def test_cameras_are_drawn_while_they_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meanwhile their frames are the former ones; a reset in which they are wanted draws again."""
+    env = opened(lambda: make(STOVE, 2, images=True, image_size=16, terminate_on="never"))
+    drawn: list[int] = []
+    original = env.draw
+    monkeypatch.setattr(env, "draw", lambda i, *args, **options: drawn.append(i) or original(i, *args, **options))
+    first = env.reset([0, 1])
+    assert drawn == [0, 0, 1, 1]
+    env.set_drawing(False)
+    step = env.step(np.full((2, 1, 7), 0.5))
+    assert len(drawn) == 4
+    np.testing.assert_array_equal(step.observation["image.wrist"], first["image.wrist"])
+    assert (step.observation["state"] != first["state"]).any()
+    env.set_drawing(True)
+    env.step(np.full((2, 1, 7), 0.5))
+    assert drawn[4:] == [0, 0, 1, 1]
+    env.close()
+
+
 # --- environments that play chunks
 
 

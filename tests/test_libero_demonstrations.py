@@ -243,6 +243,7 @@ def test_from_cameras_and_language_to_a_finetuned_policy(recorded: Path, tmp_pat
     run("finetune", "best-of-n", *play, str(tmp_path / "best"), *best, *learn)
     rollouts = read_dataset(tmp_path / "best/seed_0/rollouts.hdf5", image_keys=CAMERAS, check_actions=False)
     assert {e.task for e in rollouts} <= {BOWL, STOVE}
+    assert {e.observations["image.wrist"].every for e in rollouts} == {4}  # drawn where chunks begin
     # one task at a time, of the same policy
     one = ["--environment", "libero/kitchen/14-pixels16", "--seeds", "0"]
     run(

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import postbc.pretraining as pretraining_module
 import postbc.stages.pretrain as pretrain_stage
 from kills import in_a_process, kill_and_resume, kill_at_every_operation
 from made import write_demonstrations
 from postbc.agents.base import PolicyAgent, load_agent
+from postbc.cli import main
 from postbc.data.episodes import Dataset
 from postbc.data.normalization import Normalization, fit_normalization
 from postbc.data.training_set import TrainingSetConfig
@@ -213,6 +215,26 @@ def test_a_gpu_trains_a_policy_that_the_cpu_plays(compute, tmp_path):
     trained = pretrain(policy(), windows, settings, 7, factor(), compute)
     losses = trained.cpu().loss(torch.rand(400, 3), torch.zeros(400, 2, 2), torch.Generator().manual_seed(0))
     assert losses.isfinite().all()
+
+
+@pytest.mark.gpu
+def test_padding_is_left_out_on_a_gpu_whose_windows_are_not():
+    """Windows may stay in the machine's memory; what of their chunks counts is looked up on the device."""
+    found = []
+    for device in ("cpu", "cuda"):
+        settings = PretrainingConfig(method="bc", **{**FAST, "steps": 3})
+        training = Pretraining(policy(), Windows(DATA, 2, tail="mask"), settings, 7, None, Compute(device=device))
+        found.append([float(training.step()) for _ in range(3)])
+    assert all(np.isfinite(found).ravel())
+
+
+@pytest.mark.gpu
+def test_the_command_line_trains_on_a_gpu(tmp_path):
+    file = write_demonstrations(tmp_path / "d.hdf5")
+    line = f"pretrain --data.demonstrations {file} --pretraining.method bc --pretraining.steps 20 --device cuda".split()
+    assert main([*line, "--output", str(tmp_path / "bc")]) == 0
+    assert yaml.safe_load((tmp_path / "bc/seed_0/config.yaml").read_text())["compute"]["device"] == "cuda"
+    assert all(p.isfinite().all() for p in load_policy(tmp_path / "bc/seed_0").parameters())
 
 
 # -- pixels ------------------------------------------------------------------------------------------------------------------------

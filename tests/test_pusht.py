@@ -115,6 +115,20 @@ def test_pictures_are_gym_pushts_and_show_where_things_are() -> None:
     np.testing.assert_array_equal(env.states(), before)
 
 
+def test_pictures_are_drawn_while_they_are_wanted() -> None:
+    """Meanwhile they are the former ones; the game goes on, and the next picture is what it would have been."""
+    envs = [PushTChunkEnv(1, chunk=2, observation="pixels", terminate_on="never") for _ in range(2)]
+    first, _ = (env.reset([4])["image.top"] for env in envs)
+    envs[1].set_drawing(False)
+    drawn, held = (env.step(np.full((1, 2, 2), 400.0)).observation for env in envs)
+    np.testing.assert_array_equal(held["image.top"], first)
+    assert (drawn["image.top"] != first).any()
+    np.testing.assert_array_equal(drawn["state"], held["state"])
+    envs[1].set_drawing(True)
+    again = [env.step(np.full((1, 2, 2), 100.0)).observation["image.top"] for env in envs]
+    np.testing.assert_array_equal(*again)
+
+
 def test_by_name() -> None:
     for name, keys, shapes in (
         ("PushT", pusht.STATE_KEYS, {"state": (18,)}),

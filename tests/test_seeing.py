@@ -208,6 +208,20 @@ def test_a_gpu_fits_nearly_the_same(cached: bool, monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(*found, atol=5e-3, rtol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "changes", [{"compile": True}, {"precision": "bfloat16"}, {"compile": True, "precision": "bfloat16"}], ids=str
+)
+def test_a_gpu_fits_compiled_and_in_bfloat16(changes: dict[str, Any]) -> None:
+    of, found = config(ensemble_size=2, learning_rate=1e-3), []
+    for compute in (Compute(device="cuda"), Compute(device="cuda", **changes)):
+        windows = Windows(DATA, 2, tail="pad", device="cuda")
+        training = SeeingTraining(made(of).cuda(), windows, CHUNKS.cuda(), copy.deepcopy(NORMALIZATION).cuda(), 0, compute)
+        found.append(training.train(8).cpu())
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in training.ensemble.parameters())
+    torch.testing.assert_close(*found, atol=0, rtol=0.05)
+
+
 # -- what else is asked of it ----------------------------------------------------------------------------------------------------
 def test_trajectories_are_predicted_by_the_members_that_never_saw_them() -> None:
     """An encoder has seen no more than its member: nothing of a trajectory that it was fitted without."""

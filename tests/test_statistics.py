@@ -26,6 +26,23 @@ def test_newcombes_interval_of_his_own_table() -> None:
     assert (round(low, 4), round(high, 4)) == (-0.0381, 0.1926)
 
 
+def test_a_mean_of_rates_is_wilsons_of_all_trials_where_they_are_equal() -> None:
+    assert s.mean_of_rates([8], [10]) == pytest.approx((0.8, *s.wilson_interval(8, 10)))
+    assert s.mean_of_rates([1, 5, 3], [10] * 3) == pytest.approx((0.3, *s.wilson_interval(9, 30)))
+    # 4 of 10 and 3 of 5: variance p(1−p)·(1/10 + 1/5)/4, that of 13⅓ trials
+    assert s.mean_of_rates([4, 3], [10, 5]) == pytest.approx((0.5, *s.wilson_interval(0.5 * 40 / 3, 40 / 3)))
+    assert s.mean_of_rates([0, 0], [5, 4])[1] == 0.0
+    assert s.mean_of_rates([5, 4], [5, 4])[2] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rates", [(0.3, 1.0), (0.1, 0.9), (0.9, 0.9), (0.5, 0.5)])
+def test_the_interval_of_a_mean_of_tasks_covers(rates: tuple[float, float]) -> None:
+    """Sixteen tasks, from hard to easy or alike, of five or ten episodes each."""
+    rng, of_tasks, trials = np.random.default_rng(0), np.linspace(*rates, 16), [5, 10] * 8
+    drawn = (s.mean_of_rates(rng.binomial(trials, of_tasks).tolist(), trials) for _ in range(500))
+    assert np.mean([low <= of_tasks.mean() <= high for _, low, high in drawn]) > 0.93
+
+
 def test_wilson_hand_computed() -> None:
     # 8 of 10, z = 1.959964: centre (0.8 + 0.192073)/1.384146 = 0.716735, half 1.415979·√(0.016 + 0.009604) = 0.226573
     assert s.wilson_interval(8, 10) == pytest.approx((0.490162, 0.943318), abs=1e-5)

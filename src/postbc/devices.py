@@ -22,7 +22,8 @@ class Compute:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: cuda where there is one, else cpu (recorded as what was chosen)."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Of matrix products; parameters, optimisers and losses stay float32. auto: bfloat16 where the device multiplies it in hardware."""
+    """Of matrix products; parameters, optimisers and losses stay float32. auto: bfloat16 where the device multiplies it in hardware.
+    float32 is that of convolutions too (no TF32)."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """CPU threads of a seed's process. Results may differ in the last bits between numbers of threads."""
     compile: bool = False
@@ -42,9 +43,17 @@ class Compute:
         return replace(self, device=device, precision=precision)
 
     def start(self) -> torch.device:
-        """Set this process's number of threads; the device."""
+        """Set this process's number of threads, and cuDNN to full and repeatable float32; the device."""
         torch.set_num_threads(self.threads)
-        return torch.device(self.resolved().device)
+        chosen = self.resolved()
+        torch.backends.cudnn.allow_tf32 = chosen.precision != "float32"
+        torch.backends.cudnn.deterministic = True
+        return torch.device(chosen.device)
+
+    @property
+    def captures(self) -> bool:
+        """Whether :meth:`compiled` records a CUDA graph."""
+        return self.compile and self.resolved().device == "cuda"
 
     @contextlib.contextmanager
     def autocast(self) -> Iterator[None]:
@@ -64,7 +73,7 @@ class Compute:
         """
         if not self.compile:
             return update
-        return _Captured(update) if self.resolved().device == "cuda" else torch.compile(update)
+        return _Captured(update) if self.captures else torch.compile(update)
 
 
 class _Captured:

@@ -180,7 +180,8 @@ class Pretraining:
         self.drops = any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in policy.modules())
         every = torch.arange(len(windows), device=windows.device)
         self.chunks = policy.normalization.normalize_action(windows.chunk(every).to(device))
-        self.inside = windows.inside(every)
+        inside = windows.inside(every)
+        self.inside = None if inside is None else inside.to(device)
         self.target = Target(config, self.chunks.shape, factor, self.streams["target"])
         self.batches = Batches(windows, self._draw, self.streams["data"], device)
         self.ema = EMA(policy, config.ema_decay)
@@ -223,7 +224,7 @@ class Pretraining:
             observation = with_coordinates(observation, g, self.policy.observation_steps)
         weight: tuple[Tensor, ...] = ()
         if self.inside is not None:  # padding is left as it is, and out of the loss
-            inside = self.inside[rows].to(self.device)
+            inside = self.inside[rows]
             target, weight = torch.where(inside[..., None], target, self.chunks[rows]), (inside.to(target.dtype),)
         if self.compute.compile and self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()

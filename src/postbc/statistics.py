@@ -23,7 +23,7 @@ Curve = Sequence[Sequence[float]]  # [[env_steps, success], ...], env_steps incr
 Array = np.ndarray
 
 
-def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a binomial rate, without continuity correction (Wilson 1927).
 
     It keeps its coverage near 0 and 1, where p ± z·√(p(1−p)/n) shrinks to nothing. No trials: (0, 1).
@@ -38,6 +38,16 @@ def wilson_interval(successes: float, trials: int, confidence: float = 0.95) -> 
     half = z / (1 + z * z / trials) * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
     # at the ends the two terms cancel exactly; rounding would leave 1e-17
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def mean_of_rates(successes: Sequence[float], trials: Sequence[int], confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean of m independent rates and an interval of it: Wilson's, at the m²/Σ(1/n) trials that would give one rate its variance.
+
+    With equally many trials each these are all of them together. Rates that differ make the interval wider than it had to be.
+    """
+    mean = float(np.mean([k / n for k, n in zip(successes, trials, strict=True)]))
+    together = len(trials) ** 2 / sum(1 / n for n in trials)
+    return mean, *wilson_interval(mean * together, together, confidence)
 
 
 def newcombe_interval(

@@ -286,8 +286,12 @@ class DPPO(Optimized):
         self.action_dim = policy.chunk * policy.action_dim
         networks = self.networks = Networks(config, policy, generator).to(generator.device)
         self.optimizers = {
-            "actor": adam([p for name, p in networks.named_parameters() if not name.startswith("critic")], config.actor_lr),
-            "critic": adam(networks.critic.parameters(), config.critic_lr),
+            "actor": adam(
+                [p for name, p in networks.named_parameters() if not name.startswith("critic")],
+                config.actor_lr,
+                self.compute.captures,
+            ),
+            "critic": adam(networks.critic.parameters(), config.critic_lr, self.compute.captures),
         }
         self.iterations = 0
         self.scale: RewardScale | None = None

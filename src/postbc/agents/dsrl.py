@@ -169,12 +169,12 @@ class DSRL(Optimized):
         self.target_entropy = -float(self.latent_dim) if config.target_entropy == "auto" else float(config.target_entropy)
         networks = self.networks = Networks(config, policy, generator).to(generator.device)
         self.optimizers = {
-            "actor": adam(networks.actor.parameters(), config.lr),
-            "critic": adam(networks.critics.parameters(), config.lr),
-            "temperature": adam([networks.log_temperature], config.lr),
+            "actor": adam(networks.actor.parameters(), config.lr, self.compute.captures),
+            "critic": adam(networks.critics.parameters(), config.lr, self.compute.captures),
+            "temperature": adam([networks.log_temperature], config.lr, self.compute.captures),
         }
         if networks.noise_critics is not None:
-            self.optimizers["noise_critic"] = adam(networks.noise_critics.parameters(), config.lr)
+            self.optimizers["noise_critic"] = adam(networks.noise_critics.parameters(), config.lr, self.compute.captures)
         self._update = self.compute.compiled(self._step)
         self._distill = self.compute.compiled(self._distillation_step)
 

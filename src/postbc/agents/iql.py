@@ -90,8 +90,8 @@ class IQL(Optimized):
         self.compute = (compute or Compute(device=generator.device.type)).resolved()  # type: ignore[arg-type]
         self.networks = Networks(config, feature_dim, action_dim, generator).to(generator.device)
         self.optimizers = {
-            "value": adam(self.networks.value.parameters(), config.lr),
-            "critic": adam(self.networks.critics.parameters(), config.lr),
+            "value": adam(self.networks.value.parameters(), config.lr, self.compute.captures),
+            "critic": adam(self.networks.critics.parameters(), config.lr, self.compute.captures),
         }
         self._update = self.compute.compiled(self._step)
 

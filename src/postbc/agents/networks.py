@@ -101,11 +101,11 @@ def copy_into(target: nn.Module, source: nn.Module) -> None:
 
 
 # -- a step --------------------------------------------------------------------------------------------------------------------
-def adam(parameters: Iterable[Tensor], lr: float) -> torch.optim.Adam:
-    """Adam, in its fused form where there is one (a pass over memory instead of about ten) and fit to be captured as a CUDA graph."""
+def adam(parameters: Iterable[Tensor], lr: float, captured: bool = False) -> torch.optim.Adam:
+    """Adam, in its fused form where there is one (a pass over memory instead of about ten); fit to be `captured` as a CUDA graph."""
     parameters = list(parameters)
     device = parameters[0].device.type
-    return torch.optim.Adam(parameters, lr=lr, fused=device in ("cpu", "cuda"), capturable=device == "cuda")
+    return torch.optim.Adam(parameters, lr=lr, fused=device in ("cpu", "cuda"), capturable=captured)
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -150,8 +150,8 @@ class Residual(Optimized):
         self.action_dim = policy.chunk * policy.action_dim
         networks = self.networks = Networks(config, policy.feature_dim, self.action_dim, generator).to(generator.device)
         self.optimizers = {
-            "actor": adam(networks.actor.parameters(), config.lr),
-            "critic": adam(networks.critics.parameters(), config.lr),
+            "actor": adam(networks.actor.parameters(), config.lr, self.compute.captures),
+            "critic": adam(networks.critics.parameters(), config.lr, self.compute.captures),
         }
         self.scale, self.actor_steps = torch.zeros((), device=generator.device), 0
         self.demonstrations: Replay | None = None

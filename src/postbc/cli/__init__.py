@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demos replay": ("demos_replay", "play demonstrations open-loop in the simulator"),
     "demos convert": ("demos_convert", "robomimic, LeRobot and zarr into one another; raw recordings by playing them back"),
     "demos download": ("demos_download", "fetch the official files of robomimic and LIBERO"),
+    "demos embed": ("demos_embed", "a language model's vectors for tasks, once, for --data.language"),
     "posterior fit": ("posterior_fit", "Algorithm 1: the posterior, by a bootstrapped ensemble or in closed form"),
     "posterior calibrate": ("posterior_calibrate", "the posterior weight α from the demonstrations, with a picture"),
     "pretrain": ("pretrain", "Algorithm 2: BC, σ-BC or PostBC"),

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,9 @@ def read_ahead(
 ) -> Generator[dict[str, Tensor], None, None]:
     """Named raw observations on `device` of each of `batches` (windows (B,) int64), in their order.
 
-    Frames that are in files stay bytes until the device, and are copied to a CUDA device from pinned memory while it computes; at
-    most `AHEAD` batches wait. Where frames are in memory, nothing is read ahead. The numbers are those of `windows.observation`.
+    Frames that are in files stay bytes until the device, and are copied to a CUDA device from pinned memory, on a stream of their own,
+    while it computes; at most `AHEAD` batches wait, there. Where frames are in memory, nothing is read ahead. The numbers are those of
+    `windows.observation`.
     """
     device = torch.device(device)
     if not windows.reads_files:
@@ -36,16 +38,19 @@ def read_ahead(
     stream = torch.cuda.Stream(device) if on_gpu else None
 
     def aside() -> AbstractContextManager[object]:
-        """Rows that a GPU draws do not wait for what it computes."""
+        """What a GPU draws and copies does not wait for what it computes."""
         return nullcontext() if stream is None else torch.cuda.stream(stream)
 
-    def read(rows: Tensor) -> tuple[Tensor, Frames]:
+    def read(rows: Tensor) -> tuple[Tensor, Frames, Any]:
         with aside():
             rows = rows.cpu()
-        return rows, windows.read(rows, pinned=on_gpu)
+        frames = windows.read(rows, pinned=on_gpu)
+        with aside():
+            moved = {name: value.to(device, non_blocking=True).contiguous() for name, value in frames.items()}
+            return rows, moved, None if stream is None else stream.record_event()
 
     drawn = iter(batches)
-    waiting: deque[Future[tuple[Tensor, Frames]]] = deque()
+    waiting: deque[Future[tuple[Tensor, Frames, Any]]] = deque()
     readers = ThreadPoolExecutor(READERS, "postbc-read")
     try:
         while True:
@@ -54,8 +59,12 @@ def read_ahead(
                     waiting.append(readers.submit(read, more))
             if not waiting:
                 return
-            rows, frames = waiting.popleft().result()
-            moved = {name: value.to(device, non_blocking=True).contiguous() for name, value in frames.items()}
+            rows, moved, copied = waiting.popleft().result()
+            if copied is not None:
+                computing = torch.cuda.current_stream(device)
+                computing.wait_event(copied)
+                for value in moved.values():
+                    value.record_stream(computing)  # its memory is free again only when that is through with it
             yield {name: value.to(device) for name, value in windows.observation(rows, moved).items()}
     finally:
         readers.shutdown(wait=True, cancel_futures=True)

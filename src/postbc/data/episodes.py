@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from postbc.data.lazy import LazyArray
+from postbc.data.lazy import LazyArray, SparseFrames
 from postbc.errors import InputError, require
 
 #: robomimic's low-dimensional keys in its order; concatenated 3 + 4 + 2 + 10 (Lift) or 14 (Can, Square) = 19 or 23 numbers.
@@ -18,7 +18,8 @@ LOW_DIM_KEYS: tuple[str, ...] = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gr
 #: Name of the observation that holds a posterior's coordinates g (R,), where a policy is conditioned on them.
 COORDINATES = "posterior"
 
-Observed = Mapping[str, "np.ndarray | LazyArray"]
+Frames = np.ndarray | LazyArray | SparseFrames
+Observed = Mapping[str, Frames]
 
 
 def is_image(name: str) -> bool:
@@ -47,8 +48,8 @@ def _array(values: Any, dtype: type, key: str, ndim: int) -> np.ndarray:
     return array
 
 
-def _frames(values: Any, key: str) -> np.ndarray | LazyArray:
-    frames = values if isinstance(values, LazyArray) else np.ascontiguousarray(values)
+def _frames(values: Any, key: str) -> Frames:
+    frames = values if isinstance(values, LazyArray | SparseFrames) else np.ascontiguousarray(values)
     require(frames.dtype == np.uint8 and len(frames.shape) == 4 and min(frames.shape[1:]) >= 1,
             "An image observation has one frame a step.", key=key, found=f"{frames.dtype} of shape {tuple(frames.shape)}",
             expected="uint8 of shape (N, C, H, W)")  # fmt: skip
@@ -63,7 +64,8 @@ class Episode:
     """
 
     observations: Observed
-    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`),
+    """Name -> one row a step, raw units: "state" (N, S) float32, "image.<camera>" (N, C, H, W) uint8 (maybe a `LazyArray`,
+    or `SparseFrames`),
     "language" (N, E) float32."""
     actions: np.ndarray
     """(N, A) float32, raw units: the controller's input, [-1, 1] for robosuite."""

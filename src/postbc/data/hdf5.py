@@ -266,7 +266,7 @@ def heap_checked(item: h5py.Group | h5py.Dataset) -> Iterator[Any]:
         raise OSError(f"an address or a length that is too large: {error}") from None
 
 
-def attribute(item: h5py.Group, name: str, path: Path) -> Any:
+def attribute(item: h5py.Group | h5py.Dataset, name: str, path: Path) -> Any:
     """An attribute as text, number or None where it is not there. InputError if it cannot be read."""
     try:
         if not h5py.h5a.exists(item.id, name.encode()):

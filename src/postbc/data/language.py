@@ -1,15 +1,18 @@
-"""Which task an episode is of, as an observation: "language", one-hot among the tasks that the data name, and vectors for them."""
+"""Which task an episode is of, as an observation: "language", one-hot among the tasks that the data name; and vectors for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from postbc.data.episodes import Dataset
+from postbc.data.libero_tasks import KITCHEN, find_tasks
 from postbc.errors import InputError, require
+from postbc.files import write_bytes
 
 LANGUAGE = "language"
 
@@ -59,3 +62,61 @@ def read_vectors(file: str | Path, tasks: Sequence[str], needed: Sequence[str]) 
         require(good, "A language vector cannot be used.", file=file, key=task, found=f"shape {None if row is None else row.shape}",
                 expected=f"finite numbers of shape {shape if len(shape) == 1 else '(V,)'}")  # fmt: skip
     return np.stack([np.asarray(vectors.get(task, np.zeros(shape)), np.float32) for task in tasks])
+
+
+def sentences_of(tasks: Sequence[str]) -> dict[str, str]:
+    """Task -> its instruction in words, of tasks as data name them: of LIBERO's from the name; else the name is the instruction.
+
+    "libero/kitchen" and what else :func:`postbc.data.libero_tasks.find_tasks` knows after "libero/" stands for all that it means.
+    """
+    found: dict[str, str] = {}
+    for name in tasks:
+        known = find_tasks(name.removeprefix("libero/")) if name.startswith("libero/") or name in KITCHEN else ()
+        found |= {task.name: task.sentence for task in known} or {name: name}
+    return found
+
+
+def pooled_output(sentences: Sequence[str], model: str) -> np.ndarray:
+    """(E, V) float32: what BERT makes of each sentence as a whole, its pooled output (LIBERO's `get_task_embs`, "bert").
+
+    Args:
+        model: of transformers: a folder, or a name that is fetched where the hub is reachable.
+
+    Raises:
+        InputError: transformers is not installed, or the model cannot be had, or has no trained pooled output.
+    """
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise InputError("A language model needs transformers.", found=str(error), remedy="pip install transformers") from None
+    import torch
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        network, about = AutoModel.from_pretrained(model, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise InputError("The language model cannot be had.", key="model", found=f"{model}: {str(error)[:300]}",
+                         expected="a folder of one, or a name of the hub's",
+                         remedy="where the hub is out of reach, download it elsewhere and give the folder") from error  # fmt: skip
+    with torch.no_grad():
+        output = network.eval()(**tokenizer(list(sentences), padding=True, return_tensors="pt"))
+    pooled = getattr(output, "pooler_output", None)
+    if pooled is None or any("pooler" in name for name in about["missing_keys"]):
+        raise InputError(
+            "This model has no pooled output that was trained.", key="model", found=model, expected="BERT, as bert-base-cased"
+        )
+    return np.asarray(pooled.float().numpy())
+
+
+def write_vectors(file: str | Path, sentences: Mapping[str, str], model: str) -> Path:
+    """The vectors of `sentences` (task -> words) into a file for :func:`read_vectors`; its header says model and sentences.
+
+    Raises:
+        InputError: as :func:`pooled_output`, or the file cannot be written.
+    """
+    from safetensors.numpy import save
+
+    vectors = pooled_output(list(sentences.values()), model)
+    said = {"model": model, "sentences": json.dumps(dict(sentences), ensure_ascii=False)}
+    write_bytes(Path(file), save({task: vectors[k] for k, task in enumerate(sentences)}, said))
+    return Path(file)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from postbc.errors import InputError
+from postbc.errors import InputError, require
 
 #: Open files of this process, newest last: (process, path) -> file. A child process opens its own.
 _OPEN: OrderedDict[tuple[int, str], _File] = OrderedDict()
@@ -184,3 +184,46 @@ class LazyArray:
     def _check(self, whole: bool, found: str) -> None:
         if not whole:
             raise InputError("A data file has changed.", file=self.path, key=self.key, found=found)
+
+
+class SparseFrames:
+    """Frames (N, C, H, W) uint8 of which only every `every`-th was drawn, the first included; another is refused, never guessed.
+
+    Args:
+        drawn: (⌈N / every⌉, C, H, W), in memory or in a file.
+        steps: N.
+        every: steps from one to the next.
+
+    Raises:
+        InputError: there are more or fewer frames than that.
+    """
+
+    def __init__(self, drawn: np.ndarray | LazyArray, steps: int, every: int) -> None:
+        require(len(drawn) == -(-steps // every), "There is not one frame for each of the steps that were drawn.", key=self._key(drawn),
+                file=getattr(drawn, "path", None), found=len(drawn), expected=f"one for every {every} of {steps} steps")  # fmt: skip
+        self.drawn, self.every = drawn, every
+        self.shape, self.dtype, self.nbytes = (steps, *drawn.shape[1:]), drawn.dtype, drawn.nbytes
+
+    @staticmethod
+    def _key(drawn: np.ndarray | LazyArray) -> str:
+        return str(getattr(drawn, "key", "frames"))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """As a :class:`LazyArray`. InputError where a step's frame was not drawn."""
+        steps = np.arange(len(self))[index]
+        missing = np.atleast_1d(steps)[np.atleast_1d(steps % self.every) != 0]
+        require(not len(missing), "The frame of this step was not drawn.", file=getattr(self.drawn, "path", None),
+                key=self._key(self.drawn), found=f"step {missing[0] if len(missing) else ''}",
+                expected=f"0, {self.every}, {2 * self.every}, …",
+                remedy=f"rollouts from cameras are drawn where chunks begin: learn from chunks that begin there (chunk and "
+                f"transitions.stride multiples of {self.every}); a kitchen's can be drawn whole from their states "
+                "(postbc demos convert FILE --image-size SIDE --output NEW.hdf5)")  # fmt: skip
+        frames: np.ndarray = self.drawn[steps // self.every]
+        return frames

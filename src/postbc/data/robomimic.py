@@ -5,6 +5,7 @@
     data            attrs: total, env_args (JSON: env_name, env_version, type, env_kwargs), state_keys, tasks (ours, JSON, optional)
     data/demo_i     attrs: num_samples, model_file (MJCF), operator, episode_seed, task (these three ours, optional)
       actions (N, A)  rewards (N,)  dones (N,)  states (N, Ds)  obs/<key> (N, d)  obs/<camera>_image (N, H, W, C)  next_obs/<key>
+                  (ours, attribute every = k of a camera: only every k-th step's frame, the first included)
     mask/<filter>   names of demonstrations
 
 rewards, dones, states and masks may be missing.
@@ -24,7 +25,7 @@ import numpy as np
 from postbc.data.belonging import ROBOSUITE, controller_of
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, check_filters, choose
 from postbc.data.hdf5 import attribute, check_dataset, get, get_group, heap_checked, json_attribute, members, open_hdf5, read
-from postbc.data.lazy import LazyArray
+from postbc.data.lazy import LazyArray, SparseFrames
 from postbc.data.robomimic_write import write_robomimic
 from postbc.errors import InputError, require
 
@@ -201,18 +202,23 @@ def image_keys_of(key: str) -> tuple[str, tuple[str, ...]]:
     return f"image.{camera}", (f"{camera}_image", camera) if key.startswith("image.") else (key,)
 
 
-def _frames(obs: h5py.Group, key: str, path: Path, rows: int) -> tuple[str, LazyArray]:
+def _frames(obs: h5py.Group, key: str, path: Path, rows: int) -> tuple[str, LazyArray | SparseFrames]:
     name, candidates = image_keys_of(key)
     found = next((k for k in candidates if k in obs), candidates[0])
     dataset = get(obs, found, h5py.Dataset, path)
     shape: tuple[int, ...] = dataset.shape or ()
+    every = attribute(dataset, "every", path)
+    require(every is None or (type(every) is int and every >= 1), "A number of steps is at least 1.", file=path,
+            key=f"{dataset.name.lstrip('/')} attribute every", found=repr(every)[:50])  # fmt: skip
+    drawn = -(-rows // (every or 1))
     last = len(shape) == 4 and shape[3] in (1, 3, 4)
-    good = dataset.dtype == np.uint8 and len(shape) == 4 and shape[0] == rows and min(shape[1:]) > 0
+    good = dataset.dtype == np.uint8 and len(shape) == 4 and shape[0] == drawn and min(shape[1:]) > 0
     require(good and (last or shape[1] in (1, 3, 4)), "An image observation has one frame a step.", file=path,
             key=dataset.name.lstrip("/"), found=f"{dataset.dtype} of shape {shape}",
-            expected=f"uint8 of shape ({rows}, H, W, C) or ({rows}, C, H, W)")  # fmt: skip
+            expected=f"uint8 of shape ({drawn}, H, W, C) or ({drawn}, C, H, W)")  # fmt: skip
     check_dataset(dataset, path, frames=True)
-    return name, LazyArray(path, dataset.name, channels_last=last, shape=shape)
+    frames = LazyArray(path, dataset.name, channels_last=last, shape=shape)
+    return name, frames if every in (None, 1) else SparseFrames(frames, rows, every)
 
 
 def _default_keys(data: h5py.Group, name: str, path: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, is_image
+from postbc.data.lazy import SparseFrames
 from postbc.errors import require
 from postbc.files import atomic_path, write_bytes
 
@@ -40,7 +41,8 @@ def write_robomimic(
 
     Args:
         path: destination; parent directories are made.
-        dataset: written with `obs` split into its keys, so that reading gives the same arrays bit for bit; frames as (N, H, W, C).
+        dataset: written with `obs` split into its keys, so that reading gives the same arrays bit for bit; frames as (N, H, W, C), of
+            `SparseFrames` those that were drawn, with the attribute `every`.
         model_xml: MJCF of the simulator model, one for all or one an episode name (attribute `model_file`).
         attributes: episode name -> name -> number, attributes of the episode's group.
         progress: called after each episode.
@@ -105,12 +107,18 @@ def _write(
                 key: episode.state[:, end - width : end]
                 for key, end, width in zip(dataset.state_keys, ends, dataset.state_dims)
             }
-            parts |= {
-                f"{key.removeprefix('image.')}_image": np.moveaxis(np.asarray(values[:]), 1, -1)
-                for key, values in episode.observations.items() if is_image(key)
-            }  # fmt: skip
+            every: dict[str, int] = {}
+            for key, frames in episode.observations.items():
+                if is_image(key):
+                    name = f"{key.removeprefix('image.')}_image"
+                    if isinstance(frames, SparseFrames) and not next_observations:  # the next steps' were not drawn
+                        every[name] = frames.every
+                        frames = frames.drawn
+                    parts[name] = np.moveaxis(np.asarray(frames[:]), 1, -1)
             for key, values in parts.items():
                 group[f"obs/{key}"] = values
+                if every.get(key, 1) > 1:
+                    group[f"obs/{key}"].attrs["every"] = every[key]
                 if next_observations:
                     group[f"next_obs/{key}"] = np.concatenate([values[1:], values[-1:]])
             if progress is not None:

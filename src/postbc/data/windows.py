@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from postbc.data.episodes import Dataset, is_image
-from postbc.data.lazy import LazyArray
+from postbc.data.episodes import Dataset, Frames, is_image
+from postbc.data.lazy import LazyArray, SparseFrames
 from postbc.errors import require
 
 #: Frames of all episodes together are kept in memory up to this many bytes.
@@ -72,11 +72,12 @@ class Windows:
             for key in self.shapes if not is_image(key)
         }  # fmt: skip
         self._actions = torch.as_tensor(dataset.actions, device=self.device)
-        self._frames: dict[str, list[np.ndarray | LazyArray]] = {
+        self._frames: dict[str, list[Frames]] = {
             key: [e.observations[key] for e in dataset] for key in self.shapes if is_image(key)
         }
         size = sum(int(np.prod(f.shape, dtype=np.int64)) for frames in self._frames.values() for f in frames)
-        self._cache: dict[str, Tensor] | None = {} if size <= CACHE else None
+        whole = not any(isinstance(f, SparseFrames) for frames in self._frames.values() for f in frames)
+        self._cache: dict[str, Tensor] | None = {} if size <= CACHE and whole else None
         self._channels_last = {
             key for key, frames in self._frames.items() if all(isinstance(f, LazyArray) and f.channels_last for f in frames)
         }
@@ -93,7 +94,7 @@ class Windows:
 
     @property
     def reads_files(self) -> bool:
-        """Whether there are more frames than are kept in memory: :meth:`read` can then be called ahead, by other threads too."""
+        """Whether frames are not kept in memory, too many or not all there: :meth:`read` can be called ahead, by other threads too."""
         return bool(self._frames) and self._cache is None
 
     def _images(self, key: str, rows: Tensor) -> Tensor:

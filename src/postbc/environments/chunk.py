@@ -64,7 +64,8 @@ class ChunkEnv(Protocol):
         chooses_episodes: whether `seeds` decide the episodes; otherwise they are the environment's own.
 
     One of several tasks also has `task_names`, a list (N,) of those that its environments are in, and `vocabulary`, a tuple of the
-    names of all that "language" tells apart.
+    names of all that "language" tells apart. One that draws cameras has `set_drawing(on)`, a bool: whether what follows draws; while it
+    does not, frames are the former ones.
     """
 
     num_envs: int

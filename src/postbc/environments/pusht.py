@@ -138,6 +138,11 @@ class PushTChunkEnv:
         self._played: list[list[tuple[float, float]]] = [[] for _ in range(num_envs)]  # since the episode began
         self._waiting, self._started = np.ones(num_envs, bool), np.zeros(num_envs, bool)
         self._frames = np.zeros((num_envs, 3, PIXELS, PIXELS), np.uint8)
+        self._draws = True
+
+    def set_drawing(self, on: bool) -> None:
+        """Whether pictures are drawn from now on; while they are not, observations hold the former ones."""
+        self._draws = on
 
     # --- episodes
 
@@ -196,7 +201,7 @@ class PushTChunkEnv:
             return {"state": pusht.observation(states)}
         if self.observation == "state":
             return {"state": states.astype(np.float32)}
-        for i in np.flatnonzero(changed):
+        for i in np.flatnonzero(changed) if self._draws else ():
             self._frames[i] = np.moveaxis(self._envs[i]._render(), -1, 0)
         return {"image.top": self._frames.copy(), "state": states[:, :2].astype(np.float32)}
 

@@ -183,8 +183,9 @@ class Estimate:
         wide = policy.feature_dim, self.chunk * self.action_dim
 
         def make() -> Callable[[], Any]:
-            learner = IQL(own.iql, *wide, make_generator(0, "best-of-n/initialisation"), self.compute)
-            batch = _transitions(own.iql.batch_size, *wide)
+            device = self.compute.start()
+            learner = IQL(own.iql, *wide, make_generator(0, "best-of-n/initialisation", device), self.compute)
+            batch = Batch(*(part.to(device) for part in _transitions(own.iql.batch_size, *wide)))
             return lambda: learner.update(batch)
 
         each = self.watch.seconds(f"iql {own.iql} {wide} {self.compute}", make)
@@ -222,7 +223,8 @@ class Estimate:
         """Seconds of one update of everything that learns (residual RL: the critics' steps for one of its actor)."""
 
         def make() -> Callable[[], Any]:
-            policy, generator = self._policy(own), make_generator(0, "online/initialisation", self.compute.device)
+            device = self.compute.start()
+            policy, generator = self._policy(own).to(device), make_generator(0, "online/initialisation", device)
             if finetuner == "dppo":
                 learner: Any = DPPO(numbers, policy, generator, self.compute)
                 n, d = min(numbers.batch_size, 10**5), learner.action_dim

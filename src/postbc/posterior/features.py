@@ -39,7 +39,7 @@ def state_features(shapes: Mapping[str, tuple[int, ...]], normalization: Normali
 
 
 @torch.no_grad()
-def window_features(windows: Windows, encode: Encode, batch: int = 1024) -> Tensor:
-    """(N, F) features of all windows, on their device."""
-    every = torch.arange(len(windows)).split(batch)
-    return torch.cat([encode(observation) for observation in read_ahead(windows, every, windows.device)])
+def window_features(windows: Windows, encode: Encode, batch: int = 1024, rows: Tensor | None = None) -> Tensor:
+    """(n, F) features of the windows `rows` (n,), by default of all, on their device; each is read once."""
+    wanted = (torch.arange(len(windows)) if rows is None else rows).split(batch)
+    return torch.cat([encode(observation) for observation in read_ahead(windows, wanted, windows.device)])

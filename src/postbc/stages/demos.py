@@ -1,4 +1,4 @@
-"""`postbc demos collect | inspect | replay | download | convert`: the options of each, and what it prints."""
+"""`postbc demos collect | inspect | replay | download | convert | embed`: the options of each, and what it prints."""
 
 from __future__ import annotations
 
@@ -304,6 +304,41 @@ class Download:
         for remote in remotes:
             path = fetch(remote, self.output_dir, count, force=self.force)
             say(f"Arrived whole: {path}, {count} demonstrations. Next: postbc demos inspect {path}")
+
+
+@schema
+class Embed:
+    """Make a file of a language model's vectors for tasks, once, for `--data.language FILE`. Needs transformers."""
+
+    tasks: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Tasks as demonstrations name them, libero/… (libero/kitchen: all sixteen, in one policy's vocabulary), or files of
+    demonstrations, whose tasks are meant."""
+    output: Path
+    """File to write (safetensors)."""
+    model: str = "bert-base-cased"
+    """Of transformers, with a pooled output: a folder, or a name that is fetched from the hub (LIBERO's is this one)."""
+    overwrite: bool = False
+    """Replace an existing output."""
+
+    def run(self) -> None:
+        """Embed, and say the sentences."""
+        from postbc.data.language import sentences_of, write_vectors
+        from postbc.data.readers import list_dataset
+        from postbc.data.robomimic_write import check_writable
+
+        _check_free(self.output, self.overwrite)
+        check_writable(self.output)
+        names: list[str] = []
+        for word in self.tasks:
+            told = set(list_dataset(word).task_of.values()) if Path(word).exists() else {word}
+            require(told, "These demonstrations do not say their tasks.", file=word, key="task")
+            names += sorted(told)
+        require(names, "No task is given.", key="tasks", expected="libero/kitchen, a file of demonstrations, or names")
+        sentences = sentences_of(names)
+        for task, sentence in sentences.items():
+            say(f"{task}: {sentence!r}")
+        write_vectors(self.output, sentences, self.model)
+        say(f"{self.output}: {len(sentences)} vectors of {self.model}. Next: postbc pretrain --data.language {self.output} …")
 
 
 @schema

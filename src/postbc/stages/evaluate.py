@@ -32,6 +32,7 @@ from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, later, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds
 from postbc.stages.seeds import agent_of, of_one_seed, require_seed
+from postbc.statistics import mean_of_rates
 from postbc.training.results import RESULTS_FILE, read_result
 from postbc.videos import check_rendering, choose, name_of, record
 
@@ -229,15 +230,17 @@ def task_table(output: Path, seeds: list[int]) -> Table | None:
     grid = Table(title="Success (any step) by task", caption="95 % Wilson intervals over the episodes of all seeds")
     for name in ("task", "episodes", "success", *(f"seed {row.agent_seed}" for row in rows if len(rows) > 1)):
         grid.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
-    of_rows = [{rate.task: rate for rate in row.tasks} for row in rows]
+    of_rows, of_tasks = [{rate.task: rate for rate in row.tasks} for row in rows], []
     for name in sorted(names):
         each = [of.get(name) for of in of_rows]
         pooled = TaskRate.pooled([rate for rate in each if rate is not None])
+        of_tasks.append(pooled)
         shown = [("" if rate is None else f"{rate.success:.2f}") for rate in each] if len(rows) > 1 else []
         interval = "{:.3f}  [{:.2f}, {:.2f}]".format(pooled.success, *pooled.success_interval)
         grid.add_row(Text(name), str(pooled.episodes), Text(interval), *shown)
-    means = [f"{np.mean([rate.success for rate in row.tasks]):.3f}" for row in rows if row.tasks]
-    grid.add_row("mean of the tasks", "", f"{np.mean([float(m) for m in means]):.3f}", *(means if len(rows) > 1 else []))
+    means = [f"{np.mean([rate.success for rate in row.tasks]):.3f}" if row.tasks else "" for row in rows]
+    mean = mean_of_rates([rate.success * rate.episodes for rate in of_tasks], [rate.episodes for rate in of_tasks])
+    grid.add_row("mean of the tasks", "", Text("{:.3f}  [{:.2f}, {:.2f}]".format(*mean)), *(means if len(rows) > 1 else []))
     return grid
 
 

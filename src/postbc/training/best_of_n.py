@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -105,6 +106,7 @@ def finetune_best_of_n(
                 path = collect(
                     policy, environment, config.episodes, run, state, seed=seed, num_envs=config.num_envs, horizon=horizon,
                     device=device, checkpoint_seconds=config.checkpoint_seconds,
+                    frames_every=math.gcd(transitions.stride or policy.chunk, policy.chunk),  # those that transitions begin at
                 )  # fmt: skip
                 given, inputs["rollouts"] = _own(path, policy, iql, transitions, config, device, encoder), digest(path)
             batch, facts = given

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from postbc.agents.base import Batch, about_of
 from postbc.data.belonging import Facts, check_belongs
+from postbc.data.convert import parts_of
 from postbc.data.episodes import COORDINATES, LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.language import LANGUAGE, with_language
+from postbc.data.lazy import SparseFrames
 from postbc.data.readers import read_dataset
-from postbc.data.robomimic import write_robomimic
+from postbc.data.robomimic import read_robomimic, write_robomimic
 from postbc.data.success import step_successes
 from postbc.data.transitions import TransitionConfig, n_step, transitions
 from postbc.data.windows import Windows
@@ -29,6 +32,7 @@ from postbc.environments.stacked import make_stacked
 from postbc.errors import require
 from postbc.nn import generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint, seen_dim
+from postbc.posterior.features import window_features
 from postbc.progress import progress, say
 from postbc.robot.recorded import is_session, read_session, session_digest
 from postbc.runs import Checkpoints, Run, digest
@@ -41,28 +45,46 @@ FRAMES = 256  # encoded at once
 
 
 # -- collect ---------------------------------------------------------------------------------------------------------------------
+class Finished(NamedTuple):
+    """What is remembered of an episode that has ended."""
+
+    steps: int
+    solved: bool
+
+
 class Collector:
     """N environments that play episodes with the policy, one control step at a time, so that every step is recorded.
 
     Whole chunks are executed (also the steps after the first success), so that every recorded chunk is one that the policy meant.
+    Finished episodes wait in memory until :meth:`put_aside` writes them into files of their own; a state holds what is in flight.
 
     Args:
         policy: of normalised units.
         env: N environments with chunk 1 that never terminate; observations (N, To, ...) for a policy with `observation_steps` > 1.
         episodes: how many.
         seed: of the episodes and of the policy's noise.
+        environment: what `env` is made of.
+        parts: the folder of those files.
         device: of the policy.
+        frames_every: steps of a chunk between two whose frames are recorded, its first step included; where the environment draws
+            them, the others are not drawn. It divides the policy's chunk.
     """
 
-    def __init__(self, policy: Policy, env: ChunkEnv, episodes: int, seed: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, policy: Policy, env: ChunkEnv, episodes: int, seed: int, environment: Environment, parts: Path,
+        device: str | torch.device = "cpu", frames_every: int = 1,
+    ) -> None:  # fmt: skip
         self.policy, self.env, self.episodes, self.seed, self.device = policy, env, episodes, seed, torch.device(device)
+        self.environment, self.parts, self.every = environment, parts, frames_every
+        self.keys, self.dims = _state_layout(policy, environment)
         self.generator = make_generator(seed, "rollouts/acting", device)
         self.started = 0  # episodes begun
         self.current = np.full(env.num_envs, -1, np.int64)  # number of the episode that is running, −1: none
         self.observation: dict[str, np.ndarray] = {}
         self.partial: list[dict[str, list[Any]]] = [{} for _ in self.current]
         self.tasks: dict[int, str] = {}  # of the episodes, where the environment names them
-        self.finished: dict[int, dict[str, np.ndarray]] = {}
+        self.finished: dict[int, Finished] = {}
+        self.in_memory: dict[int, Episode] = {}
 
     @property
     def done(self) -> int:
@@ -72,7 +94,7 @@ class Collector:
     @property
     def success(self) -> float:
         """Share of the finished episodes that solved the task."""
-        return float(np.mean([e["rewards"].any() for e in self.finished.values()]))
+        return float(np.mean([episode.solved for episode in self.finished.values()]))
 
     def _begin(self) -> None:
         mask, seeds = np.zeros(len(self.current), bool), np.zeros(len(self.current), np.int64)
@@ -102,14 +124,17 @@ class Collector:
         with torch.no_grad():
             chunk = self.policy.sample(self.policy.encode(seen), generator=self.generator)
             raw = self.policy.normalization.unnormalize_action(chunk).cpu().numpy()
-        require_finite_actions(raw, sum(len(e["rewards"]) for e in self.finished.values()))
+        require_finite_actions(raw, sum(episode.steps for episode in self.finished.values()))
         running, success = self.current >= 0, np.zeros(len(self.current), bool)
         for t in range(self.policy.chunk):
             before, states = self.observation, self._states()
+            if self.every > 1 and hasattr(self.env, "set_drawing"):
+                self.env.set_drawing((t + 1) % self.every == 0)
             step = self.env.step(raw[:, t : t + 1])
             self.observation = step.observation
             for i in np.flatnonzero(running & (step.num_steps > 0)):
-                values = {name: self._newest(before[name][i]) for name in self.policy.shapes}
+                recorded = (name for name in self.policy.shapes if t % self.every == 0 or not is_image(name))
+                values = {name: self._newest(before[name][i]) for name in recorded}
                 values |= {"actions": raw[i, t], "rewards": np.float32(step.successes[i, 0])}
                 if states is not None:
                     values["states"] = states[i]
@@ -126,37 +151,66 @@ class Collector:
 
     def _end(self, ended: np.ndarray) -> None:
         for i in np.flatnonzero(ended):
-            self.finished[int(self.current[i])] = {name: np.stack(values) for name, values in self.partial[i].items()}
+            number, parts = int(self.current[i]), {name: np.stack(values) for name, values in self.partial[i].items()}
+            episode = self._episode(number, parts)
+            self.finished[number] = Finished(len(episode), bool(parts["rewards"].any()))
+            self.in_memory[number] = episode
             self.current[i], self.partial[i] = -1, {}
 
-    def dataset(self, environment: Environment, source: str) -> Dataset:
-        """The finished episodes, in order; `mask/success` and `mask/failure` say how they ended.
+    def _episode(self, number: int, parts: Mapping[str, np.ndarray]) -> Episode:
+        """`dones` marks termination (success) alone: an episode that ran into the time limit has none."""
+        length = len(parts["actions"])
+        dones = np.zeros(length, bool)
+        dones[-1] = parts["rewards"].any()
+        observations = {
+            key: SparseFrames(parts[key], length, self.every) if is_image(key) and self.every > 1 else parts[key]
+            for key in self.policy.shapes
+            if key != COORDINATES and (key != LANGUAGE or number not in self.tasks)  # the episode's seed and its task say them
+        }  # fmt: skip
+        seed = episode_seed(STREAM, self.seed, number) if self.env.chooses_episodes else None
+        return Episode(
+            observations, parts["actions"], parts["rewards"], dones, parts.get("states"), f"demo_{number}", episode_seed=seed,
+            task=self.tasks.get(number),
+        )  # fmt: skip
 
-        `dones` marks termination (success) alone: an episode that ran into the time limit has none.
-        """
-        episodes, filters = [], {"success": [], "failure": []}  # type: ignore[var-annotated]
-        for number, parts in sorted(self.finished.items()):
-            dones, name = np.zeros(len(parts["rewards"]), bool), f"demo_{number}"
-            solved = dones[-1] = bool((parts["rewards"] > 0).any())
-            filters["success" if solved else "failure"].append(name)
-            observations = {key: parts[key] for key in self.policy.shapes if key != COORDINATES}  # the episode's seed says them
-            seed = episode_seed(STREAM, self.seed, number) if self.env.chooses_episodes else None
-            episodes.append(
-                Episode(
-                    observations, parts["actions"], parts["rewards"], dones, parts.get("states"), name, episode_seed=seed,
-                    task=self.tasks.get(number),
-                )
-            )  # fmt: skip
-        keys, dims = _state_layout(self.policy, environment)
-        named = {key: tuple(names) for key, names in filters.items() if names}
+    def _dataset(self, episodes: Iterable[Episode], source: Path, filters: Mapping[str, tuple[str, ...]]) -> Dataset:
         tasks = tuple(getattr(self.env, "vocabulary", ())) if self.tasks else ()
-        return Dataset(tuple(episodes), keys, dims, dict(environment.facts()), named, source, tasks)
+        return Dataset(tuple(episodes), self.keys, self.dims, dict(self.environment.facts()), filters, str(source), tasks)
+
+    def _file(self, number: int) -> Path:
+        return self.parts / f"{number}.hdf5"
+
+    def put_aside(self) -> None:
+        """Write the finished episodes that are in memory, each into its file, durably; the memory is free again.
+
+        One that a run which was killed had written before is written again, the same to the bit.
+        """
+        for number, episode in self.in_memory.items():
+            write_robomimic(self._file(number), self._dataset([episode], self._file(number), {}))
+        self.in_memory.clear()
+
+    def dataset(self, source: Path) -> Dataset:
+        """The finished episodes, in order; `mask/success` and `mask/failure` say how they ended. Frames stay in their files."""
+        images = [name for name in self.policy.shapes if is_image(name)]
+
+        def episode(number: int) -> Episode:
+            if number in self.in_memory:
+                return self.in_memory[number]
+            return read_robomimic(self._file(number), observation_keys=self.keys, image_keys=images, check_actions=False)[0]
+
+        names = {
+            key: tuple(f"demo_{number}" for number, ended in sorted(self.finished.items()) if ended.solved == solved)
+            for key, solved in (("success", True), ("failure", False))
+        }
+        filters = {key: found for key, found in names.items() if found}
+        return self._dataset(map(episode, sorted(self.finished)), source, filters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything, running episodes included."""
+        """What is in flight, and which episodes have been put aside."""
         return {
             "env": self.env.get_state(), "generator": generator_state(self.generator), "started": self.started, "current": self.current,
-            "observation": self.observation, "finished": self.finished, "tasks": {str(k): name for k, name in self.tasks.items()},
+            "observation": self.observation, "finished": {str(k): list(episode) for k, episode in self.finished.items()},
+            "tasks": {str(k): name for k, name in self.tasks.items()},
             "partial": [{name: np.stack(values) for name, values in p.items()} for p in self.partial],
         }  # fmt: skip
 
@@ -164,7 +218,11 @@ class Collector:
         """Undo :meth:`state_dict`; an environment that cannot say its state begins the running episodes again, with a warning."""
         set_generator_state(self.generator, state["generator"])
         self.started, self.current[:] = int(state["started"]), state["current"]
-        self.finished = {int(k): {name: np.array(v) for name, v in e.items()} for k, e in state["finished"].items()}
+        self.finished = {int(k): Finished(int(steps), bool(solved)) for k, (steps, solved) in state["finished"].items()}
+        lost = [self._file(k) for k in sorted(self.finished) if not self._file(k).is_file()]
+        require(not lost, "An episode that was put aside is not there.", file=lost[0] if lost else self.parts,
+                found=f"{len(lost)} of {len(self.finished)} missing",
+                remedy="put the files back, or choose another --output")  # fmt: skip
         self.tasks = {int(k): str(name) for k, name in state.get("tasks", {}).items()}
         if state["env"] is None:
             warnings.warn("This environment cannot restore its state: running episodes begin again.", stacklevel=2)
@@ -191,11 +249,18 @@ def _state_layout(policy: Policy, environment: Environment) -> tuple[tuple[str, 
 
 def collect(
     policy: Policy, environment: Environment, episodes: int, run: Run, state: Mapping[str, Any], *, seed: int, num_envs: int,
-    horizon: int, device: str | torch.device = "cpu", checkpoint_seconds: float = 60.0,
+    horizon: int, device: str | torch.device = "cpu", checkpoint_seconds: float = 60.0, frames_every: int = 1,
 ) -> Path:  # fmt: skip
-    """Play `episodes` episodes in a run that is open; rollouts.hdf5 appears at the end. Goes on from the run's loaded `state`."""
+    """Play `episodes` episodes in a run that is open; rollouts.hdf5 appears at the end. Goes on from the run's loaded `state`.
+
+    At a checkpoint finished episodes are put aside, in `.rollouts.hdf5.parts`, so that neither the memory nor a checkpoint holds more
+    than what is in flight. Frames are recorded at every `frames_every`-th step of a chunk (of each step for a policy that looks at
+    several).
+    """
     path, n = run.directory / ROLLOUTS_FILE, min(num_envs, episodes)
-    if path.exists():
+    parts = parts_of(path)
+    if path.exists():  # a kill may have come between it and this
+        shutil.rmtree(parts, ignore_errors=True)
         return path
     env = make_stacked(
         environment.make,
@@ -207,7 +272,8 @@ def collect(
         terminate_on="never",
     )
     try:
-        collector = Collector(policy, env, episodes, seed, device)
+        every = frames_every if policy.observation_steps == 1 else 1
+        collector = Collector(policy, env, episodes, seed, environment, parts, device, every)
         if "collector" in state:
             with run.restoring():
                 collector.load_state_dict(state["collector"])
@@ -219,8 +285,10 @@ def collect(
                 if collector.done > before:
                     bar.advance(collector.done - before, success=collector.success)
                 if checkpoints.due:
+                    collector.put_aside()
                     checkpoints.save(collector.done, {"collector": collector.state_dict()})
-        write_robomimic(path, collector.dataset(environment, str(path)))
+        write_robomimic(path, collector.dataset(path))
+        shutil.rmtree(parts, ignore_errors=True)
     finally:
         env.close()
     return path
@@ -334,13 +402,16 @@ def _with_coordinates(dataset: Dataset, size: int, ours: bool) -> Dataset:
     return replace(dataset, episodes=tuple(episodes))
 
 
-@torch.no_grad()
-def encode_all(dataset: Dataset, policy: Policy, device: str | torch.device = "cpu") -> Tensor:
-    """(num_steps, F) of every frame what learners see of its features, episode after episode, each encoded once."""
+def encode_rows(dataset: Dataset, policy: Policy, rows: Tensor, device: str | torch.device = "cpu") -> Tensor:
+    """(n, F) what learners see of steps `rows` (n,) int64 on the CPU, counted episode after episode; each is encoded once."""
     windows = Windows(dataset, 1, observation_steps=policy.observation_steps, device=device)
-    rows = torch.arange(len(windows), device=device).split(FRAMES)
+    used, place = torch.unique(rows, return_inverse=True)
     seen = seen_dim(policy)
-    return torch.cat([policy.encode({name: windows.observation(r)[name] for name in policy.shapes})[:, :seen] for r in rows])
+
+    def encode(observation: Mapping[str, Tensor]) -> Tensor:
+        return policy.encode({name: observation[name] for name in policy.shapes})[:, :seen]
+
+    return window_features(windows, encode, FRAMES, used)[place.to(windows.device)]
 
 
 def transition_batch(
@@ -368,6 +439,8 @@ def transition_batch(
         remedy="use more rollouts, or a policy that sometimes succeeds; of a robot's session look at the labels (postbc robot label); "
         "of other files say what success is (transitions.success)",
     )  # fmt: skip
+    if any(isinstance(values, SparseFrames) for values in dataset[0].observations.values()):
+        config = replace(config, tail="pad")  # a last chunk cannot begin earlier, where nothing was drawn
     parts = [n_step(transitions(e, s, policy.chunk, discount, config), steps) for e, s in zip(dataset, successes, strict=True)]
     require(
         sum(map(len, parts)), "The rollouts hold no transition.", file=dataset.source,
@@ -375,13 +448,13 @@ def transition_batch(
     )  # fmt: skip
     firsts = np.cumsum(dataset.lengths) - dataset.lengths
 
-    def joined(name: str, shift: bool = False) -> Tensor:
-        values = [getattr(part, name) + (first if shift else 0) for part, first in zip(parts, firsts, strict=True)]
-        return torch.as_tensor(np.concatenate(values), device=device)
+    def joined(name: str) -> Tensor:
+        return torch.as_tensor(np.concatenate([getattr(part, name) for part in parts]))
 
-    features = encode_all(dataset, encoder or policy, device)
-    action = policy.normalization.normalize_action(joined("action")).flatten(1)
-    batch = Batch(
-        features[joined("row", True)], action, features[joined("next_row", True)], joined("reward"), joined("discount")
-    )
+    first = torch.as_tensor(np.repeat(firsts, list(map(len, parts))))
+    row, discounts = first + joined("row"), joined("discount")
+    following = torch.where(discounts > 0, first + joined("next_row"), row)  # after a terminal step nothing counts
+    features, next_features = encode_rows(dataset, encoder or policy, torch.cat([row, following]), device).chunk(2)
+    action = policy.normalization.normalize_action(joined("action").to(device)).flatten(1)
+    batch = Batch(features, action, next_features, joined("reward").to(device), discounts.to(device))
     return batch, {"episodes": len(dataset), "env_steps": dataset.num_steps, "success": solved / len(dataset)}

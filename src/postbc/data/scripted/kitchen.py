@@ -27,6 +27,7 @@ DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
 ACROSS = Rotation.from_euler("z", -90, degrees=True) * DOWN
 UP = np.array([0.0, 0.0, 1.0])
 TURN = 0.6  # largest rotation command
+GRASPS, LIFTED = 3, 0.03  # times that a hand tries to lift an object, and metres that it has come up with it then
 
 
 class View(Protocol):
@@ -64,10 +65,14 @@ class Script:
         error: (3,) metres, of the first grasp.
         hover: metres above a grasp where the hand arrives.
         side: metres to the side of the way there; 0: straight.
+
+    Attributes:
+        regrasps: times that it has grasped again.
     """
 
     def __init__(self, view: View, patience: float, error: Vector, hover: float, side: float) -> None:
         self.view, self.patience, self.error, self.hover, self.side = view, patience, error, hover, side
+        self.regrasps = 0
 
     def run(self) -> Iterator[Move]:
         """The script of the view's task, then rest."""
@@ -117,6 +122,17 @@ class Script:
         yield from self.go(lambda: grasp() - axis * (hover + self.hover), rotation, grip, 0.015, steps=90)
         yield from self.go(lambda: grasp() + self.error, rotation, grip, 0.006, steps=50, speed=0.6)
 
+    def until_lifted(self, name: str, grasp: Callable[[], Iterator[Move]]) -> Iterator[Move]:
+        """`grasp` an object and rise; where it has not come up too, let go and try again, from straight above and with a better aim."""
+        for again in range(GRASPS):
+            if again:
+                yield from self.hold(self.view.hand()[1], OPEN, 6)
+                self.side, self.error, self.regrasps = 0.0, 0.3 * self.error, again
+            before = self.view.body(name)[2]
+            yield from grasp()
+            if self.view.body(name)[2] > before + LIFTED:
+                return
+
     def pick(self, grasp: Place, rotation: Rotation, travel: float) -> Iterator[Move]:
         yield from self.approach(grasp, rotation, 0.07)
         yield from self.hold(rotation, CLOSE, 10)
@@ -139,7 +155,7 @@ class Script:
 
     def move(self, name: str, grasp: Place, goal: Place, travel: float, rotation: Rotation = DOWN) -> Iterator[Move]:
         """Pick an object and place it; `travel`: the hand's height on the way."""
-        yield from self.pick(grasp, rotation, travel)
+        yield from self.until_lifted(name, lambda: self.pick(grasp, rotation, travel))
         yield from self.place(name, goal, rotation, travel)
 
     # --- tasks
@@ -185,12 +201,16 @@ class Script:
         yield from self.open_top_drawer()
         name, rotation = "akita_black_bowl_1", _tilted(0.5)
         self.side = 0.0  # the drawer is in the way
-        yield from self.go(lambda: self.view.body(name) + (0, 0.20, 0.30), rotation, OPEN, 0.03, 0.3)
-        yield from self.approach(lambda: self.view.body(name) + (0, 0.047, 0.036), rotation, 0.08)
-        yield from self.hold(rotation, CLOSE, 10)
-        back = self.view.hand()[0] + (0, 0.12, 0.06)
-        yield from self.go(lambda: back, rotation, CLOSE, 0.02, 9.0, 50, 0.8)
-        yield from self.rise(DOWN, CLOSE, 1.25)
+
+        def grasp() -> Iterator[Move]:
+            yield from self.go(lambda: self.view.body(name) + (0, 0.20, 0.30), rotation, OPEN, 0.03, 0.3)
+            yield from self.approach(lambda: self.view.body(name) + (0, 0.047, 0.036), rotation, 0.08)
+            yield from self.hold(rotation, CLOSE, 10)
+            back = self.view.hand()[0] + (0, 0.12, 0.06)
+            yield from self.go(lambda: back, rotation, CLOSE, 0.02, 9.0, 50, 0.8)
+            yield from self.rise(DOWN, CLOSE, 1.25)
+
+        yield from self.until_lifted(name, grasp)
         yield from self.place(name, self.over("wooden_cabinet_1_top_region", 0, -0.005, -0.02), DOWN, 1.25)
 
     def turn_knob(self) -> Iterator[Move]:
@@ -270,7 +290,8 @@ class KitchenOperators:
         hand = self._hands[index]
         assert hand is not None
         paused = int(hand.pause[: hand.clock].sum())
-        return {**hand.habits, "pause": yes_or_no(paused), "pause_steps": paused}
+        again = yes_or_no(hand.script.regrasps)
+        return {**hand.habits, "regrasp": again, "pause": yes_or_no(paused), "pause_steps": paused}
 
     def act(self, observation: np.ndarray) -> np.ndarray:
         """(N, 7) commands in [−1, 1]: x y z, axis-angle, gripper (1 closes); 0 where nobody has begun."""

@@ -98,7 +98,7 @@ class LiberoChunkEnv(SimulatedChunkEnv):
         return [self.tasks[simulation.task].name for simulation in self.playing]
 
     def _observations(self, moved: NDArray[np.bool_]) -> Observations:
-        for i in np.flatnonzero(moved) if self._cameras else ():
+        for i in np.flatnonzero(moved) if self._cameras and self._draws else ():
             for name, camera in self._cameras.items():
                 self._frames[name][i] = np.moveaxis(self.draw(int(i), self._size, self._size, camera, lagging=True), -1, 0)
         state = super()._observations(moved)["state"][:, : self.shapes["state"][0]]

@@ -38,7 +38,7 @@ class RobosuitePixelEnv(RobosuiteChunkEnv):
         self._frames = {name: np.zeros((num_envs, *frame), np.uint8) for name in CAMERAS}
 
     def _observations(self, moved: NDArray[np.bool_]) -> Observations:
-        for i in np.flatnonzero(moved):
+        for i in np.flatnonzero(moved) if self._draws else ():
             for name, camera in CAMERAS.items():
                 frame = self.render_frame(int(i), self._size, self._size, camera, lagging=True)
                 self._frames[name][i] = np.moveaxis(frame, -1, 0)

@@ -60,6 +60,11 @@ class SimulatedChunkEnv:
         self.seeds = np.full(self.num_envs, -1, np.int64)  # of the episode that each environment is in; -1: none of ours
         self._steps = np.zeros(self.num_envs, np.int64)
         self._waiting, self._started = np.zeros(self.num_envs, bool), np.zeros(self.num_envs, bool)
+        self._draws = True
+
+    def set_drawing(self, on: bool) -> None:
+        """Whether frames of cameras are drawn from now on; while they are not, observations hold the former ones."""
+        self._draws = on
 
     @property
     def action_limit(self) -> NDArray[np.float64]:

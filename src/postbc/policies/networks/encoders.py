@@ -44,7 +44,7 @@ class EncoderConfig:
 
 
 class SpatialSoftmax(nn.Module):
-    """(N, K, H, W) maps -> (N, 2·K) in [−1, 1]: where each is large (robomimic's spatial softmax)."""
+    """(N, K, H, W) maps -> (N, 2·K) in [−1, 1]: where each is large (robomimic's spatial softmax); in float32 under autocast, too."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -53,7 +53,8 @@ class SpatialSoftmax(nn.Module):
         self.register_buffer("places", torch.stack((x.flatten(), y.flatten()), -1), persistent=False)  # (H·W, 2)
 
     def forward(self, maps: Tensor) -> Tensor:
-        return (maps.flatten(2).float().softmax(-1) @ self.places).flatten(1)
+        with torch.autocast(maps.device.type, enabled=False):  # places of bfloat16 would lie pixels apart
+            return (maps.flatten(2).float().softmax(-1) @ self.places).flatten(1)
 
 
 class SmallEncoder(nn.Module):
