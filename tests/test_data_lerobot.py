@@ -138,8 +138,9 @@ def test_a_row_group_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.Monkey
     frames = [camera[row : row + 1] for row in order]
     assert len(read) == 2
     monkeypatch.setattr(lerobot_files, "PACKED", 1)
-    np.testing.assert_array_equal([camera[row : row + 1] for row in order], frames)
-    assert len(folder._packed) == 1
+    bound = LeRobotFolder(tmp_path / "set")
+    np.testing.assert_array_equal([bound["observation.images.wrist"][row : row + 1] for row in order], frames)
+    assert len(bound._packed) == 1
 
 
 @pytest.fixture(scope="module")

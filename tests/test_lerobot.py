@@ -632,8 +632,7 @@ def test_two_processes(tmp_path: Path, root: Path) -> None:
     factors, output = tmp_path / "f.safetensors", tmp_path / "out"
     run = ["lerobot", "train", *data(root), *COMMON, *DIFFUSION, *FIT, "--num_workers=0", "--steps=2",
            f"--postbc.factors={factors}", f"--output_dir={output}"]  # fmt: skip
-    launch = ["accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
-              "--dynamo_backend=no", "--main_process_port=0", "-m", "postbc"]  # fmt: skip
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "postbc"]  # what accelerate's launcher runs
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-m", *launch, *run], capture_output=True, text=True, env=environment, check=False)
     said = done.stdout + done.stderr

@@ -148,6 +148,12 @@ def lerobot_environment(name: str) -> Environment:
 
     facts = {"env_name": PREFIX + name, "env_version": None, "type": 2, "env_kwargs": {"control_freq": config.fps}}
     made = from_vector_env(
-        factory, name=PREFIX + name, horizon=int(limit), chunk=1, fps=round(config.fps), facts=facts, scene=partial(factory, 1)
+        factory,
+        name=PREFIX + name,
+        horizon=int(limit or 0),
+        chunk=1,
+        fps=round(config.fps),
+        facts=facts,
+        scene=partial(factory, 1),
     )
     return replace(made, check=lambda: import_lerobot() and None)
