@@ -30,6 +30,7 @@ from postbc.data.normalization import Normalization
 from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.lerobot import hook
+from postbc.lerobot.encoders import make_encoder
 from postbc.lerobot.factors import About, Factors, write_factors
 from postbc.lerobot.fit import chunk_rows, fit_factors, frame_features, inputs, read_frames
 from postbc.lerobot.hook import hold_numbers
@@ -679,8 +680,6 @@ def test_the_encoder_of_a_checkpoint(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from lerobot.policies.factory import get_policy_class
 
-    from postbc.lerobot.encoders import make_encoder
-
     output, camera = tmp_path / "out", "observation.images.top"
     modes = f'{{"VISUAL": "{mode}", "STATE": "MIN_MAX", "ACTION": "MIN_MAX", "ENV": "MIN_MAX"}}'
     run = [*data(root), "--dataset.use_imagenet_stats=false", *COMMON, *policy, f"--policy.normalization_mapping={modes}"]
@@ -704,6 +703,12 @@ def test_the_encoder_of_a_checkpoint(
         encode("observation.images.side", images)
     with pytest.raises(InputError, match="any of the cameras"):
         encode.among(["observation.images.side"])
+
+
+def test_an_encoder_is_where_the_training_is() -> None:
+    pytest.importorskip("torchvision")
+    features = make_encoder("random", "meta")("observation.images.top", torch.rand(2, 3, 64, 64))
+    assert (features.device.type, features.shape) == ("meta", (2, 512))
 
 
 @needs_lerobot

@@ -190,9 +190,8 @@ def _fit(
     """Fit the factors, and leave torch's threads and random numbers as they were: LeRobot's training must not notice."""
     threads = torch.get_num_threads()
     known = device.type in ("cpu", "cuda", "mps")
-    used = {"devices": [torch.cuda.current_device()]} if device.type == "cuda" else {"devices": []}
     try:
-        with torch.random.fork_rng(**used):
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
             compute = Compute(device=device.type if known else "auto", threads=threads)  # type: ignore[arg-type]
             encoder = make_encoder(options.encoder, device if known else "cpu") if cameras else None
             std = fit_factors(
