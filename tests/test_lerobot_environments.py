@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -35,7 +37,6 @@ def test_what_lerobot_does_not_know() -> None:
 
 def theirs(seed: int, **options: Any) -> Any:
     """gym-pusht itself."""
-    gymnasium = pytest.importorskip("gymnasium")
     pytest.importorskip("gym_pusht")
     env = gymnasium.make("gym_pusht/PushT-v0", max_episode_steps=6, **options)
     observation, _ = env.reset(seed=seed)
@@ -73,11 +74,10 @@ def test_a_packages_environment() -> None:
 @needs_lerobot
 def test_cameras() -> None:
     """A frame is the environment's, byte for byte, and called as a dataset of LeRobot's would be."""
-    size = {"observation_width": 48, "observation_height": 32}
-    _, plain = theirs(5, obs_type="pixels_agent_pos", **size)
-    environment = find_environment("lerobot:pusht?" + "&".join(f"{k}={v}" for k, v in size.items()))
+    _, plain = theirs(5, obs_type="pixels_agent_pos")
+    environment = find_environment("lerobot:pusht")
     env = environment.make(1, chunk=1, horizon=5, terminate_on="success")
-    assert dict(env.shapes) == {"state": (2,), "image.top": (3, 32, 48)}
+    assert dict(env.shapes) == {"state": (2,), "image.top": (3, 96, 96)}
     np.testing.assert_array_equal(env.reset([5])["image.top"][0], np.moveaxis(plain["pixels"], -1, 0))
     assert environment.scene is not None
     film = environment.scene()
@@ -99,25 +99,71 @@ def test_a_plugins_vector_environment_and_success() -> None:
     for _ in range(4):
         chunk = np.random.default_rng(1).uniform(100, 400, (2, 2, 2))
         ours, direct = (env.step(chunk) for env in envs)
-        np.testing.assert_array_equal(ours.observation["state"], direct.observation["state"])
-        np.testing.assert_array_equal(ours.rewards, direct.rewards)
+        np.testing.assert_allclose(ours.observation["state"], direct.observation["state"], rtol=1e-5)  # actions of 32 bits
+        np.testing.assert_allclose(ours.rewards, direct.rewards, atol=1e-5)
         np.testing.assert_array_equal(ours.successes, direct.successes)
     assert ours.truncated.all()
     for env in envs:
         env.close()
 
 
+class Walk(gymnasium.Env):  # type: ignore[type-arg]
+    """Goes where it is told from a place that the seed says, for three steps; solved beyond 10."""
+
+    observation_space = gymnasium.spaces.Dict({"place": gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)})
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.place, self.steps = self.np_random.uniform(0, 1, 2), 0
+        return {"place": self.place}, {}
+
+    def step(self, action: Any) -> Any:
+        self.place, self.steps = self.place + action, self.steps + 1
+        return {"place": self.place}, 0.0, False, self.steps == 3, {"is_success": bool(self.place[0] > 10)}
+
+
 @needs_lerobot
-def test_metaworld_as_lerobot_has_it() -> None:
-    """An environment that LeRobot freezes at an episode's end, until a new rollout begins, begins its next when it is told to."""
-    pytest.importorskip("metaworld")
-    environment = find_environment("lerobot:metaworld/push-v3?episode_length=3")
-    env = environment.make(1, chunk=3, horizon=3, terminate_on="success")
-    assert dict(env.shapes) == {"state": (4,), "image.top": (3, 480, 480)}
-    first = env.reset([1])["state"]
+def test_processors_and_frozen_environments() -> None:
+    """What a plugin's processors do to observations and actions is done; what LeRobot freezes at an episode's end begins its next."""
+    from lerobot.envs.configs import EnvConfig
+    from lerobot.envs.utils import freeze_after_episode_end
+
+    if "postbc_walk" not in EnvConfig.get_known_choices():
+
+        @EnvConfig.register_subclass("postbc_walk")
+        @dataclasses.dataclass
+        class Config(EnvConfig):
+            episode_length: int | None = None
+            speed: float = 1.0
+
+            @property
+            def gym_kwargs(self) -> dict[str, Any]:
+                return {}
+
+            def create_envs(self, n_envs: int, use_async_envs: bool = False) -> Any:
+                made = gymnasium.vector.SyncVectorEnv([freeze_after_episode_end(Walk)] * n_envs)
+                return {"walk": dict.fromkeys(range(2 if self.task == "both" else 1), made)}
+
+            def get_env_processors(self) -> Any:
+                return (
+                    lambda batch: {"observation.state": batch["observation.place"].float() + 100},
+                    lambda played: {"action": played["action"] * self.speed},
+                )
+
+    with pytest.raises(InputError, match="no limit of steps"):
+        find_environment("lerobot:postbc_walk")
+    with pytest.raises(InputError, match="more than one task"):
+        find_environment("lerobot:postbc_walk/both?episode_length=3").make(1, chunk=1, horizon=3, terminate_on="success")
+    env = find_environment("lerobot:postbc_walk?episode_length=3&speed=2").make(2, chunk=2, horizon=3, terminate_on="success")
+    first = env.reset([1, 2])["state"]
+    expected = np.stack([np.random.default_rng(np.random.SeedSequence(s)).uniform(0, 1, 2) for s in (1, 2)])
+    np.testing.assert_allclose(first, expected + 100, rtol=1e-6)
     for _ in range(2):
-        step = env.step(np.ones((1, 3, 4)))
+        env.step(np.full((2, 2, 2), 0.5))
+        step = env.step(np.full((2, 2, 2), 0.25))
         assert step.truncated.all()
-        assert not np.allclose(step.observation["state"], first)
-        np.testing.assert_allclose(env.reset([1])["state"], first, atol=1e-6)
+        np.testing.assert_allclose(step.observation["state"], first + 2 * (0.5 + 0.5 + 0.25), rtol=1e-6)
+        np.testing.assert_allclose(env.reset([1, 2])["state"], first)
+    assert not np.allclose(env.reset([3, 4])["state"], first)
     env.close()
