@@ -449,7 +449,7 @@ def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool, monke
     getitem = datasets.Dataset.__getitem__
 
     def watched(table: Any, key: Any) -> Any:
-        asked.update(table.column_names)
+        asked.update(() if table is held.meta.episodes else table.column_names)
         return getitem(table, key)
 
     for place in range(12):
