@@ -27,9 +27,9 @@ from postbc.data.episodes import Dataset
 from postbc.data.lerobot_write import LeRobotWriter
 from postbc.devices import Compute
 from postbc.disk import write_json
-from postbc.lerobot.columns import hold_numbers
 from postbc.lerobot.factors import Factors
 from postbc.lerobot.fit import fit_factors, read_frames
+from postbc.lerobot.hook import hold_numbers
 from postbc.lerobot.train import PostBC
 from postbc.lerobot.view import PosteriorDataset
 

@@ -31,6 +31,32 @@ def make(lengths: list[int], seed: int = 0, s: int = 3, a: int = 2, scale: float
     return Dataset.from_arrays(states, actions, **kwargs)
 
 
+class Compared(str):
+    """Text that counts how often it is compared."""
+
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        Compared.times += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_many_instructions_take_no_longer_than_many_episodes() -> None:
+    """A task an episode: names are looked up, not compared one with another."""
+    n = 300
+    tasks = [Compared(f"put object {i} away") for i in range(n)]
+    states, actions = np.zeros((1, 2), np.float32), np.zeros((1, 1), np.float32)
+    episodes = tuple(Episode({"state": states}, actions, name=f"demo_{i}", task=Compared(task)) for i, task in enumerate(tasks))
+    Compared.times = 0
+    dataset = Dataset(episodes, tasks=tuple(tasks))
+    assert dataset.count_tasks() == dict.fromkeys(tasks, 1)
+    assert Compared.times < 20 * n
+    with pytest.raises(InputError, match="not listed"):
+        Dataset(episodes, tasks=tuple(tasks[1:]))
+
+
 def with_frames(lengths: list[int], states: bool = True) -> Dataset:
     """Episodes with frames (3, 4, 5) whose first number tells the step, beside states or alone."""
     rng, steps, observations = np.random.default_rng(1), 0, []

@@ -31,7 +31,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 av = pytest.importorskip("av")
 from PIL import Image  # noqa: E402
 
-from postbc.data import lerobot_write  # noqa: E402
+from postbc.data import lerobot_files, lerobot_write  # noqa: E402
 
 LENGTHS = (5, 9, 7, 6)
 FPS = 10
@@ -114,6 +114,33 @@ def png(frame: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_a_row_group_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames asked for in any order, of two files of one row group each; in a bound memory."""
+    folder = LeRobotFolder(store(tmp_path / "set", groups="file"))
+    read: list[Path] = []
+    opened = folder._open
+
+    class Watched:
+        def __init__(self, path: Path) -> None:
+            self.path, self.table = path, opened(path)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.table, name)
+
+        def read_row_group(self, group: int, columns: list[str]) -> Any:
+            read.append(self.path)
+            return self.table.read_row_group(group, columns=columns)
+
+    monkeypatch.setattr(folder, "_open", Watched)
+    camera, order = folder["observation.images.wrist"], [0, 20, 3, 26, 13, 14]
+    frames = [camera[row : row + 1] for row in order]
+    assert len(read) == 2
+    monkeypatch.setattr(lerobot_files, "PACKED", 1)
+    bound = LeRobotFolder(tmp_path / "set")
+    np.testing.assert_array_equal([bound["observation.images.wrist"][row : row + 1] for row in order], frames)
+    assert len(bound._packed) == 1
 
 
 @pytest.fixture(scope="module")

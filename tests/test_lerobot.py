@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
+import os
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -24,15 +26,22 @@ from made import write_demonstrations
 from postbc import cli
 from postbc.data import Dataset, Windows, pusht, read_dataset
 from postbc.data.lerobot_write import LeRobotWriter
+from postbc.data.normalization import Normalization
+from postbc.devices import Compute
 from postbc.errors import InputError
 from postbc.lerobot import hook
-from postbc.lerobot.columns import hold_numbers
+from postbc.lerobot.encoders import make_encoder
 from postbc.lerobot.factors import About, Factors, write_factors
-from postbc.lerobot.fit import chunk_rows, fit_factors, frame_features, read_frames
-from postbc.lerobot.train import PostBC, split
+from postbc.lerobot.fit import chunk_rows, fit_factors, frame_features, inputs, read_frames
+from postbc.lerobot.hook import hold_numbers
+from postbc.lerobot.train import PostBC, Record, split, train
 from postbc.lerobot.view import PosteriorDataset, Visit, with_epochs
 from postbc.policies import load_policy
 from postbc.posterior import EnsembleConfig
+from postbc.posterior.calibration import OutOfBag, calibrate
+from postbc.posterior.ensemble import fit_ensemble
+from postbc.posterior.factor import Factor
+from postbc.schemas import read_json
 
 SMALL = EnsembleConfig(ensemble_size=5, hidden=16, steps=30, batch_size=16)
 DELTA = [-1, 0, 1, 2]
@@ -112,11 +121,12 @@ def test_fit(tmp_path: Path, root: Path) -> None:
         assert (camera, images.shape[1:]) == ("observation.images.top", (3, 64, 64))
         return images.mean((2, 3))
 
-    seen = frame_features(root, frames, means)
+    cameras = ["observation.images.top"]
+    seen = frame_features(root, frames, means, cameras)
     pixels = np.asarray(read_dataset(root, image_keys=["image.top"])[4].observations["image.top"][:])
     np.testing.assert_allclose(seen[12:, 19:], pixels.mean((2, 3)) / 255, atol=1e-6)
     paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
-    spreads = [fit_factors(path, root, frames, DELTA, SMALL, 0, encode=means) for path in paths]
+    spreads = [fit_factors(path, root, frames, DELTA, SMALL, 0, encode=means, cameras=cameras) for path in paths]
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert spreads[0] > 0.01
     factors = Factors(paths[0])
@@ -128,6 +138,59 @@ def test_fit(tmp_path: Path, root: Path) -> None:
         else:
             drawn = torch.stack([factors.sample(index, 0, visit) for visit in range(50)])
             assert (drawn.abs().amax((0, 2)) > 0).tolist() == [bool(i) for i in inside]
+
+
+def test_alpha_by_trajectories_left_out(tmp_path: Path) -> None:
+    """The core's calibration of the same ensemble; frames whose chunk leaves the episode are not held against it."""
+    rng = np.random.default_rng(0)
+    states = [rng.normal(size=(15, 3)) for _ in range(8)]
+    actions = [x[:, :2] + 0.3 * rng.normal(size=2) + 0.1 * rng.normal(size=(15, 2)) for x in states]
+    made = Dataset.from_arrays(states, actions)
+    folder = LeRobotWriter(tmp_path / "set", made, "x", fps=10).write()
+    config, delta = EnsembleConfig(ensemble_size=12, hidden=16, steps=60, batch_size=32), [0, 1, 2]
+    frames = read_frames(folder)
+    for name, calibrated in (("plain", False), ("auto", True)):
+        fit_factors(tmp_path / name, folder, frames, delta, config, 3, calibrated=calibrated)
+    plain, auto = Factors(tmp_path / "plain"), Factors(tmp_path / "auto")
+    assert plain.about.calibration is None
+    assert torch.equal(plain.rows, auto.rows)
+    found = auto.about.calibration
+    assert found is not None
+    windows = Windows(made, 3)  # those that lie in their episode
+    rows, pad = chunk_rows(frames.episode, delta)
+    assert (~pad.any(1)).sum() == len(windows)
+    norm = Normalization(frames.numbers.min(0), frames.numbers.max(0), frames.actions.min(0), frames.actions.max(0))
+    seen, chunks = (
+        norm.normalize_state(torch.from_numpy(frames.numbers)),
+        norm.normalize_action(torch.from_numpy(frames.actions[rows])),
+    )
+    ensemble = fit_ensemble(seen, chunks, frames.episode, config, 3, Compute(device="cpu"))
+    inside = torch.from_numpy(~pad.any(1))
+    without = ensemble.out_of_bag(seen, chunks, torch.from_numpy(frames.episode), 3)
+    whole = inside[torch.isin(torch.from_numpy(frames.episode), without.trajectory)]
+    expected = calibrate(
+        OutOfBag(
+            without.residual[whole], Factor(without.factor.rows[whole]), without.freedom[whole], without.trajectory[whole], 2
+        ),
+        seed=3,
+    )
+    assert (found.windows, found.trajectories) == (int(whole.sum()), expected.trajectories)
+    assert found.posterior_weight == expected.posterior_weight
+    np.testing.assert_allclose(np.array(found.curve), np.array(expected.curve), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="as long as a chunk"):
+        fit_factors(tmp_path / "long", folder, frames, list(range(16)), config, 3, calibrated=True)
+
+
+def test_the_posterior_sees_what_the_policy_sees() -> None:
+    camera, depth, state = "observation.images.top", "observation.images.depth", "observation.state"
+    meta = types.SimpleNamespace(
+        features={state: {}, camera: {}, depth: {}, "action": {}}, camera_keys=[camera, depth], depth_keys=[depth]
+    )
+    for chosen, renamed, expected in (
+        ({}, {}, (state, camera)), ({state: 0}, {}, (state,)), ({"camera": 0}, {camera: "camera"}, (camera,)),
+        ({depth: 0, state: 0}, {}, (state,)),
+    ):  # fmt: skip
+        assert inputs(types.SimpleNamespace(input_features=chosen), meta, renamed) == expected
 
 
 # -- the view ------------------------------------------------------------------------------------------------------------------
@@ -216,6 +279,7 @@ def test_arguments() -> None:
     assert asked.options() == PostBC(weight=0.5, factors=Path("f"), seed=3)
     assert split(["--postbc.weight=2"]).options(asked.options()) == PostBC(weight=2.0, factors=Path("f"), seed=3)
     assert split(["--postbc.ensemble.hidden=8"]).options().ensemble.ensemble_size == 20
+    assert split(["--postbc.weight=auto"]).options().weight == "auto"
 
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,21 +309,54 @@ KNOWN = """
 def make_train_eval_datasets(cfg): return "training", "held out"
 class EpisodeAwareSampler:
     state_dict = load_state_dict = set_epoch = None
-def train(): return make_train_eval_datasets(1), EpisodeAwareSampler
-main = train
+def save_checkpoint(checkpoint_dir, step): saved.append((checkpoint_dir, step))
+def submit_to_hf(cfg): saved.append("a machine is paid for")
+saved = []
+job = None
+def train():
+    if job: return submit_to_hf(job)
+    made = make_train_eval_datasets(1), EpisodeAwareSampler
+    save_checkpoint(checkpoint_dir="000005", step=5)
+    return made
+def main(): return train()
 """
 
 
+class Ours:
+    """What LeRobot's training asks of us."""
+
+    def __init__(self) -> None:
+        self.told: list[Path] = []
+
+    def view(self, cfg: Any, dataset: Any) -> str:
+        return f"{dataset} {cfg} wrapped"
+
+    def saved(self, checkpoint: Path) -> None:
+        self.told.append(checkpoint)
+
+
 def test_the_hook_is_put_in_and_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = script(monkeypatch, KNOWN)
+    module, ours = script(monkeypatch, KNOWN), Ours()
     before = dict(module.__dict__)
-    with hook.trained_on(lambda cfg, dataset: f"{dataset} {cfg} wrapped") as inside:
+    with hook.trained_on(ours) as inside:
         (training, held_out), sampler = inside.main()
     assert (training, held_out) == ("training 1 wrapped", "held out")
     assert issubclass(sampler, before["EpisodeAwareSampler"])
-    with pytest.raises(KeyboardInterrupt), hook.trained_on(lambda cfg, dataset: dataset):
+    assert (module.saved, ours.told) == ([("000005", 5)], [Path("000005")])
+    with pytest.raises(KeyboardInterrupt), hook.trained_on(ours):
         raise KeyboardInterrupt
     assert module.__dict__ == before
+
+
+def test_plain_training_is_never_passed_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job for a rented machine is refused before it is sent; of a script that asks for no dataset one is told."""
+    module = script(monkeypatch, KNOWN + "\njob = 'a10g'")
+    with pytest.raises(InputError, match=r"(?s)train plainly.*job\.target"):
+        hook.lerobot_train([], Ours())
+    assert module.saved == []
+    script(monkeypatch, KNOWN.replace("def main(): return train()", "def main(): return None"))
+    with pytest.raises(InputError, match="then plainly"):
+        hook.lerobot_train([], Ours())
 
 
 def test_a_lerobot_that_moved_what_is_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,9 +366,11 @@ def test_a_lerobot_that_moved_what_is_replaced_is_refused(monkeypatch: pytest.Mo
     script(monkeypatch, KNOWN.replace(" = set_epoch", ""))
     with pytest.raises(InputError, match="EpisodeAwareSampler"):
         hook.training_script()
-    script(monkeypatch, KNOWN.replace("return make_train_eval_datasets(1)", "return factory.make(1)"), "0.9.0")
+    script(monkeypatch, KNOWN.replace("made = make_train_eval_datasets(1)", "made = factory.make(1)"), "0.9.0")
     with pytest.raises(InputError, match=r"(?s)another way.*0\.9\.0.*make_train_eval_datasets.*lerobot==0\.6\.1"):
         hook.training_script()
+    with pytest.raises(InputError, match=r"reads in another way"):
+        hold_numbers(Base())
 
 
 # -- where LeRobot is installed (make test-lerobot) ------------------------------------------------------------------------------
@@ -292,6 +391,7 @@ FIT = [
     "--postbc.ensemble.hidden=16",
     "--postbc.ensemble.steps=20",
 ]
+CONFIG = "pretrained_model/train_config.json"
 needs_lerobot = pytest.mark.skipif(importlib.util.find_spec("lerobot") is None, reason="needs LeRobot: make test-lerobot")
 
 
@@ -328,7 +428,7 @@ def test_this_lerobot_has_what_is_replaced() -> None:
 
 @needs_lerobot
 @pytest.mark.parametrize("video", [False, True])
-def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool) -> None:
+def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of some episodes, with windows of actions and frames: every key, type and bit; and LeRobot's library is asked no longer."""
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
@@ -340,11 +440,23 @@ def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool) -> No
         times = {"action": [-0.05, 0.0, 0.05], "observation.state": [-0.05, 0.0], camera: [-0.05, 0.0]}
         return LeRobotDataset("postbc/test", tmp_path / "set", episodes=[1, 3], delta_timestamps=times)
 
+    import datasets
+
     plain, held = read(), read()
     hold_numbers(held)
     assert len(plain) == len(held) == 12
+    asked: set[str] = set()
+    getitem = datasets.Dataset.__getitem__
+
+    def watched(table: Any, key: Any) -> Any:
+        asked.update(() if table is held.meta.episodes else table.column_names)
+        return getitem(table, key)
+
     for place in range(12):
-        expected, found = plain[place], held[place]
+        expected = plain[place]
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets.Dataset, "__getitem__", watched)
+            found = held[place]
         assert expected.keys() == found.keys()
         for key, value in expected.items():
             assert type(found[key]) is type(value)
@@ -355,7 +467,55 @@ def test_numbers_in_memory_are_the_same_items(tmp_path: Path, video: bool) -> No
                 assert torch.equal(found[key], value)
         found["action"].zero_()  # an item is nobody else's
         assert torch.equal(held[place]["action"], expected["action"])
+    assert asked == (set() if video else {camera})
     assert torch.equal(pickle.loads(pickle.dumps(held.hf_dataset))["action"][[3]][0], plain[3]["action"][1])
+
+
+@needs_lerobot
+@pytest.mark.parametrize("videos", [False, True])
+def test_a_dataset_that_lerobot_wrote(tmp_path: Path, videos: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LeRobotDataset.create, add_frame, save_episode: numbers and PNGs as they were given, by our reader and by LeRobot's in memory."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+    camera, rng = "observation.images.wrist", np.random.default_rng(0)
+    features = {
+        "observation.state": {"dtype": "float32", "shape": (3,), "names": ["x", "y", "z"]},
+        "observation.grid": {"dtype": "float32", "shape": (2, 2), "names": None},
+        "action": {"dtype": "float32", "shape": (2,), "names": ["a", "b"]},
+        "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+        camera: {"dtype": "video" if videos else "image", "shape": (64, 64, 3), "names": ["height", "width", "channels"]},
+    }
+    made = LeRobotDataset.create("postbc/test", 10, features, root=tmp_path / "set", use_videos=videos)
+    episodes = []
+    for e, n in enumerate((5, 7)):
+        frames = np.broadcast_to(np.linspace(20, 220, n).astype(np.uint8)[:, None, None, None], (n, 64, 64, 3))
+        parts = {
+            "observation.state": rng.normal(size=(n, 3)).astype(np.float32), "action": rng.normal(size=(n, 2)).astype(np.float32),
+            "observation.grid": rng.normal(size=(n, 2, 2)).astype(np.float32), "next.success": np.arange(n)[:, None] == n - 1,
+            camera: np.ascontiguousarray(frames),
+        }  # fmt: skip
+        for t in range(n):
+            made.add_frame({key: values[t] for key, values in parts.items()} | {"task": f"task {e}"})
+        made.save_episode()
+        episodes.append(parts)
+    made.finalize()
+
+    ours = read_dataset(tmp_path / "set", image_keys=["wrist"], observation_keys=["observation.state", "observation.grid"])
+    assert (len(ours), ours.tasks) == (2, ("task 0", "task 1"))
+    for episode, parts in zip(ours, episodes):
+        flat = np.concatenate([parts["observation.state"], parts["observation.grid"].reshape(-1, 4)], 1)
+        np.testing.assert_array_equal(episode.state, flat)
+        np.testing.assert_array_equal(episode.actions, parts["action"])
+        assert episode.rewards is not None
+        np.testing.assert_array_equal(episode.rewards, parts["next.success"][:, 0])
+        seen = np.moveaxis(np.asarray(episode.observations["image.wrist"][:]), 1, -1).astype(int)
+        assert np.abs(seen - parts[camera]).max() <= (4 if videos else 0)  # a video is not exact
+    plain, held = (LeRobotDataset("postbc/test", tmp_path / "set") for _ in range(2))
+    hold_numbers(held)
+    for place in (0, 8):
+        for key, value in plain[place].items():
+            assert value == held[place][key] if isinstance(value, str) else torch.equal(value, held[place][key]), key
 
 
 @needs_lerobot
@@ -372,11 +532,12 @@ def test_nothing_is_plain_training(tmp_path: Path, root: Path, policy: list[str]
         ("two", ["--num_workers=2"]),
     ):
         arguments = ["lerobot", "train", *common, *FIT, factors, f"--output_dir={tmp_path / name}", *more]
-        if policy is ACT:
+        if policy is ACT and name != "zero":
             with pytest.warns(UserWarning, match="deterministic"):
                 assert cli.main(arguments) == 0
         else:
             assert cli.main(arguments) == 0
+        assert (tmp_path / "f.safetensors").exists() == (name != "zero")  # nothing is fitted for nothing
     plain, zero, one, two = (weights(tmp_path / name) for name in ("plain", "zero", "one", "two"))
     assert same(plain, zero)
     assert not same(plain, one)
@@ -406,11 +567,12 @@ def test_nothing_is_plain_training(tmp_path: Path, root: Path, policy: list[str]
 
 
 @needs_lerobot
-def test_resumed_is_undisturbed(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit, across the border of an epoch (60 frames, 16 a step)."""
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_is_undisturbed(tmp_path: Path, root: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, across the border of an epoch (60 frames, 16 a step), with the options that the checkpoint keeps."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     common = [*data(root), *COMMON, *DIFFUSION, *FIT, f"--postbc.factors={tmp_path / 'f.safetensors'}", "--postbc.weight=1.5"]
-    run = ["lerobot", "train", *common, "--num_workers=0"]
+    run = ["lerobot", "train", *common, f"--num_workers={workers}", "--dataloader_multiprocessing_context=fork"]
     assert cli.main([*run, "--steps=7", f"--output_dir={tmp_path / 'whole'}"]) == 0
     assert cli.main([*run, "--steps=7", "--save_freq=3", f"--output_dir={tmp_path / 'cut'}"]) == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
@@ -418,9 +580,86 @@ def test_resumed_is_undisturbed(tmp_path: Path, root: Path, monkeypatch: pytest.
     last.unlink()
     last.symlink_to("000003")
     before = weights(tmp_path / "cut", "000007")
-    config = tmp_path / "cut/checkpoints/last/pretrained_model/train_config.json"
-    assert cli.main(["lerobot", "train", f"--config_path={config}", "--resume=true"]) == 0
+    assert cli.main(["lerobot", "train", f"--config_path={last / CONFIG}", "--resume=true"]) == 0
     assert same(weights(tmp_path / "cut", "000007"), before)
+
+
+@needs_lerobot
+def test_what_a_run_was_asked_for(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is in each checkpoint; a run that died before its first one begins again; one that does not say it is not resumed."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    output, factors = tmp_path / "out", tmp_path / "f.safetensors"
+    eight = [*FIT[:1], "--postbc.ensemble.ensemble-size=8", *FIT[2:], f"--postbc.factors={factors}"]
+    run = ["lerobot", "train", *data(root), *COMMON, *DIFFUSION, *eight, "--num_workers=0", "--steps=1"]
+    auto = [*run, "--postbc.weight=auto", f"--output_dir={output}"]
+
+    def dies(**_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hook.training_script(), "make_policy", dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(split(auto[2:]))
+    assert factors.exists()
+    assert cli.main(auto) == 0
+    found = Factors(factors).about.calibration
+    assert found is not None
+    assert f"α = {found.posterior_weight:.2f}" in capsys.readouterr().out
+    checkpoint = output / "checkpoints/000001"
+    record = read_json(checkpoint / "postbc.json", Record)
+    assert (record.options.weight, record.posterior_weight) == ("auto", found.posterior_weight)
+    assert record.posterior_weight_source == f"{found.source}: {found.reason}"
+
+    (checkpoint / "postbc.json").unlink()
+    resume = ["lerobot", "train", f"--config_path={checkpoint / CONFIG}", "--resume=true", "--steps=2"]
+    assert cli.main(resume) == 2
+    assert "not known what PostBC was asked for" in capsys.readouterr().err
+    assert cli.main([*resume, *eight, "--postbc.weight=0.5"]) == 0
+    assert read_json(output / "checkpoints/000002/postbc.json", Record).posterior_weight == 0.5
+
+    fitted = [f"--postbc.factors={tmp_path / 'g'}", f"--output_dir={tmp_path / 'a'}"]
+    assert cli.main([*run, *fitted]) == 0
+    assert cli.main([*run, fitted[0], "--postbc.weight=auto", f"--output_dir={tmp_path / 'b'}"]) == 2
+    assert "without finding α" in capsys.readouterr().err
+    assert cli.main([*run, f"--output_dir={tmp_path / 'c'}", "--job.target=a10g-small"]) == 2
+    assert "train plainly" in capsys.readouterr().err
+
+
+@needs_lerobot
+def test_two_processes(tmp_path: Path, root: Path) -> None:
+    """Started by accelerate: the first fits, the second trains on what it finds."""
+    factors, output = tmp_path / "f.safetensors", tmp_path / "out"
+    run = ["lerobot", "train", *data(root), *COMMON, *DIFFUSION, *FIT, "--num_workers=0", "--steps=2",
+           f"--postbc.factors={factors}", f"--output_dir={output}"]  # fmt: skip
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "postbc"]  # what accelerate's launcher runs
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-m", *launch, *run], capture_output=True, text=True, env=environment, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-3000:]
+    assert said.count("Posterior of 60 frames") == 1
+    state = json.loads((output / "checkpoints/last/training_state/training_step.json").read_text())
+    assert state["num_processes"] == 2
+    assert Factors(factors).about.frames == 60
+
+
+@needs_lerobot
+@pytest.mark.parametrize("chosen", [[], ['--policy.input_features={"observation.state": {"type": "STATE", "shape": [9]}, '
+                                         '"observation.environment_state": {"type": "ENV", "shape": [10]}}']])  # fmt: skip
+def test_the_posterior_sees_the_policys_cameras(
+    tmp_path: Path, root: Path, chosen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A camera that the policy does not read is not encoded for it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    policy = [a for a in DIFFUSION if not (chosen and ("backbone" in a or "crop" in a))]
+    factors = tmp_path / "f.safetensors"
+    run = [*data(root), *COMMON, *policy, *chosen, *FIT, "--num_workers=0", "--steps=1"]
+    assert cli.main(["lerobot", "train", *run, f"--postbc.factors={factors}", f"--output_dir={tmp_path / 'out'}"]) == 0
+    fit = Factors(factors).about.fit
+    states = ["observation.state", "observation.environment_state"]
+    assert fit["inputs"] == states + ([] if chosen else ["observation.images.top"])
+    assert fit["encoder"] == (None if chosen else "random")
 
 
 @needs_lerobot
@@ -431,19 +670,45 @@ def test_refused_by_a_streaming_dataset(tmp_path: Path, root: Path, capsys: pyte
 
 
 @needs_lerobot
-def test_the_encoder_of_a_checkpoint(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("policy", "mode"), [(DIFFUSION, "MEAN_STD"), (ACT, "MEAN_STD"), (DIFFUSION, "IDENTITY"), (DIFFUSION, "MIN_MAX")]
+)
+def test_the_encoder_of_a_checkpoint(
+    tmp_path: Path, root: Path, policy: list[str], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sees frames as its policy did: normalised in the checkpoint's own mode."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    from postbc.lerobot.encoders import make_encoder
+    from lerobot.policies.factory import get_policy_class
 
-    for policy in (DIFFUSION, ACT):
-        output = tmp_path / policy[0][-3:]
-        plainly(*data(root), *COMMON, *policy, "--steps=1", "--num_workers=0", f"--output_dir={output}")
-        encode = make_encoder(str(output / "checkpoints/last/pretrained_model"))
-        features = encode("observation.images.top", torch.rand(4, 3, 64, 64))
-        assert features.shape[0] == 4
-        assert features.std() > 0
-        with pytest.raises(InputError, match="does not see this camera"):
-            encode("observation.images.side", torch.rand(1, 3, 64, 64))
+    output, camera = tmp_path / "out", "observation.images.top"
+    modes = f'{{"VISUAL": "{mode}", "STATE": "MIN_MAX", "ACTION": "MIN_MAX", "ENV": "MIN_MAX"}}'
+    run = [*data(root), "--dataset.use_imagenet_stats=false", *COMMON, *policy, f"--policy.normalization_mapping={modes}"]
+    plainly(*run, "--steps=1", "--num_workers=0", f"--output_dir={output}")
+    checkpoint = output / "checkpoints/last/pretrained_model"
+    encode = make_encoder(str(checkpoint))
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    known = {k: torch.tensor(v) for k, v in json.loads((root / "meta/stats.json").read_text())[camera].items()}
+    seen = {"IDENTITY": images, "MEAN_STD": (images - known["mean"]) / (known["std"] + 1e-8),
+            "MIN_MAX": 2 * (images - known["min"]) / (known["max"] - known["min"]) - 1}[mode]  # fmt: skip
+    theirs = get_policy_class(policy[0][14:]).from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        expected = (
+            theirs.diffusion.rgb_encoder(seen)
+            if policy is DIFFUSION
+            else theirs.model.backbone(seen)["feature_map"].mean((-2, -1))
+        )
+        torch.testing.assert_close(encode(camera, images), expected, atol=1e-5, rtol=1e-4)
+    assert encode.among([camera, "observation.images.side"]) == (camera,)
+    with pytest.raises(InputError, match="does not see this camera"):
+        encode("observation.images.side", images)
+    with pytest.raises(InputError, match="any of the cameras"):
+        encode.among(["observation.images.side"])
+
+
+def test_an_encoder_is_where_the_training_is() -> None:
+    pytest.importorskip("torchvision")
+    features = make_encoder("random", "meta")("observation.images.top", torch.rand(2, 3, 64, 64))
+    assert (features.device.type, features.shape) == ("meta", (2, 512))
 
 
 @needs_lerobot

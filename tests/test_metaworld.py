@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from postbc.data import Facts, read_dataset
+from postbc import cli
+from postbc.data import Facts, read_dataset, write_robomimic
 from postbc.data.belonging import check_belongs
 from postbc.environments import find_environment
+from postbc.environments.metaworld_collect import collect
 from postbc.errors import InputError
 
 
@@ -30,34 +30,45 @@ def test_an_unknown_task() -> None:
 
 
 @pytest.mark.simulator
-def test_demonstrations_of_an_expert(tmp_path: Path) -> None:
-    """Recorded twice they are the same; what they say is what the environment does; played back from their seeds they succeed."""
+def test_demonstrations_of_an_expert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recorded twice they are the same; what they say is what the environment does, played back from their seeds."""
     pytest.importorskip("metaworld")
-    pytest.importorskip("pyarrow")
-    spec = importlib.util.spec_from_file_location("record", Path(__file__).parents[1] / "results/lerobot-metaworld/record.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    for name in ("a", "b"):
-        script.record("reach-v3", 2, 0.1, 0, tmp_path / name)
-    dataset, again = (read_dataset(tmp_path / name, parts=("rewards",)) for name in ("a", "b"))
+    files = [tmp_path / f"{name}.hdf5" for name in "ab"]
+    collect = ["demos", "collect", "--task", "metaworld/reach-v3", "--num", "2", "--noise", "0.1", "--tail", "3", "--output"]
+    for file in files:
+        assert cli.main([*collect, str(file)]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert "2 demonstrations of metaworld/reach-v3" in capsys.readouterr().out
+    dataset = read_dataset(files[0])
     environment = find_environment("metaworld/reach-v3")
-    facts = Facts.of_dataset(dataset)
-    check_belongs(facts, environment.belonging(dataset.shapes), file="a")
+    check_belongs(Facts.of_dataset(dataset), environment.belonging(dataset.shapes), file="a")
     env = environment.make(1, chunk=1, horizon=environment.horizon, terminate_on="never")
-    for i, episode in enumerate(dataset):
-        np.testing.assert_array_equal(episode.actions, again[i].actions)
+    for episode in dataset:
         assert episode.rewards is not None
-        assert episode.rewards.max() == 1
-    seed = script.episode_seed(0, 0)  # the first try succeeded
-    state = env.reset([seed])["state"][0]
-    for k, action in enumerate(dataset[0].actions):
-        np.testing.assert_allclose(state, dataset[0].state[k], atol=1e-6)
-        step = env.step(action[None, None].astype(np.float64))
-        state = step.observation["state"][0]
-        assert dataset[0].rewards is not None
-        assert step.successes[0, 0] == bool(dataset[0].rewards[k])
-    with pytest.raises(InputError, match="already"):
-        script.record("reach-v3", 1, 0.1, 0, tmp_path / "a")
+        assert episode.episode_seed is not None
+        assert len(episode) == int(episode.rewards.argmax()) + 1 + 3
+        assert (episode.rewards[-1], episode.operator) == (1, "expert")
+        state = env.reset([episode.episode_seed])["state"][0]
+        for k, action in enumerate(episode.actions):
+            np.testing.assert_allclose(state, episode.state[k], atol=1e-6)
+            step = env.step(action[None, None].astype(np.float64))
+            state = step.observation["state"][0]
+            assert step.successes[0, 0] == bool(episode.rewards[k])
     env.close()
+    noisier = read_dataset(collected(tmp_path / "c.hdf5", noise=0.5))
+    assert not np.array_equal(noisier[0].actions[:5], dataset[0].actions[:5])
+
+
+def collected(file: Path, noise: float) -> Path:
+    write_robomimic(file, collect("reach-v3", 1, noise=noise).dataset)
+    return file
+
+
+def test_options_that_an_expert_does_not_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["demos", "collect", "--output", str(tmp_path / "a.hdf5"), "--task"]
+    for task, options, said in (
+        ("metaworld/push-v3", ["--images"], "recorded by states"), ("metaworld/push-v3", ["--operators", "better"], "operators"),
+        ("metaworld/push-v3", ["--no-native"], "native"), ("Lift", ["--noise", "0.1"], "Only MetaWorld's experts"),
+    ):  # fmt: skip
+        assert cli.main([*command, task, *options]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -160,13 +161,14 @@ class Dataset:
         if not self.tasks:
             object.__setattr__(self, "tasks", tuple(sorted({e.task for e in self.episodes if e.task is not None})))
         known: set[str] = set()
+        listed, some = set(self.tasks), ", ".join(self.tasks[:5])[:300]
         for episode in self.episodes:
             require(episode.name not in known, "Two episodes have the same name.", file=self.source, key=episode.name,
                     expected="distinct names")  # fmt: skip
             known.add(episode.name)
-            require(episode.task is None or episode.task in self.tasks, "An episode is of a task that is not listed.", file=self.source,
-                    key=episode.name, found=episode.task, expected=", ".join(self.tasks)[:300] or "no task")  # fmt: skip
-        require(len(set(self.tasks)) == len(self.tasks), "A task is listed twice.", file=self.source, key="tasks")
+            require(episode.task is None or episode.task in listed, "An episode is of a task that is not listed.", file=self.source,
+                    key=episode.name, found=episode.task, expected=f"one of {len(listed)}: {some}")  # fmt: skip
+        require(len(listed) == len(self.tasks), "A task is listed twice.", file=self.source, key="tasks")
         check_filters(self.filters, self.names, self.source)
 
     def _differs(self, episode: Episode, found: Mapping[str, Any], widths: Mapping[str, Any]) -> None:
@@ -285,6 +287,11 @@ class Dataset:
     def task_of(self) -> dict[str, str]:
         """Episode -> its task, of those that have one."""
         return {episode.name: episode.task for episode in self.episodes if episode.task is not None}
+
+    def count_tasks(self) -> dict[str, int]:
+        """Task -> number of its episodes, in the order of `tasks`, without those that have none."""
+        counted = Counter(self.task_of.values())
+        return {task: counted[task] for task in self.tasks if task in counted}
 
     def subset(self, n: int, seed: int) -> Dataset:
         """`n` episodes drawn without replacement by `seed`, in this object's order; see :func:`draw`."""

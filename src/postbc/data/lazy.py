@@ -31,9 +31,9 @@ class _File:
         self._places: dict[str, tuple[int, tuple[int, ...]] | None] = {}
         self.descriptor = -1
         self.alone: AbstractContextManager[object] = nullcontext()  # what only one thread at a time may read
-        if os.path.exists(os.path.join(path, "meta/info.json")):
-            from postbc.data.lerobot_files import LeRobotFolder
+        from postbc.data.lerobot_files import LeRobotFolder, is_lerobot
 
+        if is_lerobot(path):
             self.arrays: Any = LeRobotFolder(path)
             self.alone = threading.Lock()
             return

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from postbc.errors import InputError, require
 
 INFO = "meta/info.json"
 VERSION = "v3.0"
+#: Bytes of PNGs that are kept of row groups that have been read; of one at least.
+PACKED = 2**28
 #: Features that number the frames, in every dataset.
 NUMBERING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 _TEMPLATE = re.compile(r"[\w{}:/.-]+")
@@ -83,7 +86,7 @@ class LeRobotFolder:
         self._episodes()
         self._tables: dict[str, Any] = {}
         self._videos: dict[str, Video] = {}
-        self._packed: tuple[tuple[str, int, str], Any] | None = None
+        self._packed: OrderedDict[tuple[str, int, str], Any] = OrderedDict()
 
     # -- what there is -----------------------------------------------------------------------------------------------------------
     def _episodes(self) -> None:
@@ -161,11 +164,11 @@ class LeRobotFolder:
             require(not missing, "A data file lacks a column.", file=path, key=missing[0] if missing else None,
                     found=sorted(there)[:20])  # fmt: skip
             read = table.read_row_groups(groups, columns=[*keys, "index"])
-            index = _matrix(read.column("index"), path, "index", 1)[:, 0]
+            index = matrix(read.column("index"), path, "index", 1)[:, 0]
             rows = np.concatenate([np.arange(edges[g], edges[g + 1]) for g in groups])
             require(np.array_equal(index, rows + first), "The frames of a data file do not follow one another.", file=path,
                     key="index", expected=f"{first}, {first + 1}, …", remedy="copy or download the dataset again")  # fmt: skip
-            columns = {key: _matrix(read.column(key), path, key, int(np.prod(self.features[key]["shape"]))) for key in keys}
+            columns = {key: matrix(read.column(key), path, key, int(np.prod(self.features[key]["shape"]))) for key in keys}
         starts = np.asarray([edges[g] for g in groups])
         for episode, a, b in zip(episodes.tolist(), low.tolist(), high.tolist()):
             group = int(np.searchsorted(starts, a, side="right")) - 1
@@ -228,14 +231,21 @@ class LeRobotFolder:
         decoded = []
         for row in range(start - first, stop - first):
             group = bisect.bisect_right(edges, row) - 1
-            key = (str(path), group, camera)
-            if self._packed is None or self._packed[0] != key:  # a row group is unpacked once, not once a frame
-                require(group < len(edges) - 1, "A data file has fewer rows than its episodes.", file=path, found=edges[-1])
-                with _reading(path):
-                    self._packed = (key, table.read_row_group(group, columns=[camera]).column(0))
-            cell = self._packed[1][row - edges[group]].as_py()
+            require(group < len(edges) - 1, "A data file has fewer rows than its episodes.", file=path, found=edges[-1])
+            cell = self._unpacked(path, table, group, camera)[row - edges[group]].as_py()
             decoded.append(_decode(cell, path, camera))
         return np.stack(decoded)
+
+    def _unpacked(self, path: Path, table: Any, group: int, camera: str) -> Any:
+        """A row group's frames as PNGs: read once, not once a frame, and kept until newer ones take the memory."""
+        key = (str(path), group, camera)
+        if key not in self._packed:
+            with _reading(path):
+                self._packed[key] = table.read_row_group(group, columns=[camera]).column(0)
+            while len(self._packed) > 1 and sum(column.nbytes for column in self._packed.values()) > PACKED:
+                self._packed.popitem(last=False)
+        self._packed.move_to_end(key)
+        return self._packed[key]
 
     def close(self) -> None:
         for opened in (*self._tables.values(), *self._videos.values()):
@@ -309,10 +319,10 @@ def _overlap(low: np.ndarray, high: np.ndarray, start: int, stop: int) -> bool:
     return i < len(low) and bool(low[i] < stop)
 
 
-def _matrix(column: Any, path: Path, key: str, width: int) -> np.ndarray:
-    """A column of numbers, or of lists of `width` numbers, as (rows, width)."""
+def matrix(column: Any, path: str | Path, key: str, width: int) -> np.ndarray:
+    """An arrow column of numbers, or of lists of `width` numbers, as (rows, width). InputError: it is not."""
     values = column.combine_chunks()
-    rows = len(values)
+    values, rows = getattr(values, "storage", values), len(values)
     while hasattr(values, "flatten") and str(values.type).startswith(("list", "fixed_size_list", "large_list")):
         values = values.flatten()
     kind = str(values.type)

@@ -68,7 +68,8 @@ class LeRobotWriter:
         self.parts = self.path.with_name(f".{self.path.name}.parts")
         settings = json.dumps([identity, self.fps, video, PIECE, VERSION])
         self.identity = hashlib.sha256(settings.encode()).hexdigest()
-        self.tasks = list(dict.fromkeys(episode.task or "" for episode in dataset))
+        names = dict.fromkeys(episode.task or "" for episode in dataset)
+        self.tasks = {task: i for i, task in enumerate(names)}
         self.pieces = self._pieces()
 
     # -- what is written ---------------------------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ class LeRobotWriter:
             if name in self.features and values is not None:
                 flat = values.reshape(n, -1)  # simulators of several tasks differ in width
                 found[name] = np.pad(flat, ((0, 0), (0, self.features[name]["shape"][0] - flat.shape[1])))
-        step, task = np.arange(n), self.tasks.index(episode.task or "")
+        step, task = np.arange(n), self.tasks[episode.task or ""]
         numbering: dict[str, np.ndarray] = {
             "timestamp": (step / self.fps).astype(np.float32), "frame_index": step, "episode_index": np.full(n, number),
             "index": step + first, "task_index": np.full(n, task),
@@ -205,7 +206,7 @@ class LeRobotWriter:
         files = sorted((self.parts / "meta/episodes").glob("*/*.parquet"))
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
         write_json(self.parts / "meta/stats.json", _together(rows, list(self.features)))
-        tasks = pa.table({"task_index": np.arange(len(self.tasks)), "task": self.tasks})
+        tasks = pa.table({"task_index": np.arange(len(self.tasks)), "task": list(self.tasks)})
         index = {"index_columns": ["task"], "column_indexes": [], "columns": [
             {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64", "metadata": None},
             {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object", "metadata": None},

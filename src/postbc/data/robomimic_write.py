@@ -93,8 +93,6 @@ def _write(
                 group.attrs["task"] = episode.task
             if episode.episode_seed is not None:
                 group.attrs["episode_seed"] = episode.episode_seed
-            if episode.task is not None:
-                group.attrs["task"] = episode.task
             group.attrs.update(attributes.get(episode.name, {}))
             group["actions"] = episode.actions
             if episode.rewards is not None:

@@ -24,6 +24,7 @@ import numpy as np
 import postbc.data.pusht as pusht
 from postbc.data.episodes import Dataset, Episode, choose
 from postbc.data.lazy import LazyArray
+from postbc.data.lerobot_files import is_lerobot
 from postbc.data.robomimic import KEYS, Listing
 from postbc.errors import InputError, require
 
@@ -52,7 +53,7 @@ def is_zarr(path: Path) -> bool:
     try:
         if path.is_dir():
             kinds = any((path / name).exists() for name in (".zgroup", "zarr.json", "data"))
-            return kinds and not (path / "meta/info.json").exists()  # that is LeRobot's
+            return kinds and not is_lerobot(path)
         if not path.is_file():  # a pipe would wait for ever
             return False
         with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Environments by name: "postbc/Lift", "libero/kitchen", "gymnasium:SomeId-v1", or a factory of your own."""
+"""Environments by name: "postbc/Lift", "libero/kitchen", "gymnasium:SomeId-v1", "lerobot:pusht/PushT-v0", or a factory of your own."""
 
 from __future__ import annotations
 
@@ -299,13 +299,18 @@ def find_environment(name: str) -> Environment:
     Args:
         name: a key of `ENVIRONMENTS`, with or without "postbc/"; robosuite's name of a task ("PickPlaceCan"), as data files have it;
             "libero/" and any of LIBERO's tasks or suites, or "libero/kitchen/3+14" for some of the sixteen; with "-pixels" (or
-            "-pixels64") after it for cameras; "metaworld/" and a task (push-v3); or "gymnasium:" and an id.
+            "-pixels64") after it for cameras; "metaworld/" and a task (push-v3); "gymnasium:" and an id; or "lerobot:"
+            and a type and a task of LeRobot's or its plugins'.
 
     Raises:
         InputError: nobody knows it.
     """
     if name.startswith("gymnasium:"):
         return gymnasium_environment(name.removeprefix("gymnasium:"))
+    if name.startswith("lerobot:"):
+        from postbc.environments.lerobot import lerobot_environment
+
+        return lerobot_environment(name.removeprefix("lerobot:"))
     for key in (name, f"postbc/{name}", *(f"postbc/{task.name}" for task in TASKS.values() if task.robosuite_name == name)):
         if key in ENVIRONMENTS:
             return ENVIRONMENTS[key]()
@@ -320,9 +325,9 @@ def find_environment(name: str) -> Environment:
         task, cameras, size = re.fullmatch(r"libero/(.*?)(?:(-pixels)(\d{1,4})?)?", name, re.DOTALL).groups()  # type: ignore[union-attr]
         return libero_environment(task, images=cameras is not None, image_size=None if size is None else int(size))
     known = [key for key in ENVIRONMENTS if not key.startswith("libero/")]
-    known += ["libero/kitchen", "libero/TASK", "libero/SUITE", "metaworld/TASK"]
+    known += ["libero/kitchen", "libero/TASK", "libero/SUITE", "metaworld/TASK", "gymnasium:ID"]
     close = difflib.get_close_matches(name, list(ENVIRONMENTS), 1, 0.4)
     raise InputError(
-        "There is no such environment.", key="environment", found=name, expected=f"{', '.join(known)}, or gymnasium:ID",
+        "There is no such environment.", key="environment", found=name, expected=f"{', '.join(known)}, or lerobot:TYPE/TASK",
         remedy=f"did you mean {close[0]}?" if close else "see docs/bring-your-own-environment.md",
     )  # fmt: skip

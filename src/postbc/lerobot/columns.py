@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from postbc.data.lerobot_files import is_number
+from postbc.data.lerobot_files import matrix
 
-BLOCK = 4096
-
-
-def hold_numbers(dataset: Any) -> None:
-    """Let a LeRobotDataset read its numbers (states, actions, times) from memory: the same items, to the bit."""
-    numbers = [name for name, feature in dataset.meta.features.items() if is_number(feature)]
-    dataset.reader.hf_dataset = Columns(dataset.hf_dataset, numbers)
+#: What `torch.tensor` makes of Python's numbers, which is how LeRobot reads a cell.
+DTYPES = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
 
 
 class Columns:
     """Stands where LeRobot's reader has its `datasets.Dataset`, and answers what the reader asks of it with the same tensors.
 
     That library takes about half a millisecond for each of the questions that an item is (it copies all features for every answer),
-    a table in memory microseconds. Other columns than numbers (pictures, text) stay where they are.
+    a table in memory microseconds. Other columns than whole ones of numbers (pictures, text) stay where they are.
 
     Args:
         table: the `datasets.Dataset`, with LeRobot's transform to tensors.
-        numbers: columns to hold.
+        shapes: of the features that are numbers, as info.json has them: one number is (1,).
     """
 
-    def __init__(self, table: Any, numbers: list[str]) -> None:
-        self._table = table
-        held = table.select_columns(numbers)
-        blocks = [
-            {name: torch.stack(rows) for name, rows in held[i : i + BLOCK].items()} for i in range(0, len(table), BLOCK)
-        ]  # stacked at once: a tensor for each row takes many times the memory of its numbers
-        self._numbers = {name: torch.cat([block[name] for block in blocks]) for name in numbers}
-        others = [name for name in table.column_names if name not in numbers]
+    def __init__(self, table: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._table, self._numbers = table, {}
+        arrow = table.with_format("arrow")
+        for name, shape in shapes.items():
+            column = arrow.select_columns([name])[:].column(0)
+            if column.null_count == 0:
+                values = matrix(column, "the dataset", name, int(np.prod(shape)))
+                values = values.astype(DTYPES[values.dtype.kind]).reshape(len(values), *(shape if shape != (1,) else ()))
+                self._numbers[name] = torch.from_numpy(values)
+        others = [name for name in table.column_names if name not in self._numbers]
         self._others = table.select_columns(others) if others else None
 
     def __len__(self) -> int:

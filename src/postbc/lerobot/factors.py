@@ -17,7 +17,8 @@ from torch import Tensor
 
 from postbc.disk import atomic_path
 from postbc.errors import InputError, require
-from postbc.schemas import Count, Width, parse, plain, schema
+from postbc.posterior.calibration import Calibration
+from postbc.schemas import Count, Width, later, parse, plain, schema
 
 
 @schema
@@ -32,7 +33,9 @@ class About:
     action_dim: Width
     frames: Count
     fit: dict[str, Any]
-    """Ensemble, encoder, seed."""
+    """Ensemble, encoder, seed, what is seen."""
+    calibration: Calibration | None = later(None)
+    """α by trajectories left out, where it was asked for."""
 
 
 def write_factors(path: str | Path, about: About, index: Tensor, scale: Tensor, rank: int, blocks: Iterable[Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from postbc.data.normalization import Normalization
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.lerobot.factors import About, write_factors
-from postbc.posterior.ensemble import EnsembleConfig, fit_ensemble
+from postbc.posterior.calibration import WINDOWS, Calibration, OutOfBag, calibrate
+from postbc.posterior.ensemble import Ensemble, EnsembleConfig, fit_ensemble
+from postbc.posterior.factor import Factor
 from postbc.progress import progress
 from postbc.schemas import plain
 
@@ -49,11 +51,27 @@ class Frames:
         return digest.hexdigest()[:16]
 
 
-def read_frames(root: str | Path, episodes: Sequence[int] | None = None) -> Frames:
-    """Actions and numbers of the frames of `episodes` (default: all) of a dataset in a local folder."""
+def inputs(policy: Any, meta: Any, renamed: Mapping[str, str]) -> tuple[str, ...]:
+    """The dataset's features that a policy sees and its posterior can: states, and cameras that are no depth maps.
+
+    Args:
+        policy: its configuration; one without input features, as before a first training, sees all.
+        meta: of the dataset.
+        renamed: the dataset's names -> the policy's.
+    """
+    there = [key for key in (STATE, ENVIRONMENT_STATE) if key in meta.features]
+    there += [key for key in meta.camera_keys if key not in meta.depth_keys]
+    chosen = policy.input_features
+    return tuple(key for key in there if not chosen or renamed.get(key, key) in chosen)
+
+
+def read_frames(
+    root: str | Path, episodes: Sequence[int] | None = None, keys: Sequence[str] = (STATE, ENVIRONMENT_STATE)
+) -> Frames:
+    """Actions and numbers (of the features `keys` that are states) of the frames of `episodes` (default: all) of a local dataset."""
     folder = LeRobotFolder(root)
     require(ACTION in folder.features, "The dataset has no actions.", file=folder.path / INFO, key="features", expected=ACTION)
-    keys = [key for key in (STATE, ENVIRONMENT_STATE) if key in folder.features]
+    keys = [key for key in (STATE, ENVIRONMENT_STATE) if key in folder.features and key in keys]
     wanted = sorted(range(len(folder.starts)) if episodes is None else {int(e) for e in episodes})
     require(bool(wanted) and wanted[0] >= 0 and wanted[-1] < len(folder.starts), "There are no such episodes.", file=folder.path,
             found=f"{len(wanted)} asked for, {len(folder.starts)} there")  # fmt: skip
@@ -81,15 +99,15 @@ def chunk_rows(episode: np.ndarray, delta: Sequence[int]) -> tuple[np.ndarray, n
 
 
 @torch.no_grad()
-def frame_features(root: str | Path, frames: Frames, encode: Encode | None) -> np.ndarray:
-    """(N, F) of every frame: its numbers and, of every camera, what `encode` makes of it."""
+def frame_features(root: str | Path, frames: Frames, encode: Encode | None, cameras: Sequence[str] = ()) -> np.ndarray:
+    """(N, F) of every frame: its numbers and, of each of `cameras`, what `encode` makes of it."""
     parts = [frames.numbers]
     if encode is not None:
         folder = LeRobotFolder(root)
         runs = np.split(frames.index, np.flatnonzero(np.diff(frames.episode)) + 1)
         batches = [run[i : i + BATCH] for run in runs for i in range(0, len(run), BATCH)]
-        with progress("features", len(frames.index) * len(folder.cameras)) as bar:
-            for camera in folder.cameras:
+        with progress("features", len(frames.index) * len(cameras)) as bar:
+            for camera in cameras:
                 made = []
                 for rows in batches:
                     images = torch.from_numpy(folder.frames(camera, int(rows[0]), int(rows[-1]) + 1))
@@ -107,7 +125,8 @@ def frame_features(root: str | Path, frames: Frames, encode: Encode | None) -> n
 
 def fit_factors(
     path: str | Path, root: str | Path, frames: Frames, delta: Sequence[int], config: EnsembleConfig, seed: int, *,
-    encode: Encode | None = None, described: dict[str, Any] | None = None, compute: Compute | None = None,
+    encode: Encode | None = None, cameras: Sequence[str] = (), described: dict[str, Any] | None = None, compute: Compute | None = None,
+    calibrated: bool = False,
 ) -> float:  # fmt: skip
     """Fit the ensemble and write the factors of every frame; returns their mean standard deviation (normalised units).
 
@@ -119,11 +138,16 @@ def fit_factors(
         config: of the ensemble.
         seed: of initialisation, bootstrap and data order.
         encode: of cameras.
+        cameras: features that it encodes.
         described: what else decided the result, recorded.
         compute: where.
+        calibrated: whether α is found too, by trajectories left out, and recorded.
+
+    Raises:
+        InputError: α is to be found, and no trajectory can be left out.
     """
     rows, pad = chunk_rows(frames.episode, delta)
-    features = frame_features(root, frames, encode)
+    features = frame_features(root, frames, encode, cameras)
     norm = Normalization(features.min(0), features.max(0), frames.actions.min(0), frames.actions.max(0))
     chunks = norm.normalize_action(torch.from_numpy(frames.actions[rows]))
     seen = norm.normalize_state(torch.from_numpy(features))
@@ -132,6 +156,7 @@ def fit_factors(
     rank, inside = min(config.ensemble_size, t * a), torch.from_numpy(~pad)
     sizes: list[Tensor] = []
     device = next(ensemble.parameters()).device
+    calibration = calibration_of(ensemble, seen, chunks, torch.from_numpy(frames.episode), inside, seed) if calibrated else None
 
     def blocks() -> Iterator[Tensor]:
         for i in range(0, n, 1024):
@@ -142,6 +167,38 @@ def fit_factors(
             yield block
 
     made_of = plain(described if described is not None else {"ensemble": config, "seed": seed})
-    about = About("lerobot-factors", frames.fingerprint, tuple(int(d) for d in delta), a, n, made_of)
+    about = About("lerobot-factors", frames.fingerprint, tuple(int(d) for d in delta), a, n, made_of, calibration)
     write_factors(path, about, torch.from_numpy(frames.index), (1 / norm.action_scale).repeat(t), rank, blocks())
     return float(torch.cat(sizes).mean())
+
+
+def calibration_of(
+    ensemble: Ensemble, features: Tensor, chunks: Tensor, episode: Tensor, inside: Tensor, seed: int
+) -> Calibration:
+    """α by trajectories left out, from evenly spaced frames whose chunk lies in its episode (as many as :func:`calibrate` looks at).
+
+    Args:
+        ensemble: fitted on what follows.
+        features: (N, F) normalised.
+        chunks: (N, T, A) normalised.
+        episode: (N,) ascending.
+        inside: (N, T) which actions of a chunk its episode has.
+        seed: of the fit.
+
+    Raises:
+        InputError: no trajectory can be left out, or none is as long as a chunk.
+    """
+    first = torch.cat(
+        [torch.ones(1, dtype=torch.bool), episode.diff() != 0]
+    )  # one of each, so that the bootstrap is the fit's own
+    some = torch.nonzero(first | (torch.arange(len(episode)) % max(1, len(episode) // (2 * WINDOWS)) == 0))[:, 0]
+    device = next(ensemble.parameters()).device
+    oob = ensemble.out_of_bag(features[some].to(device), chunks[some], episode[some], seed)
+    left_out = some[torch.isin(episode[some], oob.trajectory)]  # in the order of `oob`
+    whole = inside[left_out].all(1)
+    require(bool(whole.any()), "α cannot be found: no trajectory that can be left out is as long as a chunk.", key="postbc.weight",
+            found="auto", remedy="give a number")  # fmt: skip
+    oob = OutOfBag(
+        oob.residual[whole], Factor(oob.factor.rows[whole]), oob.freedom[whole], oob.trajectory[whole], oob.action_dim
+    )
+    return calibrate(oob, seed=seed)

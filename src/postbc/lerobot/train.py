@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -15,27 +15,26 @@ import tyro
 from postbc.devices import Compute
 from postbc.disk import write_json
 from postbc.errors import require
-from postbc.lerobot.columns import hold_numbers
 from postbc.lerobot.encoders import make_encoder
 from postbc.lerobot.factors import Factors
-from postbc.lerobot.fit import Frames, fit_factors, read_frames
-from postbc.lerobot.hook import lerobot_train
+from postbc.lerobot.fit import Frames, fit_factors, inputs, read_frames
+from postbc.lerobot.hook import hold_numbers, lerobot_train
 from postbc.lerobot.view import PosteriorDataset
 from postbc.posterior.ensemble import EnsembleConfig
 from postbc.progress import say
 from postbc.schemas import NonNegative, Seed, plain, read_json, schema
 
-#: Beside LeRobot's checkpoints: what a resumed run goes on with.
+#: In each of LeRobot's checkpoints, beside `pretrained_model` and `training_state`: what a resumed run goes on with.
 RECORD = "postbc.json"
-PREFIX = "--postbc."
+PREFIX, WEIGHT = "--postbc.", "--postbc.weight"
 
 
 @schema
 class PostBC:
     """What `lerobot-train` has no argument for."""
 
-    weight: NonNegative = 1.0
-    """α, multiplies the posterior's standard deviation; 0 is plain training, to the bit."""
+    weight: NonNegative | Literal["auto"] = 1.0
+    """α, multiplies the posterior's standard deviation; 0 is plain training, to the bit. auto: by trajectories left out of the fit."""
     factors: Path = Path("factors.safetensors")
     """The posterior of every frame; fitted first where there is no such file."""
     encoder: str = "ResNet18_Weights.IMAGENET1K_V1"
@@ -83,63 +82,122 @@ def split(arguments: Sequence[str]) -> Asked:
     return Asked(tuple(ours), tuple(theirs))
 
 
+@schema
+class Record:
+    """postbc.json: what the run that a checkpoint is of was asked for, and the α that it came to."""
+
+    options: PostBC
+    """Paths absolute, the seed said."""
+    posterior_weight: NonNegative
+    """α."""
+    posterior_weight_source: str | None
+    """Where `auto` had it from."""
+
+
 def train(command: Asked) -> None:
     """Train; the posterior is fitted first where there is none.
 
     Raises:
-        InputError: no LeRobot, or one that is not known; a streaming dataset; factors of other data, chunks or settings.
+        InputError: no LeRobot, or one that is not known; a job for another machine; a streaming dataset; factors of other data, chunks
+            or settings; a resumed run that does not say its options.
     """
     command.options()  # a slip of the keyboard is said before LeRobot is imported
-    lerobot_train(command.theirs, lambda cfg, dataset: wrap(command, cfg, dataset))
+    lerobot_train(command.theirs, PostBCTraining(command))
 
 
-def wrap(command: Asked, cfg: Any, dataset: Any) -> PosteriorDataset:
-    """The dataset that lerobot-train made, with PostBC's targets."""
-    require(not cfg.dataset.streaming, "PostBC looks every frame's posterior up, which a streaming dataset does not allow.",
-            key="dataset.streaming", found=True, remedy="--dataset.streaming=false")  # fmt: skip
-    policy = cfg.trainable_config
-    delta = policy.action_delta_indices
-    require(delta is not None and not cfg.is_reward_model_training, "This policy is not trained on chunks of actions.",
-            key="policy.type", found=getattr(policy, "type", None))  # fmt: skip
-    record = Path(cfg.output_dir) / RECORD
-    resumed = read_json(record, PostBC) if cfg.resume and record.is_file() else None
-    options = command.options(resumed)
-    seed = options.seed if options.seed is not None else cfg.seed or 0
-    options = replace(options, seed=seed, factors=options.factors.absolute())
-    if getattr(policy, "type", None) == "act":
-        warnings.warn("ACT sets its latent to zero when it acts: it is deterministic, so PostBC has nothing to widen, and DSRL and "
-                      "Best-of-N nothing to steer.", UserWarning, stacklevel=2)  # fmt: skip
-    cameras = bool(dataset.meta.camera_keys)
-    made_of = plain({"ensemble": options.ensemble, "encoder": options.encoder if cameras else None, "seed": options.seed})
-    frames = read_frames(dataset.root, dataset.episodes)
+class PostBCTraining:
+    """What LeRobot's training asks of us (:class:`postbc.lerobot.hook.Trains`)."""
+
+    def __init__(self, command: Asked) -> None:
+        self.command = command
+        self.record: Record | None = None
+
+    def saved(self, checkpoint: Path) -> None:
+        """Put our options into a checkpoint."""
+        write_json(checkpoint / RECORD, plain(self.record, whole=True))
+
+    def view(self, cfg: Any, dataset: Any) -> Any:
+        """The dataset that lerobot-train made, with PostBC's targets; with α = 0 as it is."""
+        require(not cfg.dataset.streaming, "PostBC looks every frame's posterior up, which a streaming dataset does not allow.",
+                key="dataset.streaming", found=True, remedy="--dataset.streaming=false")  # fmt: skip
+        policy = cfg.trainable_config
+        delta = policy.action_delta_indices
+        require(delta is not None and not cfg.is_reward_model_training, "This policy is not trained on chunks of actions.",
+                key="policy.type", found=getattr(policy, "type", None))  # fmt: skip
+        options = self._options(cfg)
+        hold_numbers(dataset)
+        if options.weight == 0:
+            self.record = Record(options, 0.0, None)
+            return dataset
+        if getattr(policy, "type", None) == "act":
+            warnings.warn("ACT sets its latent to zero when it acts: it is deterministic, so PostBC has nothing to widen, and DSRL and "
+                          "Best-of-N nothing to steer.", UserWarning, stacklevel=2)  # fmt: skip
+        factors = _factors(options, cfg, dataset, [int(d) for d in delta])
+        alpha, source = options.weight, None
+        if alpha == "auto":
+            found = factors.about.calibration
+            assert found is not None
+            alpha, source = found.posterior_weight, f"{found.source}: {found.reason}"
+            if int(os.environ.get("RANK", 0)) == 0:
+                say(f"{'warning: ' if found.source == 'fallback' else ''}α = {alpha:.2f} ({source})")
+        self.record = Record(options, alpha, source)
+        return PosteriorDataset(dataset, factors, alpha, int(options.seed or 0))
+
+    def _options(self, cfg: Any) -> PostBC:
+        """What was asked for now, and otherwise, of a resumed run, before."""
+        record = Path(cfg.checkpoint_path) / RECORD if cfg.resume else None
+        before = read_json(record, Record).options if record is not None and record.is_file() else None
+        said = any(word.partition("=")[0] == WEIGHT for word in self.command.ours)
+        require(record is None or before is not None or said, "It is not known what PostBC was asked for when this run began.",
+                file=record, found="no such file: plain lerobot-train wrote the checkpoint, or an older postbc",
+                remedy=f"say it again ({WEIGHT}=1 and whatever else it was), or resume with lerobot-train")  # fmt: skip
+        options = self.command.options(before)
+        seed = options.seed if options.seed is not None else cfg.seed or 0
+        return replace(options, seed=seed, factors=options.factors.absolute())
+
+
+def _factors(options: PostBC, cfg: Any, dataset: Any, delta: list[int]) -> Factors:
+    """The posterior of the frames that are trained on, fitted if there is none. InputError: of other frames or settings."""
+    seen = inputs(cfg.trainable_config, dataset.meta, cfg.rename_map)
+    cameras = [key for key in seen if key in dataset.meta.camera_keys]
+    encoder = options.encoder if cameras else None
+    made_of = plain({"ensemble": options.ensemble, "encoder": encoder, "seed": options.seed, "inputs": seen})
+    frames = read_frames(dataset.root, dataset.episodes, seen)
     if not options.factors.exists():
-        _fit(options, dataset.root, frames, [int(d) for d in delta], cameras, made_of, str(policy.device))
+        _fit(options, dataset.root, frames, delta, cameras, made_of, torch.device(cfg.trainable_config.device))
     factors = Factors(options.factors)
+    remedy = "give another --postbc.factors: it is fitted first"
     require(factors.about.fingerprint == frames.fingerprint, "The posterior is of other frames than those that are trained on.",
-            file=options.factors, remedy="give another --postbc.factors: it is fitted first")  # fmt: skip
+            file=options.factors, remedy=remedy)  # fmt: skip
     for key, value in made_of.items():
         require(factors.about.fit.get(key) == value, "The posterior was fitted with other settings.", file=options.factors,
-                key=f"postbc.{key}", found=factors.about.fit.get(key), expected=value,
-                remedy="give these settings, or another --postbc.factors")  # fmt: skip
-    hold_numbers(dataset)
-    view = PosteriorDataset(dataset, factors, options.weight, int(options.seed or 0))
-    if int(os.environ.get("RANK", 0)) == 0:
-        write_json(record, plain(options, whole=True))
-    return view
+                key=f"postbc.{key}", found=factors.about.fit.get(key), expected=value, remedy=f"give these settings, or {remedy}",
+                )  # fmt: skip
+    require(options.weight != "auto" or factors.about.calibration is not None, "The posterior was fitted without finding α.",
+            file=options.factors, key="postbc.weight", found="auto", remedy=f"give a number, or {remedy}, and α found")  # fmt: skip
+    return factors
 
 
 def _fit(
-    options: PostBC, root: Path, frames: Frames, delta: list[int], cameras: bool, made_of: dict[str, Any], device: str
+    options: PostBC,
+    root: Path,
+    frames: Frames,
+    delta: list[int],
+    cameras: list[str],
+    made_of: dict[str, Any],
+    device: torch.device,
 ) -> None:
     """Fit the factors, and leave torch's threads and random numbers as they were: LeRobot's training must not notice."""
-    threads, kind = torch.get_num_threads(), device.split(":")[0]
+    threads = torch.get_num_threads()
+    known = device.type in ("cpu", "cuda", "mps")
     try:
-        with torch.random.fork_rng():
-            compute = Compute(device=kind if kind in ("cpu", "cuda", "mps") else "auto", threads=threads)  # type: ignore[arg-type]
-            encode = make_encoder(options.encoder) if cameras else None
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+            compute = Compute(device=device.type if known else "auto", threads=threads)  # type: ignore[arg-type]
+            encoder = make_encoder(options.encoder, device if known else "cpu") if cameras else None
             std = fit_factors(
-                options.factors, root, frames, delta, options.ensemble, int(options.seed or 0), encode=encode, described=made_of,
-                compute=compute,
+                options.factors, root, frames, delta, options.ensemble, int(options.seed or 0), encode=encoder,
+                cameras=encoder.among(cameras) if encoder else (), described=made_of, compute=compute,
+                calibrated=options.weight == "auto",
             )  # fmt: skip
     finally:
         torch.set_num_threads(threads)

@@ -13,18 +13,19 @@ from rich.table import Table
 from postbc.data.download import Release, RobomimicSet
 from postbc.errors import InputError, require
 from postbc.progress import console, progress, say
-from postbc.schemas import Count, CountOrZero, Seed, schema
+from postbc.schemas import Count, CountOrZero, NonNegative, Seed, schema
 
 
 @schema
 class Collect:
-    """Record demonstrations by scripted operators: eight people of four qualities, successes only, the same file for the same seed."""
+    """Record demonstrations by scripted operators: eight people of four qualities (MetaWorld: its own expert), successes only, the same
+    file for the same seed."""
 
     output: Path
     """File to write (robomimic HDF5)."""
     task: str = "Lift"
     """Lift, Can, Square, libero/kitchen (all sixteen tasks), some (libero/kitchen/3+14), or one
-    (libero/KITCHEN_SCENE3_turn_on_the_stove)."""
+    (libero/KITCHEN_SCENE3_turn_on_the_stove); one of MetaWorld's (metaworld/push-v3)."""
     num: Count = 50
     """Demonstrations in all, shared equally among the tasks and the operators."""
     operators: tuple[str, ...] | None = None
@@ -32,11 +33,14 @@ class Collect:
     seed: Seed = 0
     """Decides initial states, habits and noise; the number of environments does not."""
     num_envs: Count = 8
-    """Environments side by side."""
+    """Environments side by side (MetaWorld: one)."""
     horizon: Count | None = None
-    """Steps (20 are a second) after which an unsolved episode is given up; by default 250 (Lift), 450 (Can, Square), 600 (LIBERO)."""
+    """Steps (20 are a second; MetaWorld: 80) after which an unsolved episode is given up; by default 250 (Lift), 450 (Can, Square), 600
+    (LIBERO), 500 (MetaWorld)."""
     tail: CountOrZero = 5
     """Steps kept after the first successful one, as people's demonstrations have a few."""
+    noise: NonNegative | None = None
+    """MetaWorld: standard deviation of what is added to the expert's commands; by default 0.3."""
     native: bool = True
     """Compiled control loop; --no-native uses robosuite's own, several times slower."""
     images: bool = False
@@ -53,12 +57,23 @@ class Collect:
 
         _check_free(self.output, self.overwrite)
         check_writable(self.output)  # before the minutes of collecting, not after them
-        libero = self.task.startswith("libero/")
+        libero, metaworld = self.task.startswith("libero/"), self.task.startswith("metaworld/")
         operators = self.operators if self.operators is not None else ("proficient", "better") if libero else ("all",)
         find_operators(operators)
         collect: Any
         options: dict[str, Any] = {} if self.horizon is None else {"horizon": self.horizon}
-        if libero:
+        require(metaworld or self.noise is None, "Only MetaWorld's experts are given noise.", key="noise", found=self.noise,
+                remedy="choose --operators: each has noise of its own")  # fmt: skip
+        if metaworld:
+            asked = {"operators": self.operators, "images": self.images or None, "image_size": self.image_size,
+                     "native": None if self.native else False}  # fmt: skip
+            given = [key for key, value in asked.items() if value is not None]
+            require(not given, "MetaWorld has one expert a task, no compiled loop, and is recorded by states.",
+                    key=given[0] if given else None, remedy="leave the option out")  # fmt: skip
+            from postbc.environments.metaworld_collect import collect
+
+            options |= {} if self.noise is None else {"noise": self.noise}
+        elif libero:
             require(
                 self.native,
                 "LIBERO's tasks are stepped by the compiled loop only.",
@@ -69,16 +84,17 @@ class Collect:
 
             require(self.image_size is None, "LIBERO's tasks are recorded in its own size.", key="image_size", found=self.image_size,
                     remedy="record states, then `postbc demos convert --image-size`")  # fmt: skip
-            options["images"] = self.images
+            options |= {"operators": operators, "num_envs": self.num_envs, "images": self.images}
         else:
             require(self.images or self.image_size is None, "There are no images to have a size.", key="image_size",
                     found=self.image_size, remedy="give --images too")  # fmt: skip
             from postbc.environments.robosuite.collect import collect
 
-            options |= {"native": self.native, "images": self.images, "image_size": self.image_size}
+            options |= {"operators": operators, "num_envs": self.num_envs, "native": self.native, "images": self.images,
+                        "image_size": self.image_size}  # fmt: skip
         with progress("Collecting", self.num) as bar:
             collection = collect(
-                self.task.removeprefix("libero/"), self.num, operators, self.seed, num_envs=self.num_envs, tail=self.tail,
+                self.task.removeprefix("libero/").removeprefix("metaworld/"), self.num, seed=self.seed, tail=self.tail,
                 progress=lambda name, success, length: bar.advance(int(success), steps=length), **options,
             )  # fmt: skip
         dataset = collection.dataset
@@ -144,8 +160,7 @@ class Inspect:
             f"{dataset.action_dim}; {environment.get('env_name') or 'no environment'}, simulator "
             f"{environment.get('env_version') or 'of unknown version'}"
         )
-        of_task = [episode.task for episode in dataset]
-        counted = ", ".join(f"{task} ({of_task.count(task)})" for task in dataset.tasks if task in of_task)
+        counted = ", ".join(f"{task} ({count})" for task, count in dataset.count_tasks().items())
         if counted:
             say(f"Tasks: {counted}; of {len(dataset.tasks)} that language tells apart")
         groups = _table("Who and what", ("", "demos", "steps", "length: least, mean, most", "solved", "command", "resting"))
