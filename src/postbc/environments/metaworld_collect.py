@@ -57,7 +57,7 @@ def collect(
         env.close()
     names = tuple(episode.name for episode in kept)
     dataset = Dataset(tuple(kept), STATE_KEYS, STATE_DIMS, facts(task), {EXPERT: names}, "scripted experts")
-    return Collection(dataset, {EXPERT: (num, tries)}, {})
+    return Collection(dataset, {EXPERT: (num, tries)}, model_xml={})
 
 
 def _episode(

@@ -18,9 +18,8 @@ from postbc.data.normalization import Normalization
 from postbc.devices import Compute
 from postbc.errors import require
 from postbc.lerobot.factors import About, write_factors
-from postbc.posterior.calibration import WINDOWS, Calibration, OutOfBag, calibrate
+from postbc.posterior.calibration import WINDOWS, Calibration, calibrate
 from postbc.posterior.ensemble import Ensemble, EnsembleConfig, fit_ensemble
-from postbc.posterior.factor import Factor
 from postbc.progress import progress
 from postbc.schemas import plain
 
@@ -198,7 +197,4 @@ def calibration_of(
     whole = inside[left_out].all(1)
     require(bool(whole.any()), "α cannot be found: no trajectory that can be left out is as long as a chunk.", key="postbc.weight",
             found="auto", remedy="give a number")  # fmt: skip
-    oob = OutOfBag(
-        oob.residual[whole], Factor(oob.factor.rows[whole]), oob.freedom[whole], oob.trajectory[whole], oob.action_dim
-    )
-    return calibrate(oob, seed=seed)
+    return calibrate(oob.of(whole), seed=seed)

@@ -60,13 +60,16 @@ class OutOfBag:
     demonstrations: int
     """Trajectories that there are; too few members leave not all of them out."""
 
-    def thinned(self, most: int = WINDOWS) -> OutOfBag:
-        """At most so many of the windows, evenly spaced."""
-        keep = evenly(len(self.residual), most)
+    def of(self, keep: Tensor) -> OutOfBag:
+        """These windows of it, in double precision."""
         return OutOfBag(
             self.residual[keep].double(), Factor(self.factor.rows[keep].double()), self.freedom[keep].double(),
             self.share[keep].double(), self.trajectory[keep], self.action_dim, self.demonstrations,
         )  # fmt: skip
+
+    def thinned(self, most: int = WINDOWS) -> OutOfBag:
+        """At most so many of the windows, evenly spaced."""
+        return self.of(evenly(len(self.residual), most))
 
     @property
     def noise(self) -> Tensor:

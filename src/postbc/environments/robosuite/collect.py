@@ -31,7 +31,7 @@ class Collection:
     """Operator (or, with several tasks, task) -> (successes, episodes)."""
     model_xml: dict[str, str]
     """Episode name -> MJCF."""
-    habits: dict[str, dict[str, float]]
+    habits: dict[str, dict[str, float]] = field(default_factory=dict)
     """Episode name -> what of its habits is a number, as :meth:`ScriptedOperators.habits` names it."""
 
 
