@@ -233,7 +233,7 @@ def interval(profile: Tensor, confidence: float = 0.9) -> tuple[float, float, fl
     Args:
         profile: (1 + G, alphas), as of :func:`profiles` for one action dimension, or their sum.
     """
-    first, step = math.log(ALPHAS[1]), math.log(ALPHAS[2] / ALPHAS[1])
+    first, step = math.log(ALPHAS[1]), math.log(ALPHAS[-1] / ALPHAS[1]) / (len(ALPHAS) - 2)
     alphas = torch.exp(first + step * peak(profile[:, 1:].double())[0]) * (profile.argmax(1) > 0)
     alpha, count = alphas[0].item(), len(alphas) - 1
     if count < 2:
