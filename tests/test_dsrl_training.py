@@ -27,7 +27,7 @@ from postbc.agents.networks import adam, descend
 from postbc.agents.residual import Residual
 from postbc.environments.chunk import ChunkStep
 from postbc.errors import InputError, NotFiniteError
-from postbc.evaluation import evaluate
+from postbc.evaluation import Evaluation, evaluate
 from postbc.files import first_not_finite, load_tree, save_tree
 from postbc.policies.base import About
 from postbc.runs import Checkpoints
@@ -235,6 +235,9 @@ def test_a_runs_numbers_are_those_of_the_first_house(tmp_path: Path, variant: An
     curve, chunks, sizes = GOLDEN[variant]
     assert [list(point) for point in result.curve] == curve
     assert [result.chunk_success_before, result.chunk_success_after] == chunks
+    for when, success in (("before", result.success_before), ("after", result.success_after)):
+        kept = Evaluation.load(tmp_path / f"episodes_{when}.jsonl")
+        assert (len(kept.episodes), kept.success_rate) == (result.episodes, success)
     actor = load_tree(tmp_path / "agent.safetensors")["parameters"]
     assert [float(p.double().abs().sum()) for p in actor.values()] == pytest.approx(sizes, abs=1e-4)
     assert {p.name for p in tmp_path.iterdir()} >= {
@@ -373,15 +376,11 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *rates: float) -> list[int]:
     """Evaluations that say `rates` one after the other; the first episode seeds that were asked for."""
     said, asked = list(rates), list[int]()
 
-    class Fixed:
-        tasks = ()
-
-        def __init__(self, rate: float) -> None:
-            self.success_rate = self.chunk_success_rate = rate
-
-    def evaluation(*args: Any, seed: int, **options: Any) -> Any:
+    def evaluation(*args: Any, seed: int, **options: Any) -> Evaluation:
         asked.append(seed)
-        return Fixed(said.pop(0))
+        rate = said.pop(0)
+        fixed: type[Evaluation] = type("Fixed", (Evaluation,), {"success_rate": rate, "chunk_success_rate": rate})
+        return fixed(())
 
     monkeypatch.setattr(module, "evaluate", evaluation)
     return asked
