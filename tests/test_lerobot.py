@@ -38,9 +38,8 @@ from postbc.lerobot.train import PostBC, Record, split, train
 from postbc.lerobot.view import PosteriorDataset, Visit, with_epochs
 from postbc.policies import load_policy
 from postbc.posterior import EnsembleConfig
-from postbc.posterior.calibration import OutOfBag, calibrate
+from postbc.posterior.calibration import calibrate
 from postbc.posterior.ensemble import fit_ensemble
-from postbc.posterior.factor import Factor
 from postbc.schemas import read_json
 
 SMALL = EnsembleConfig(ensemble_size=5, hidden=16, steps=30, batch_size=16)
@@ -168,12 +167,7 @@ def test_alpha_by_trajectories_left_out(tmp_path: Path) -> None:
     inside = torch.from_numpy(~pad.any(1))
     without = ensemble.out_of_bag(seen, chunks, torch.from_numpy(frames.episode), 3)
     whole = inside[torch.isin(torch.from_numpy(frames.episode), without.trajectory)]
-    expected = calibrate(
-        OutOfBag(
-            without.residual[whole], Factor(without.factor.rows[whole]), without.freedom[whole], without.trajectory[whole], 2
-        ),
-        seed=3,
-    )
+    expected = calibrate(without.of(whole), seed=3)
     assert (found.windows, found.trajectories) == (int(whole.sum()), expected.trajectories)
     assert found.posterior_weight == expected.posterior_weight
     np.testing.assert_allclose(np.array(found.curve), np.array(expected.curve), rtol=1e-4, atol=1e-5)
