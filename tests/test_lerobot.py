@@ -687,7 +687,7 @@ def test_the_encoder_of_a_checkpoint(
     theirs = get_policy_class(policy[0][14:]).from_pretrained(checkpoint).eval()
     with torch.no_grad():
         expected = (
-            theirs.diffusion.rgb_encoder(seen)
+            theirs.diffusion.rgb_encoder[0](seen)  # of each camera its own
             if policy is DIFFUSION
             else theirs.model.backbone(seen)["feature_map"].mean((-2, -1))
         )

@@ -49,7 +49,8 @@ class Columns:
     def __getitem__(self, key: Any) -> Any:
         """A column, which can be indexed by a list of rows; or a row, or several, as a dictionary."""
         if isinstance(key, str):
-            return _Column(self._numbers[key]) if key in self._numbers else self._table[key]
+            stored = self._table if self._others is None else self._others
+            return _Column(self._numbers[key]) if key in self._numbers else stored[key]
         others = {} if self._others is None else self._others[key]
         one = isinstance(key, int)
         return {**others, **{name: v[key].clone() if one else v[key].unbind() for name, v in self._numbers.items()}}
