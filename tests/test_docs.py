@@ -64,8 +64,8 @@ def test_the_finetuner_of_the_docs_is_where_its_generator_is(tmp_path, monkeypat
     (block,) = blocks(ROOT / "docs/bring-your-own-finetuner.md", "python")
     module = {"__name__": "docs"}
     exec(compile(block.split("# everything above")[0], "docs", "exec"), module)
-    monkeypatch.setattr("postbc.nn.fill_uniform", lambda *_: None)
     policy, device = load_policy(save_policy(tmp_path)), torch.device("meta")
+    monkeypatch.setattr("postbc.nn.fill_uniform", lambda *_: None)
     chooser = module["Chooser"](policy, SimpleNamespace(device=device))
     assert {p.device for p in chooser.networks.parameters()} == {device}
     memory = chooser.memory(10, 2)
