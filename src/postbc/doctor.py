@@ -345,26 +345,12 @@ def check_demonstrations(path: Path, observation_keys: tuple[str, ...] | None = 
 def check_policy(path: Path, environment: str | None) -> Check:
     """A policy or agent can be read, and task, controller, observations and actions are those of the environment it is to play in."""
     from postbc.agents.base import load_agent
-    from postbc.data.belonging import Facts, check_belongs
-    from postbc.environments.stacked import make_stacked
-    from postbc.evaluation import check_sizes
+    from postbc.evaluation import doubts
     from postbc.stages.evaluate import environment_of
 
     agent, about = load_agent(path)
     place = environment_of(environment, about, path)
-    place.check()
-    warnings = [f"It does not say what data it comes from, so whether it belongs to {place.name} is not known."]
-    if about.facts is not None:
-        facts, expected = Facts.from_dict(about.facts, str(path)), place.belonging(agent.shapes)
-        warnings = check_belongs(facts, expected, file=str(path), allow_version_mismatch=True)
-    env = make_stacked(
-        place.make, 1, shapes=agent.shapes, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=place.horizon,
-        terminate_on="never",
-    )  # fmt: skip
-    try:
-        check_sizes(agent, env, path)
-    finally:
-        env.close()
+    warnings = doubts(agent, about, place, place.horizon, path, allow_version_mismatch=True)
     observed = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in agent.shapes.items())
     found = f"{about.method or 'a policy'} for {place.name}: {observed}; chunks of {agent.chunk}"
     if warnings:

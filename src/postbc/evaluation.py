@@ -243,19 +243,31 @@ def check_plays(
     file: str | Path | None = None,
     allow_version_mismatch: bool = False,
 ) -> None:
-    """Before anything is written: does the environment run here, does the agent's data belong to it, do the sizes fit?
+    """Before anything is written: :func:`doubts`, which are said, and pass."""
+    for doubt in doubts(agent, about, environment, horizon, file, allow_version_mismatch):
+        say(f"note: {doubt}")
+
+
+def doubts(
+    agent: Agent,
+    about: About,
+    environment: Environment,
+    horizon: int,
+    file: str | Path | None = None,
+    allow_version_mismatch: bool = False,
+) -> list[str]:
+    """Does the environment run here, does the agent's data belong to it, do the sizes fit? What is not known on one of the sides.
 
     Raises:
-        InputError: one of them does not. What is not known on one of the sides is said, and passes.
+        InputError: one of them does not.
     """
     environment.check()
     named = str(file or "the policy")
     if about.facts is None:
-        say(f"note: {named} does not say what data it comes from, so whether it belongs to {environment.name} is not known")
+        found = [f"{named} does not say what data it comes from, so whether it belongs to {environment.name} is not known"]
     else:
-        found, expected = Facts.from_dict(about.facts, named), environment.belonging(agent.shapes)
-        for warning in check_belongs(found, expected, file=named, allow_version_mismatch=allow_version_mismatch):
-            say(f"note: {warning}")
+        facts, expected = Facts.from_dict(about.facts, named), environment.belonging(agent.shapes)
+        found = check_belongs(facts, expected, file=named, allow_version_mismatch=allow_version_mismatch)
     env = make_stacked(
         environment.make, 1, shapes=agent.shapes, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=horizon,
         terminate_on="never",
@@ -264,6 +276,7 @@ def check_plays(
         check_sizes(agent, env, file)
     finally:
         env.close()
+    return found
 
 
 def to_tensors(observation: Observations, agent: Agent) -> Observation:
