@@ -68,3 +68,19 @@ def test_a_hand_gives_up_in_the_end() -> None:
     world.play(script(world, 0.5))
     assert world.closings == GRASPS
     np.testing.assert_allclose(world.bowl, [0.1, 0.2, TABLE])
+
+
+@pytest.mark.parametrize("angle", [90, -90, 180, -135, 45])
+def test_a_bowl_is_gripped_across_its_rim(angle: float) -> None:
+    """Where the script says, the fingers opening along the radius, the wrist turned by a right angle at most."""
+    world = World()
+    played = Script(world, 1.0, np.zeros(3), 0.02, 0.0)
+    radius = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle)), 0.0])
+    for move in played.bowl(1, angle, lambda: np.zeros(3), TRAVEL):
+        world.position = move.target
+        if move.grip > 0:
+            break
+    np.testing.assert_allclose(world.position, world.bowl + 0.047 * radius + [0, 0, 0.036], atol=0.001)
+    opening = move.rotation.apply(DOWN.inv().apply([0.0, 1.0, 0.0]))
+    assert abs(opening @ radius) == pytest.approx(1)
+    assert (move.rotation * DOWN.inv()).magnitude() <= np.pi / 2 + 1e-6

@@ -533,6 +533,24 @@ def test_operators_demonstrate_every_task_and_number_of_environments_does_not_ma
 
 
 @pytest.mark.simulator
+@pytest.mark.slow
+@needs_libero
+@pytest.mark.parametrize(
+    ("task", "operator", "seed"),
+    [
+        # half of a slow hand's speed hardly moves a drawer: its episodes ran out of time
+        ("KITCHEN_SCENE1_open_the_top_drawer_of_the_cabinet_and_put_the_bowl_in_it", "operator_b", 777),
+        # it touches the other for a moment while it is lowered: these episodes were stopped there, and counted as failed
+        ("KITCHEN_SCENE2_stack_the_black_bowl_at_the_front_on_the_black_bowl_in_the_middle", "operator_b", 802),
+    ],
+)
+def test_operators_do_what_they_once_failed_at(task: str, operator: str, seed: int) -> None:
+    from postbc.environments.libero.collect import collect
+
+    assert collect(task, 1, [operator], seed=seed, num_envs=1).attempts[operator] == (1, 1)
+
+
+@pytest.mark.simulator
 @needs_libero
 def test_what_cannot_be_demonstrated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from postbc.environments.libero.collect import collect

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -51,6 +51,22 @@ def test_the_first_houses_hands() -> None:
             x[:, :3] += 0.05 * np.round(commands[:, :3], 4)
             digest.update(np.round(commands, 4).tobytes())
     assert digest.hexdigest() == HANDS
+
+
+@settings(deadline=None)  # the simulator is imported in the first
+@given(st.lists(st.booleans(), min_size=30, max_size=30), st.integers(1, 20), st.integers(0, 5))
+def test_an_episode_is_over_when_it_stays_solved_or_out_of_time(solved: list[bool], horizon: int, tail: int) -> None:
+    pytest.importorskip("robosuite")
+    from postbc.environments.robosuite.collect import is_over
+
+    last = next((n for n in range(1, 31) if is_over(solved[:n], horizon, tail)), None)
+    assert last is not None
+    assert last <= horizon + tail
+    stays = all(solved[last - tail - 1 : last]) and last > tail
+    assert stays or (last >= horizon and not solved[last - 1])  # nothing else ends it
+    before = range(tail + 1, last)
+    assert not any(all(solved[n - tail - 1 : n]) for n in before)  # and it is ended as soon as that
+    assert not any(n >= horizon and not solved[n - 1] for n in range(1, last))
 
 
 def test_hands_do_not_depend_on_their_neighbours() -> None:

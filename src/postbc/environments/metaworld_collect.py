@@ -6,7 +6,7 @@ import numpy as np
 
 from postbc.data.episodes import Dataset, Episode
 from postbc.environments.metaworld import HORIZON, STATE_DIMS, STATE_KEYS, MetaWorldTask, facts, import_metaworld, task_class
-from postbc.environments.robosuite.collect import Collection, Progress
+from postbc.environments.robosuite.collect import Collection, Progress, is_over
 from postbc.errors import require
 from postbc.seeding import episode_seed
 
@@ -32,7 +32,7 @@ def collect(
         seed: decides objects, goals and noise.
         noise: standard deviation of what is added to the expert's commands, which are then clipped to [-1, 1].
         horizon: steps after which an unsolved episode is given up.
-        tail: steps kept after the first success.
+        tail: steps that it has to stay solved for; they are kept.
         progress: called after each episode.
 
     Raises:
@@ -63,11 +63,11 @@ def collect(
 def _episode(
     env: MetaWorldTask, expert: object, seed: int, noise: float, horizon: int, tail: int, name: str
 ) -> Episode:  # fmt: skip
-    """One try, to `tail` steps after its first success or to the horizon; rewards are successes."""
+    """One try, until it has stayed solved for `tail` steps or to the horizon; rewards are successes."""
     rng = np.random.default_rng(seed)
     state, _ = env.reset(seed=seed)
     states, actions, successes = [], [], []  # type: list[np.ndarray], list[np.ndarray], list[bool]
-    while len(successes) < horizon if not any(successes) else len(successes) <= successes.index(True) + tail:
+    while not is_over(successes, horizon, tail):
         command = np.asarray(expert.get_action(state)) + noise * rng.standard_normal(4)  # type: ignore[attr-defined]
         actions.append(np.clip(command, -1, 1).astype(np.float32))
         states.append(state.astype(np.float32))

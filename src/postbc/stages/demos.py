@@ -38,7 +38,7 @@ class Collect:
     """Steps (20 are a second; MetaWorld: 80) after which an unsolved episode is given up; by default 250 (Lift), 450 (Can, Square), 600
     (LIBERO), 500 (MetaWorld)."""
     tail: CountOrZero = 5
-    """Steps kept after the first successful one, as people's demonstrations have a few."""
+    """Steps that the task has to stay solved for, as recorders of people's demonstrations ask; they are kept."""
     noise: NonNegative | None = None
     """MetaWorld: standard deviation of what is added to the expert's commands; by default 0.3."""
     native: bool = True

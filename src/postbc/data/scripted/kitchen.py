@@ -104,14 +104,14 @@ class Script:
                 return
             yield Move(target, rotation, grip)
 
-    def pull(self, rotation: Rotation, direction: Vector, distance: float, grip: float, speed: float = 1.0) -> Iterator[Move]:
+    def pull(self, rotation: Rotation, direction: Vector, distance: float, grip: float) -> Iterator[Move]:
         """Straight on from here."""
         start = self.view.hand()[0]
-        for _ in range(round(60 * self.patience / speed)):
+        for _ in range(round(60 * self.patience)):
             along = float((self.view.hand()[0] - start) @ direction)
             if along > distance:
                 return
-            yield Move(start + direction * min(along + 0.06, distance + 0.03), rotation, grip, speed)
+            yield Move(start + direction * min(along + 0.06, distance + 0.03), rotation, grip)
 
     def approach(self, grasp: Place, rotation: Rotation, hover: float, grip: float = OPEN) -> Iterator[Move]:
         """To above a grasp, along the gripper's axis, by the operator's way; then to it, with the operator's aim."""
@@ -160,11 +160,11 @@ class Script:
 
     # --- tasks
 
-    def bowl(self, number: int, side: str, goal: Place, travel: float) -> Iterator[Move]:
-        """By its rim, at the left or right, or at the near side where the arm hardly reaches further."""
-        name = f"akita_black_bowl_{number}"
-        offset = {"left": (0, 0.047, 0.036), "right": (0, -0.047, 0.036), "near": (-0.047, 0, 0.036)}[side]
-        return self.move(name, lambda: self.view.body(name) + offset, goal, travel, ACROSS if side == "near" else DOWN)
+    def bowl(self, number: int, angle: float, goal: Place, travel: float) -> Iterator[Move]:
+        """By the point of its rim at `angle` (degrees, world): 90 its left, 180 its near side, where the arm hardly reaches further."""
+        name, rim = f"akita_black_bowl_{number}", Rotation.from_euler("z", angle, degrees=True).apply((0.047, 0, 0.036))
+        turn = (angle + 360) % 180 - 90  # the fingers open along the radius; to the nearer of the two ways
+        return self.move(name, lambda: self.view.body(name) + rim, goal, travel, _turned(turn))
 
     def on(self, name: str, height: float) -> Place:
         return lambda: self.view.body(name) + UP * height
@@ -180,7 +180,7 @@ class Script:
         rotation = _tilted(np.pi / 2)
         yield from self.approach(lambda: self.view.geom("wooden_cabinet_1_g18"), rotation, 0.08)
         yield from self.hold(rotation, CLOSE, 10)
-        yield from self.pull(rotation, np.array([0, 1.0, 0]), 0.17, CLOSE, 0.5)
+        yield from self.pull(rotation, np.array([0, 1.0, 0]), 0.17, CLOSE)
         yield from self.hold(rotation, OPEN, 6)
         yield from self.pull(rotation, -rotation.apply(UP), 0.10, OPEN)
 
@@ -239,6 +239,11 @@ class Script:
         return self.move("moka_pot_1", lambda: self.view.geom("moka_pot_1_g16") + (0, 0, 0.004), goal, 1.20)
 
 
+def _turned(degrees: float) -> Rotation:
+    """Straight down, turned about the vertical: 0: the fingers open along y, −90: along x."""
+    return Rotation.from_euler("z", degrees, degrees=True) * DOWN
+
+
 def _tilted(angle: float) -> Rotation:
     """Down and towards −y: 0 straight down, π/2 level; the fingers open in the y-z plane."""
     return Rotation.from_euler("x", -angle) * DOWN
@@ -250,17 +255,17 @@ SCRIPTS: dict[str, Callable[[Script], Iterator[Move]]] = {
     "KITCHEN_SCENE1_open_the_bottom_drawer_of_the_cabinet": Script.open_bottom_drawer,
     "KITCHEN_SCENE1_open_the_top_drawer_of_the_cabinet": Script.open_top_drawer,
     "KITCHEN_SCENE1_open_the_top_drawer_of_the_cabinet_and_put_the_bowl_in_it": Script.bowl_into_top_drawer,
-    "KITCHEN_SCENE1_put_the_black_bowl_on_the_plate": lambda s: s.bowl(1, "left", s.on(*PLATE), 1.04),
-    "KITCHEN_SCENE1_put_the_black_bowl_on_top_of_the_cabinet": lambda s: s.bowl(1, "left", s.top_of_cabinet(), 1.27),
+    "KITCHEN_SCENE1_put_the_black_bowl_on_the_plate": lambda s: s.bowl(1, 90, s.on(*PLATE), 1.04),
+    "KITCHEN_SCENE1_put_the_black_bowl_on_top_of_the_cabinet": lambda s: s.bowl(1, 90, s.top_of_cabinet(), 1.27),
     "KITCHEN_SCENE2_open_the_top_drawer_of_the_cabinet": Script.open_top_drawer,
-    "KITCHEN_SCENE2_put_the_black_bowl_at_the_back_on_the_plate": lambda s: s.bowl(3, "right", s.on(*PLATE), 1.04),
-    "KITCHEN_SCENE2_put_the_black_bowl_at_the_front_on_the_plate": lambda s: s.bowl(1, "near", s.on(*PLATE), 1.04),
-    "KITCHEN_SCENE2_put_the_middle_black_bowl_on_the_plate": lambda s: s.bowl(2, "left", s.on(*PLATE), 1.04),
-    "KITCHEN_SCENE2_put_the_middle_black_bowl_on_top_of_the_cabinet": lambda s: s.bowl(2, "left", s.top_of_cabinet(), 1.27),
+    "KITCHEN_SCENE2_put_the_black_bowl_at_the_back_on_the_plate": lambda s: s.bowl(3, -90, s.on(*PLATE), 1.04),
+    "KITCHEN_SCENE2_put_the_black_bowl_at_the_front_on_the_plate": lambda s: s.bowl(1, 180, s.on(*PLATE), 1.04),
+    "KITCHEN_SCENE2_put_the_middle_black_bowl_on_the_plate": lambda s: s.bowl(2, 90, s.on(*PLATE), 1.04),
+    "KITCHEN_SCENE2_put_the_middle_black_bowl_on_top_of_the_cabinet": lambda s: s.bowl(2, 90, s.top_of_cabinet(), 1.27),
     "KITCHEN_SCENE2_stack_the_black_bowl_at_the_front_on_the_black_bowl_in_the_middle": (
-        lambda s: s.bowl(1, "near", s.on(*BOWL_2), 1.05)
+        lambda s: s.bowl(1, -135, s.on(*BOWL_2), 1.05)  # beside the bowl in the middle, whose rim is close
     ),
-    "KITCHEN_SCENE2_stack_the_middle_black_bowl_on_the_back_black_bowl": lambda s: s.bowl(2, "left", s.on(*BOWL_3), 1.05),
+    "KITCHEN_SCENE2_stack_the_middle_black_bowl_on_the_back_black_bowl": lambda s: s.bowl(2, 90, s.on(*BOWL_3), 1.05),
     "KITCHEN_SCENE3_put_the_frying_pan_on_the_stove": Script.pan_onto_stove,
     "KITCHEN_SCENE3_put_the_moka_pot_on_the_stove": Script.pot_onto_stove,
     "KITCHEN_SCENE3_turn_on_the_stove": Script.turn_knob,

@@ -35,6 +35,12 @@ class Collection:
     """Episode name -> what of its habits is a number, as :meth:`ScriptedOperators.habits` names it."""
 
 
+def is_over(successes: Sequence[bool], horizon: int, tail: int) -> bool:
+    """Solved for more than `tail` steps on end (what stands for a moment only, while it is put down, is not done), or out of time."""
+    held = next((n for n, solved in enumerate(reversed(successes)) if not solved), len(successes))
+    return held > tail or (held == 0 and len(successes) >= horizon)
+
+
 @dataclass(eq=False)
 class _Episode:
     """One running attempt: what has been recorded so far."""
@@ -48,10 +54,6 @@ class _Episode:
     model_xml: str = ""
     habits: Habits = field(default_factory=dict)
     task: str | None = None
-
-    def finished(self, horizon: int, tail: int) -> bool:
-        first = self.successes.index(True) if any(self.successes) else None
-        return len(self.successes) >= horizon if first is None else len(self.successes) > first + tail
 
     @property
     def succeeded(self) -> bool:
@@ -132,7 +134,7 @@ def collect(
         seed: decides everything; ``num_envs`` does not change the result.
         num_envs: environments run side by side.
         horizon: control steps after which an unsolved episode counts as failed; default the task's (Lift 250, Can and Square 450).
-        tail: steps kept after the first success.
+        tail: steps that it has to stay solved for; they are kept.
         native: the compiled control loop (fast) instead of robosuite's own.
         images: record two cameras of `image_size` pixels a side (default robomimic's 84), and not the object.
         progress: called after each episode.
@@ -205,7 +207,7 @@ def _run(env: Any, hands: Any, people: Sequence[Person], horizon: int, tail: int
             episode.actions.append(actions[i].copy())
             episode.states.append(np.array(states[i], dtype=np.float64))
             episode.successes.append(bool(played.success[i]))
-            if episode.finished(horizon, tail):
+            if is_over(episode.successes, horizon, tail):
                 episode.habits = hands.habits(i)
                 episode.person.finish(episode)
                 slots[i] = None
