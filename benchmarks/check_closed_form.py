@@ -1,18 +1,19 @@
-"""How far the closed form agrees with a K=100 ensemble, and α with it: `python -m benchmarks.check_closed_form FILE [SEED ...]`.
+"""How far the closed form agrees with an ensemble, and α with it: `python -m benchmarks.check_closed_form FILE --seeds 0 1`.
 
-FILE holds demonstrations of Lift (`postbc demos collect --output FILE --num 60 --operators better`), of which each seed takes 5; sizes
-of the recipe lift-laptop. Prints a Markdown table.
+FILE holds demonstrations of Lift (`postbc demos collect --output FILE --num 60 --operators better`), of which a seed takes some; sizes
+of lift-laptop. Prints a Markdown table.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 
 from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.devices import Compute
@@ -42,19 +43,30 @@ def shared_directions(a: Factor, b: Factor) -> float:
     return (inside / a.rows.square().sum((1, 2)).clamp(min=1e-12)).mean().item()
 
 
-def main(path: str, seeds: list[int], members: int = 100, steps: int = 2000) -> None:
-    """Fit both on the demonstrations of each seed, and a second ensemble of other members for comparison."""
+def main(path: tyro.conf.Positional[Path], seeds: tuple[int, ...] = (0, 1), members: int = 100, trajectories: int = 5) -> None:
+    """Fit both on `trajectories` demonstrations of each seed, and a second ensemble of other members for comparison."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     compute = Compute(device="cpu", precision="auto")
-    print("| seed | posterior | s | α [90 %] | mean std | α·std | std per state | per entry | variance in 3 directions |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    columns = (
+        "seed",
+        "posterior",
+        "s",
+        "α [90 %]",
+        "mean std",
+        "α·std",
+        "√ mean variance",
+        "per state",
+        "per entry",
+        "3 directions",
+    )
+    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
     for seed in seeds:
-        data = load_training_set(TrainingSetConfig(path, num_trajectories=5), seed)  # type: ignore[arg-type]
+        data = load_training_set(TrainingSetConfig(path, num_trajectories=trajectories), seed)
         features = window_features(data.windows, state_features(data.shapes, data.normalization))
         chunks = data.normalization.normalize_action(data.windows.chunk(torch.arange(len(data.windows))))
         episode = torch.as_tensor(data.windows.episode)
-        config = EnsembleConfig(ensemble_size=members, hidden=256, steps=steps, batch_size=128, learning_rate=3e-4)
+        config = EnsembleConfig(ensemble_size=members, hidden=256, steps=2000, batch_size=128, learning_rate=3e-4)
         reference: Factor | None = None
         for name in (f"K = {members}", "closed form", "K = 20, another seed"):
             begin, own = time.perf_counter(), seed + 1000 * (name.endswith("seed"))
@@ -70,10 +82,11 @@ def main(path: str, seeds: list[int], members: int = 100, steps: int = 2000) -> 
             a, b = factor.std(), reference.std()
             print(
                 f"| {seed} | {name} | {seconds:.0f} | {chunk.alpha:.2f} [{chunk.low:.2f}, {chunk.high:.2f}] | {a.mean():.3f} | "
-                f"{chunk.alpha * a.mean():.3f} | {correlation(a.mean(1), b.mean(1)):.2f} | {correlation(a, b):.2f} | "
+                f"{chunk.alpha * a.mean():.3f} | {a.square().mean().sqrt():.3f} | "
+                f"{correlation(a.mean(1), b.mean(1)):.2f} | {correlation(a, b):.2f} | "
                 f"{shared_directions(factor, reference):.2f} |", flush=True,
             )  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [int(seed) for seed in sys.argv[2:]] or [0, 1])
+    tyro.cli(main)

@@ -20,7 +20,7 @@ from postbc.data.training_set import TrainingSetConfig, load_training_set
 from postbc.errors import InputError
 from postbc.files import load_tree, save_tree, write_text
 from postbc.policies import DiffusionConfig
-from postbc.posterior import ClosedFormConfig, EnsembleConfig, Posterior, closed_form, fit_closed_form
+from postbc.posterior import ClosedFormConfig, EnsembleConfig, Posterior, closed_form, fit_closed_form, fit_ensemble
 from postbc.posterior.closed_form import Ridge, groups_of, jackknife, left_out, scaled, with_constant
 from postbc.pretraining import PretrainingConfig
 from postbc.runs import versions
@@ -86,14 +86,18 @@ def test_the_jackknife_of_a_mean_is_the_means_standard_error():
     np.testing.assert_allclose(covariance.numpy(), np.cov(y.numpy(), rowvar=False) / 11, rtol=1e-9)
 
 
-def test_on_a_linear_problem_the_covariance_is_the_bayesian_posteriors():
-    """Independent windows, noise σ, flat prior: σ²·φᵀ(ΦᵀΦ)⁻¹φ at every state, the average of the jackknife over data sets."""
+@pytest.mark.parametrize("trained", [False, True])
+def test_on_a_linear_problem_the_covariance_is_the_bayesian_posteriors(trained):
+    """Independent windows, noise σ, flat prior: σ²·φᵀ(ΦᵀΦ)⁻¹φ at every state, the average of the jackknife over data sets.
+    So it is at the scale that two trained linear networks of half of the windows each tell."""
     new = torch.rand(5, 3, generator=torch.Generator().manual_seed(0))
     found, expected = [], []
+    config = EnsembleConfig(hidden=4, layers=0, bound="none", steps=300, batch_size=300, learning_rate=0.015)
+    chosen = ClosedFormConfig(ridge=1e-6, layer=None if trained else 0, blocks=60)
     for seed in range(30):
         features, chunks, _ = data(60, 1, noise=0.1, seed=seed)
-        config = EnsembleConfig(hidden=4, layers=0, bound="none")
-        model = fit_closed_form(features, chunks, torch.arange(60), config, ClosedFormConfig(ridge=1e-6, layer=0, blocks=60))
+        model = fit_closed_form(features, chunks, torch.arange(60), config, chosen)
+        assert (model.inflation != 1) == trained
         found.append(model.factor(new).covariance())
         phi, at = with_constant(features).double(), with_constant(new).double()
         expected.append(0.1**2 * (at @ torch.linalg.inv(phi.T @ phi) * at).sum(1))
@@ -102,6 +106,25 @@ def test_on_a_linear_problem_the_covariance_is_the_bayesian_posteriors():
     torch.testing.assert_close(diagonal / expected[:, None], torch.ones_like(diagonal), atol=0.2, rtol=0)
     off = found / expected[:, None, None] - torch.diag_embed(diagonal / expected[:, None])
     assert off.abs().max() < 0.2  # the noise of different numbers is independent
+
+
+def test_it_is_as_wide_as_an_ensemble():
+    """In the mean over data sets; and what is left out is at the same scale."""
+    config = EnsembleConfig(ensemble_size=12, hidden=32, layers=2, steps=300, batch_size=48, learning_rate=3e-3)
+    features, _, episode = data(8, 6)
+    found = []
+    for seed in range(8):
+        person = np.random.default_rng(seed).normal(0, 0.2, (8, 4)).repeat(6, axis=0)  # differs for a whole trajectory
+        chunks = torch.as_tensor(0.5 * np.sin(3 * features.numpy() @ np.ones((3, 4))) + person, dtype=torch.float32).view(
+            48, 2, 2
+        )
+        model = fit_closed_form(features, chunks, episode, config, ClosedFormConfig(layer=2, ridge=0.1), seed=seed)
+        ensemble = fit_ensemble(features, chunks, episode, config, seed)
+        factors = (fitted.factor(features) for fitted in (ensemble, model))
+        left_out = model.out_of_bag(features, chunks, episode, seed).factor
+        found.append(torch.stack([factor.std().square().mean() for factor in (*factors, left_out)]))
+    expected, *variances = torch.stack(found).mean(0).tolist()
+    assert [v / expected for v in variances] == pytest.approx([1, 1], abs=0.5)
 
 
 def test_leaving_out_two_is_the_jackknife_of_those_who_stay():

@@ -6,8 +6,11 @@ delete-one-trajectory jackknife (Tukey 1958; Efron and Stein 1981) of these fits
 cov(s) = (G−1)/G · Σ_b (f₋_b − f̄)(f₋_b − f̄)ᵀ. Hundreds of trajectories are left out in groups.
 
 The regressor's features have seen every trajectory, so what it says of one "left out" is far too good. Two more regressors, of half of
-the trajectories each, give features that have not. By the other half, predicted from those, ridge and layer are chosen and α is found;
-the spread there is larger than from the regressor's own features, and by that ratio the deviation is widened.
+the trajectories each, give features that have not. By the other half, predicted from those, ridge and layer are chosen and α is found.
+
+The jackknife moves the last layer only, and is too narrow for networks of which every layer is trained. How wide those are, the halves
+tell: they are independent, so that their mean squared difference is the sum of their variances, each that of a network of all over
+its share of the trajectories. One number brings the jackknife's variance to it, in the mean over windows and dimensions.
 """
 
 from __future__ import annotations
@@ -181,10 +184,12 @@ class ClosedForm(nn.Module):
         self.regressor, self.halves = (first(StackedMLP(k, feature_dim, hidden, 1, nothing), choice.layer) for k in (1, 2))
         self.scale: Tensor
         self.inflation: Tensor
+        self.inflation_left_out: Tensor
         self.weight: Tensor
         width = 1 + (config.hidden if choice.layer else feature_dim)
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("inflation", torch.ones(()))
+        self.register_buffer("inflation_left_out", torch.ones(()))
         self.register_buffer("weight", torch.zeros(choice.groups, width, self.dim))
 
     @property
@@ -199,7 +204,7 @@ class ClosedForm(nn.Module):
         return torch.cat([with_constant(part) @ self.weight for part in hidden], 1).clamp_(-self.bound, self.bound)
 
     def factor(self, features: Tensor) -> Factor:
-        """(N, F) -> the jackknife's covariance of the chunk at each state, at the scale of what is left out: a row a group."""
+        """(N, F) -> the jackknife's covariance of the chunk at each state, as wide as networks trained anew: a row a group."""
         return Factor(jackknife(self.predict(features)).rows * self.inflation)
 
     @torch.no_grad()
@@ -215,7 +220,8 @@ class ClosedForm(nn.Module):
         group = groups_of(torch.as_tensor(episode), self.choice.groups, seed)
         hidden = self.halves(features.expand(2, -1, -1)).cpu()
         ridges = [Ridge(scaled(half), chunks.flatten(1).cpu(), group, self.choice.ridge) for half in hidden]
-        return _out_of_bag(ridges, torch.as_tensor(episode).cpu(), self.action_dim, self.bound, WINDOWS)
+        found = _out_of_bag(ridges, torch.as_tensor(episode).cpu(), self.action_dim, self.bound, WINDOWS)
+        return dataclasses.replace(found, factor=Factor(found.factor.rows * self.inflation_left_out.cpu()))
 
 
 def first(network: nn.Sequential, layers: int) -> nn.Sequential:
@@ -325,12 +331,16 @@ def fit_closed_form(
     posterior.scale.fill_(_scale(own))
     regression = Ridge(scaled(own), targets, group, choice.ridge)
     posterior.weight.copy_(torch.stack([regression.basis @ regression.without(g) for g in range(groups)]))
-    if groups >= 4 and choice.layer:
-        honest, mine = (
-            _out_of_bag([Ridge(scaled(each), targets, coarse, choice.ridge) for each in pair], episode, sizes[2], bound)
-            for pair in (halves, (own, own))
-        )
-        # α is calibrated by the honest spread, so the covariance is brought to its scale, whichever of the two is larger
-        variance = mine.factor.std().square().mean().clamp(min=1e-12)
-        posterior.inflation.fill_((honest.factor.std().square().mean() / variance).sqrt())
+    if closed_form.layer != 0:
+        fits, odd = network(hidden).clamp(-bound, bound), int((group.unique() % 2).sum())
+        variance = odd * (groups - odd) / groups**2 * (fits[1] - fits[2]).square().mean()  # of a network of all groups
+        posterior.inflation.fill_(_ratio(variance, posterior.factor(hidden[0])))
+        if groups >= 4:
+            made = [Ridge(scaled(half), targets, coarse, choice.ridge) for half in halves]
+            posterior.inflation_left_out.fill_(_ratio(variance, _out_of_bag(made, episode, sizes[2], bound).factor))
     return posterior.eval().requires_grad_(False)
+
+
+def _ratio(variance: Tensor, factor: Factor) -> float:
+    """What brings a factor's mean variance, over states and dimensions, to this."""
+    return (variance.cpu() / factor.std().square().mean().cpu().clamp(min=1e-12)).sqrt().item()
