@@ -48,19 +48,8 @@ def main(path: tyro.conf.Positional[Path], seeds: tuple[int, ...] = (0, 1), memb
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     compute = Compute(device="cpu", precision="auto")
-    columns = (
-        "seed",
-        "posterior",
-        "s",
-        "α [90 %]",
-        "mean std",
-        "α·std",
-        "√ mean variance",
-        "per state",
-        "per entry",
-        "3 directions",
-    )
-    print(f"| {' | '.join(columns)} |\n{'| --- ' * len(columns)}|")
+    print("| seed | posterior | s | α [90 %] | mean std | α·std | √ mean variance | per state | per entry | 3 directions |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for seed in seeds:
         data = load_training_set(TrainingSetConfig(path, num_trajectories=trajectories), seed)
         features = window_features(data.windows, state_features(data.shapes, data.normalization))

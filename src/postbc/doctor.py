@@ -345,12 +345,12 @@ def check_demonstrations(path: Path, observation_keys: tuple[str, ...] | None = 
 def check_policy(path: Path, environment: str | None) -> Check:
     """A policy or agent can be read, and task, controller, observations and actions are those of the environment it is to play in."""
     from postbc.agents.base import load_agent
-    from postbc.evaluation import doubts
+    from postbc.evaluation import check_plays
     from postbc.stages.evaluate import environment_of
 
     agent, about = load_agent(path)
     place = environment_of(environment, about, path)
-    warnings = doubts(agent, about, place, place.horizon, path, allow_version_mismatch=True)
+    warnings = check_plays(agent, about, place, place.horizon, path, allow_version_mismatch=True)
     observed = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in agent.shapes.items())
     found = f"{about.method or 'a policy'} for {place.name}: {observed}; chunks of {agent.chunk}"
     if warnings:

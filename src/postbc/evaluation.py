@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from postbc.agents.base import Agent
-from postbc.data.belonging import Facts, check_belongs
+from postbc.data.belonging import check_source
 from postbc.environments.chunk import ChunkEnv, ChunkStep, Observations, tasks_of
 from postbc.environments.registry import Environment, find_environment
 from postbc.environments.stacked import make_stacked
@@ -32,7 +32,6 @@ from postbc.errors import InputError, require
 from postbc.files import write_text
 from postbc.policies.base import About, Observation, Shapes
 from postbc.progress import progress as progress_bar
-from postbc.progress import say
 from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, parse, plain, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds, make_generator
 from postbc.statistics import wilson_interval
@@ -242,32 +241,20 @@ def check_plays(
     horizon: int,
     file: str | Path | None = None,
     allow_version_mismatch: bool = False,
-) -> None:
-    """Before anything is written: :func:`doubts`, which are said, and pass."""
-    for doubt in doubts(agent, about, environment, horizon, file, allow_version_mismatch):
-        say(f"note: {doubt}")
-
-
-def doubts(
-    agent: Agent,
-    about: About,
-    environment: Environment,
-    horizon: int,
-    file: str | Path | None = None,
-    allow_version_mismatch: bool = False,
 ) -> list[str]:
-    """Does the environment run here, does the agent's data belong to it, do the sizes fit? What is not known on one of the sides.
+    """Before anything is written: does the environment run here, does the agent's data belong to it, do the sizes fit?
+
+    Returns:
+        What is not known on one of the sides.
 
     Raises:
         InputError: one of them does not.
     """
     environment.check()
-    named = str(file or "the policy")
-    if about.facts is None:
-        found = [f"{named} does not say what data it comes from, so whether it belongs to {environment.name} is not known"]
-    else:
-        facts, expected = Facts.from_dict(about.facts, named), environment.belonging(agent.shapes)
-        found = check_belongs(facts, expected, file=named, allow_version_mismatch=allow_version_mismatch)
+    found = check_source(
+        about.facts, environment.belonging(agent.shapes), environment.name, file=str(file or "the policy"),
+        allow_version_mismatch=allow_version_mismatch,
+    )  # fmt: skip
     env = make_stacked(
         environment.make, 1, shapes=agent.shapes, observation_steps=agent.observation_steps, chunk=agent.chunk, horizon=horizon,
         terminate_on="never",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -70,6 +70,12 @@ def console(stderr: bool = False) -> Console:
 def say(text: str, stderr: bool = False) -> None:
     """One line, not wrapped, however long."""
     console(stderr).print(text, soft_wrap=True)
+
+
+def note(sentences: Iterable[str]) -> None:
+    """Each on a line: what is worth knowing and stops nothing."""
+    for sentence in sentences:
+        say(f"note: {sentence}")
 
 
 class Bar:

@@ -192,6 +192,15 @@ def check_belongs(
     return warnings
 
 
+def check_source(
+    facts: Mapping[str, Any] | None, expected: Facts, place: str, *, file: str, allow_version_mismatch: bool = False
+) -> list[str]:
+    """:func:`check_belongs` of what a policy of `file` says of its data: it may say nothing, and then belongs to `place` or not."""
+    if facts is None:
+        return [f"{file} does not say what data it comes from, so whether it belongs to {place} is not known"]
+    return check_belongs(Facts.from_dict(facts, file), expected, file=file, allow_version_mismatch=allow_version_mismatch)
+
+
 def check_simulator(dataset: Dataset, allow_version_mismatch: bool = False) -> list[str]:
     """Warnings about data of robosuite when that is installed here; InputError when its version is another one."""
     installed = installed_robosuite()

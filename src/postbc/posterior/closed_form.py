@@ -332,7 +332,7 @@ def fit_closed_form(
     regression = Ridge(scaled(own), targets, group, choice.ridge)
     posterior.weight.copy_(torch.stack([regression.basis @ regression.without(g) for g in range(groups)]))
     if closed_form.layer != 0:
-        fits, odd = network(hidden).clamp(-bound, bound), int((group.unique() % 2).sum())
+        fits, odd = network(hidden).clamp(-bound, bound), groups // 2
         variance = odd * (groups - odd) / groups**2 * (fits[1] - fits[2]).square().mean()  # of a network of all groups
         posterior.inflation.fill_(_ratio(variance, posterior.factor(hidden[0])))
         if groups >= 4:

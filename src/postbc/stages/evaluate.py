@@ -27,7 +27,7 @@ from postbc.errors import require
 from postbc.evaluation import Evaluation, Summary, TaskRate, check_plays, evaluate
 from postbc.files import write_json
 from postbc.policies.base import About, Observation
-from postbc.progress import say
+from postbc.progress import note, say
 from postbc.runs import Run, digest
 from postbc.schemas import Count, CountOrZero, Seed, later, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, evaluation_seeds
@@ -103,7 +103,7 @@ def evaluate_stage(config: Evaluate, seed: int) -> Evaluation:
     take_samples(agent, config.samples, path)
     environment = environment_of(config.environment, about, path)
     horizon = environment.horizon if config.horizon is None else config.horizon
-    check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch)
+    note(check_plays(agent, about, environment, horizon, path, config.allow_version_mismatch))
     if config.cover:
         agent = Covered(agent, config.cover)
     if config.saliency:

@@ -15,7 +15,7 @@ from postbc.devices import Compute
 from postbc.errors import require
 from postbc.evaluation import check_plays, evaluate
 from postbc.files import write_json, write_text
-from postbc.progress import progress
+from postbc.progress import note, progress
 from postbc.runs import Run
 from postbc.schemas import Count, CountOrZero, NonNegative, OpenShare, Seed, Share, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, TRIAL_SEED, evaluation_seeds
@@ -100,7 +100,7 @@ def play_pairs(config: NoRegression, seed: int) -> Verdict:
     horizon = environment.horizon if config.horizon is None else config.horizon
     for name, (agent, about) in agents.items():
         require_seed(about, seed, paths[name])
-        check_plays(agent, about, environment, horizon, paths[name], config.allow_version_mismatch)
+        note(check_plays(agent, about, environment, horizon, paths[name], config.allow_version_mismatch))
     recorded = of_one_seed(dataclasses.replace(config, environment=environment.name), seed)
     inputs = {f"{name}-{kind}": digest for name, path in paths.items() for kind, digest in digests(path).items()}
     moved = ("compute", "policy", "reference", "max_episodes")

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from postbc.agents.base import Agent, load_agent
-from postbc.data.belonging import Facts, check_belongs
+from postbc.data.belonging import check_source
 from postbc.devices import Compute
 from postbc.environments.robot.registry import Robot, find_robot
 from postbc.errors import require
 from postbc.files import write_json
 from postbc.policies.base import About
-from postbc.progress import say
+from postbc.progress import note
 from postbc.robot.rollout import Control, Loop, Person, Play
 from postbc.robot.summary import SUMMARY, SessionSummary, read_summary, summarise
 from postbc.runs import Run, digest
@@ -90,12 +90,9 @@ def robot_of(name: str, config: Path | None, control: Control, person: Person) -
 def agent_for(path: Path, robot: Robot, device: Any, allow_version_mismatch: bool) -> tuple[Agent, About]:
     """An agent whose data belong to the robot, as far as either says. InputError if they do not."""
     agent, about = load_agent(path, device)
-    if about.facts is None:
-        say(f"note: {path} does not say what data it comes from, so whether it belongs to {robot.name} is not known")
-    else:
-        found = Facts.from_dict(about.facts, str(path))
-        for warning in check_belongs(found, robot.belonging(), file=str(path), allow_version_mismatch=allow_version_mismatch):
-            say(f"note: {warning}")
+    note(
+        check_source(about.facts, robot.belonging(), robot.name, file=str(path), allow_version_mismatch=allow_version_mismatch)
+    )
     return agent, about
 
 

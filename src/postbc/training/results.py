@@ -17,6 +17,7 @@ from postbc.errors import NotFiniteError, require
 from postbc.evaluation import Evaluation, TaskRate, check_plays
 from postbc.files import write_json
 from postbc.policies.base import Policy
+from postbc.progress import note
 from postbc.runs import Run
 from postbc.schemas import Count, CountOrZero, NonNegative, Seed, Share, later, plain, read_json, schema
 
@@ -115,7 +116,7 @@ def check_policy(
     policy: Policy, environment: Environment, horizon: int, file: str | Path | None = None, allow_version_mismatch: bool = False
 ) -> None:
     """InputError where `policy` cannot play in `environment`: another task, robot or version, or other sizes. Unknowns are said."""
-    check_plays(PolicyAgent(policy), about_of(policy), environment, horizon, file, allow_version_mismatch)
+    note(check_plays(PolicyAgent(policy), about_of(policy), environment, horizon, file, allow_version_mismatch))
 
 
 def make_env(environment: Environment, policy: Policy, num_envs: int, horizon: int, terminate_on: Termination = "never") -> Any:

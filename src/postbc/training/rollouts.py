@@ -33,7 +33,7 @@ from postbc.errors import require
 from postbc.nn import generator_state, set_generator_state
 from postbc.policies.base import Policy, policy_fingerprint, seen_dim
 from postbc.posterior.features import window_features
-from postbc.progress import progress, say
+from postbc.progress import note, progress
 from postbc.robot.recorded import is_session, read_session, session_digest
 from postbc.runs import Checkpoints, Run, digest
 from postbc.seeding import episode_seed, make_generator
@@ -378,10 +378,8 @@ def read_rollouts(
         )  # fmt: skip
     if facts is not None and not ours:
         expected_facts = Facts.from_dict(facts, "the policy")
-        for warning in check_belongs(
-            Facts.of_dataset(dataset), expected_facts, file=str(path), allow_version_mismatch=allow_version_mismatch
-        ):
-            say(f"note: {warning}")
+        found_facts = Facts.of_dataset(dataset)
+        note(check_belongs(found_facts, expected_facts, file=str(path), allow_version_mismatch=allow_version_mismatch))
     return dataset
 
 

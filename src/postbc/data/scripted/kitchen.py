@@ -22,9 +22,8 @@ Vector = NDArray[np.float64]
 Place = Callable[[], Vector]  # looked up at every step, for what moves
 
 OPEN, CLOSE = -1.0, 1.0
-#: The gripper points down, and its fingers open along y, along x, or along −x.
+#: The gripper points down, and its fingers open along y.
 DOWN = Rotation.from_matrix([[0, 1, 0], [1, 0, 0], [0, 0, -1]])
-ACROSS = Rotation.from_euler("z", -90, degrees=True) * DOWN
 UP = np.array([0.0, 0.0, 1.0])
 TURN = 0.6  # largest rotation command
 GRASPS, LIFTED = 3, 0.03  # times that a hand tries to lift an object, and metres that it has come up with it then
@@ -163,7 +162,7 @@ class Script:
     def bowl(self, number: int, angle: float, goal: Place, travel: float) -> Iterator[Move]:
         """By the point of its rim at `angle` (degrees, world): 90 its left, 180 its near side, where the arm hardly reaches further."""
         name, rim = f"akita_black_bowl_{number}", Rotation.from_euler("z", angle, degrees=True).apply((0.047, 0, 0.036))
-        turn = (angle + 360) % 180 - 90  # the fingers open along the radius; to the nearer of the two ways
+        turn = angle % 180 - 90  # the fingers open along the radius; to the nearer of the two ways
         return self.move(name, lambda: self.view.body(name) + rim, goal, travel, _turned(turn))
 
     def on(self, name: str, height: float) -> Place:
@@ -228,7 +227,7 @@ class Script:
     def pan_onto_stove(self) -> Iterator[Move]:
         name = "chefmate_8_frypan_1"
         goal = self.over("flat_stove_1_cook_region", 0.01, 0, 0.03)
-        return self.move(name, lambda: self.view.body(name) + (-0.086, 0.004, 0.018), goal, 1.06, ACROSS)
+        return self.move(name, lambda: self.view.body(name) + (-0.086, 0.004, 0.018), goal, 1.06, _turned(-90))
 
     def knob_and_pan(self) -> Iterator[Move]:
         yield from self.turn_knob()
