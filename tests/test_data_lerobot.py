@@ -31,7 +31,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 av = pytest.importorskip("av")
 from PIL import Image  # noqa: E402
 
-from postbc.data import lerobot_files, lerobot_write  # noqa: E402
+from postbc.data import convert, lerobot_files, lerobot_write  # noqa: E402
 
 LENGTHS = (5, 9, 7, 6)
 FPS = 10
@@ -504,6 +504,37 @@ def test_another_source_does_not_go_on(tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(read_dataset(tmp_path / name).actions, sources[second].actions)
 
 
+def test_a_large_copy_in_hdf5_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piece by piece, to the bytes that are written at once; only what was made of the same source is taken over."""
+    source = write_demonstrations(tmp_path / "a.hdf5", images={"agentview_image": (6, 8, 3)}, tasks=("lift", "drop"))
+    folder, arguments = tmp_path / "set", ["--overwrite", "--output"]
+    assert cli.main(["demos", "convert", str(source), "--output", str(folder), "--to", "lerobot"]) == 0
+    assert cli.main(["demos", "convert", str(folder), *arguments, str(tmp_path / "whole.hdf5")]) == 0
+    made, stop = list[str](), 3
+
+    def stopping(path: Path, dataset: Any, **options: Any) -> Path:
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append(" ".join(dataset.names))
+        return write_robomimic(path, dataset, **options)
+
+    monkeypatch.setattr(convert, "write_robomimic", stopping)
+    monkeypatch.setattr(convert, "LARGE", 3000)  # two episodes: 12 steps of 4 * 19 + 6 * 8 * 3 bytes each
+    with pytest.raises(KeyboardInterrupt):
+        convert.copy_dataset(read_dataset(folder, image_keys=["agentview"], parts=PARTS), "another", tmp_path / "b.hdf5")
+    assert made == ["demo_0 demo_1", "demo_2 demo_3", "demo_4 demo_5"]
+    made, stop = [], 2
+    convert_it = ["demos", "convert", str(folder), *arguments, str(tmp_path / "b.hdf5")]
+    with pytest.raises(KeyboardInterrupt):
+        cli.main(convert_it)
+    assert not (tmp_path / "b.hdf5").exists()
+    made, stop = [], -1
+    assert cli.main(convert_it) == 0
+    assert made == ["demo_4 demo_5", "demo_0 demo_1 demo_2 demo_3 demo_4 demo_5"]
+    assert (tmp_path / "b.hdf5").read_bytes() == (tmp_path / "whole.hdf5").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.hdf5", "b.hdf5", "set", "whole.hdf5"]
+
+
 def test_killed_at_every_operation_it_ends_with_the_same_files(tmp_path: Path) -> None:
     in_a_process(__file__, tmp_path)
 
@@ -511,13 +542,15 @@ def test_killed_at_every_operation_it_ends_with_the_same_files(tmp_path: Path) -
 def _stage(directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     source = directory.parent / "a.hdf5"
-    arguments = ["demos", "convert", str(source), "--output", str(directory / "set"), "--to", "lerobot"]
-    if not lerobot_write.finish_lerobot(directory / "set") and not (directory / "set").exists():
-        assert cli.main(arguments) == 0
+    folder, back = directory / "set", directory / "back.hdf5"
+    if not lerobot_write.finish_lerobot(folder) and not folder.exists():
+        assert cli.main(["demos", "convert", str(source), "--output", str(folder), "--to", "lerobot"]) == 0
+    if not convert.finish(back) and not back.exists():
+        assert cli.main(["demos", "convert", str(folder), "--output", str(back)]) == 0
 
 
 if __name__ == "__main__":
-    lerobot_write.PIECE = 1500
+    lerobot_write.PIECE, convert.LARGE = 1500, 100
     write_demonstrations(Path(sys.argv[1]) / "a.hdf5", 2)
     _stage(Path(sys.argv[1]) / "warm")  # everything is imported before the forks
-    kill_at_every_operation(_stage, Path(sys.argv[1]), stride=2)
+    kill_at_every_operation(_stage, Path(sys.argv[1]), stride=7)

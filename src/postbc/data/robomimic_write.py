@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, is_image
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
 from postbc.data.lazy import SparseFrames
 from postbc.errors import require
 from postbc.files import atomic_path, write_bytes
@@ -28,6 +28,11 @@ def check_writable(path: Path) -> None:
             found=f"{above} is not a directory that may be written", remedy="choose another place")  # fmt: skip
 
 
+def bytes_of(episodes: Iterable[Episode]) -> int:
+    """Bytes that the episodes' observations would take in memory."""
+    return sum(values.nbytes for episode in episodes for values in episode.observations.values())
+
+
 def write_robomimic(
     path: str | Path,
     dataset: Dataset,
@@ -35,7 +40,7 @@ def write_robomimic(
     model_xml: str | Mapping[str, str] | None = None,
     attributes: Mapping[str, Mapping[str, float]] | None = None,
     next_observations: bool = False,
-    progress: Callable[[], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Path:
     """Write a robomimic file atomically (temporary file, fsync, rename; an existing file is replaced) and return its path.
 
@@ -45,7 +50,7 @@ def write_robomimic(
             `SparseFrames` those that were drawn, with the attribute `every`.
         model_xml: MJCF of the simulator model, one for all or one an episode name (attribute `model_file`).
         attributes: episode name -> name -> number, attributes of the episode's group.
-        progress: called after each episode.
+        progress: called with the number of episodes that are done.
         next_observations: also write `next_obs`: the observation one step later, the last one repeated.
 
     The same dataset gives the same bytes. InputError when the file cannot be written (full disk, no permission).
@@ -56,7 +61,7 @@ def write_robomimic(
     require(not others, "The layout has no place for these observations.", file=path, key=", ".join(others),
             expected="state, image.<camera>, and language of episodes whose task is known")  # fmt: skip
     check_writable(path)
-    if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
+    if bytes_of(dataset) > LARGE:
         with atomic_path(path) as whole:
             _write(whole, dataset, model_xml, attributes or {}, next_observations, progress)
         return path
@@ -69,7 +74,7 @@ def write_robomimic(
 
 def _write(
     target: Path | io.BytesIO, dataset: Dataset, model_xml: str | Mapping[str, str] | None,
-    attributes: Mapping[str, Mapping[str, float]], next_observations: bool, progress: Callable[[], object] | None,
+    attributes: Mapping[str, Mapping[str, float]], next_observations: bool, progress: Callable[[int], object] | None,
 ) -> None:  # fmt: skip
     with h5py.File(target, "w", libver=("earliest", "v108")) as file:
         data = file.create_group("data")
@@ -81,7 +86,7 @@ def _write(
         if dataset.tasks:
             data.attrs["tasks"] = json.dumps(list(dataset.tasks))
         ends = np.cumsum(dataset.state_dims)
-        for episode in dataset:
+        for done, episode in enumerate(dataset, 1):
             group = data.create_group(episode.name)
             group.attrs["num_samples"] = len(episode)
             xml = model_xml.get(episode.name) if isinstance(model_xml, Mapping) else model_xml
@@ -120,6 +125,6 @@ def _write(
                 if next_observations:
                     group[f"next_obs/{key}"] = np.concatenate([values[1:], values[-1:]])
             if progress is not None:
-                progress()
+                progress(done)
         for key, names in dataset.filters.items():
             file[f"mask/{key}"] = np.array([name.encode() for name in names])

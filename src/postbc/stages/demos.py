@@ -359,7 +359,7 @@ class Embed:
 @schema
 class Convert:
     """Make robomimic's HDF5 or a LeRobot dataset of what every command reads; of a raw robosuite recording (states and actions), played
-    back in the simulator; or of LIBERO's demonstrations, drawn in their states. Goes on where it was stopped (a copy in HDF5: anew)."""
+    back in the simulator; or of LIBERO's demonstrations, drawn in their states. Goes on where it was stopped."""
 
     file: Annotated[Path, tyro.conf.Positional]
     """Recording (HDF5 with states), robomimic HDF5, LeRobotDataset v3, diffusion_policy's zarr, or LIBERO's demonstrations (ours or its
@@ -428,11 +428,11 @@ class Convert:
         say(f"Written: {self.output}, {episodes} episodes, {steps} steps{said}. Next: postbc demos inspect {self.output}")
 
     def _copy(self) -> tuple[int, int, str]:
-        from postbc.data.robomimic_write import write_robomimic
+        from postbc.data.convert import copy_dataset
 
         dataset = self._read()
         with progress("Writing", len(dataset)) as bar:
-            write_robomimic(self.output, dataset, progress=lambda: bar.advance())
+            copy_dataset(dataset, self._chosen(), self.output, bar.reach)
         return dataset.num_steps, len(dataset), _said(dataset)
 
     def _read(self) -> Any:
@@ -450,6 +450,11 @@ class Convert:
             self.file, observation_keys=self.observation_keys, image_keys=cameras, parts=PARTS, check_actions=False
         )
 
+    def _chosen(self) -> str:
+        from postbc.files import digest
+
+        return f"{digest(self.file)} {self.observation_keys} {self.image_keys} {self.episodes}"
+
     def _draw(self) -> tuple[int, int, str]:
         from postbc.data.readers import read_dataset
         from postbc.environments.libero import check
@@ -462,12 +467,10 @@ class Convert:
 
     def _to_lerobot(self) -> tuple[int, int, str]:
         from postbc.data.lerobot_write import LeRobotWriter, check_replaceable
-        from postbc.files import digest
 
         check_replaceable(self.output)
         dataset = self._read()
-        chosen = f"{digest(self.file)} {self.observation_keys} {self.image_keys} {self.episodes}"
-        writer = LeRobotWriter(self.output, dataset, chosen, fps=self.fps, video=self.video)
+        writer = LeRobotWriter(self.output, dataset, self._chosen(), fps=self.fps, video=self.video)
         with progress("Writing", len(dataset)) as bar:
             writer.write(bar.reach)
         return dataset.num_steps, len(dataset), _said(dataset)
