@@ -43,7 +43,7 @@ class Geometry:
     grasp_height: float
     """Of the gripper above the object's centre when it closes (m)."""
     symmetry: float | None
-    """The object looks the same after a turn by this angle about the vertical (rad); None: any angle will do."""
+    """The object looks the same after a turn by this angle about the vertical (rad); None: it is round (and tall), and any will do."""
     goal: tuple[float, float, float] | None = None
     """Where the object's centre is let go (m, world), None when lifting it is all."""
     travel_height: float = 0.0
@@ -134,6 +134,7 @@ class ScriptedOperators:
         self.noise = np.zeros((n, horizon, 6))
         self.pause = np.zeros((n, horizon), dtype=bool)
         self.last: NDArray[np.float64] = np.zeros((n, 6))
+        self.turn = np.zeros(n)  # of the gripper to a round object, from where it starts (rad)
         self.yaw = np.zeros(n)  # to which the gripper is turned (rad, world)
         self.place_yaw = np.zeros(n)  # to which the object is turned before it is let go
         self.grasp = np.zeros((n, 3))
@@ -160,6 +161,9 @@ class ScriptedOperators:
             self.error[i, 0, :2] = rng.uniform(0.035, 0.055) * np.array([np.cos(angle), np.sin(angle)])
             self.error[i, 0, 2] = 0.012  # not so deep as to push the object away
         self.noise[i], self.pause[i] = shake_and_pauses(o, rng, self.horizon)
+        if self.geometry.symmetry is None:
+            self.turn[i] = rng.normal(*o.turn)
+            self.error[i, :, 2] += rng.normal(*o.depth)
         self.last[i] = 0
 
     def habits(self, index: int) -> Habits:
@@ -168,16 +172,17 @@ class ScriptedOperators:
         Words: side (left, right or straight), the way the hand came; face (nearest, other or none), the pair of faces that the gripper
         was turned to (not of a round object); fumble, whether the first grasp was aimed beside the object; regrasp, whether a grasp was
         repeated; pause, whether the hand rested. Numbers: grasps (tried), pause_steps, speed (largest command), hover (m above the
-        object before it came down), grasp_height (m of the last grasp above the object's centre).
+        object before it came down), grasp_height (m of the last grasp above the object's centre), turn (rad by which the gripper turned
+        from where it started, of a round object).
         """
         i, paused = index, int(self.pause[index, : self.clock[index]].sum())
-        face = (
-            {} if self.geometry.symmetry is None else {"face": {0.0: "nearest", 1.0: "other"}.get(float(self.face[i]), "none")}
-        )
+        round_or_not: Habits = {"turn": float(self.turn[i])}
+        if self.geometry.symmetry is not None:
+            round_or_not = {"face": {0.0: "nearest", 1.0: "other"}.get(float(self.face[i]), "none")}
         return {
-            "side": side_of(self.via[i, 1]), **face, "fumble": yes_or_no(self.fumbles[i]), "regrasp": yes_or_no(self.attempt[i]),
-            "pause": yes_or_no(paused), "grasps": int(self.attempt[i]) + 1, "pause_steps": paused, "speed": float(self.speed[i]),
-            "hover": float(self.hover[i]),
+            "side": side_of(self.via[i, 1]), **round_or_not, "fumble": yes_or_no(self.fumbles[i]),
+            "regrasp": yes_or_no(self.attempt[i]), "pause": yes_or_no(paused), "grasps": int(self.attempt[i]) + 1,
+            "pause_steps": paused, "speed": float(self.speed[i]), "hover": float(self.hover[i]),
             "grasp_height": float(self.error[i, self.attempt[i], 2] + self.geometry.grasp_height),
         }  # fmt: skip
 
@@ -186,7 +191,7 @@ class ScriptedOperators:
         first = self.clock == 0
         if not first.any():
             return
-        self.yaw[first] = current[first]  # who does not align keeps the yaw of the start
+        self.yaw[first] = (current + self.turn)[first]  # who does not align keeps the yaw of the start
         quarter = self.geometry.symmetry
         align = first & ~np.isnan(self.face)
         if quarter is None or not align.any():

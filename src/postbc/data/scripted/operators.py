@@ -55,22 +55,34 @@ class Operator:
     """Mean time for which the closed hand waits before lifting."""
     lift: float
     """Height to which the object is lifted above where it was grasped."""
+    turn: tuple[float, float]
+    """A round object: mean and standard deviation of the yaw to which the gripper turns from where it starts (rad)."""
+    depth: tuple[float, float]
+    """A tall object: mean and standard deviation of how far above its usual grasp it is gripped."""
 
 
 # fmt: off
 _COLUMNS = (
     "name", "quality", "speed", "gain", "smoothing", "hover", "side", "tolerance", "precision",
-    "align", "other_face", "noise", "noise_time", "pause_rate", "pause_time", "fumble", "settle", "lift",
+    "align", "other_face", "noise", "noise_time", "pause_rate", "pause_time", "fumble", "settle", "lift", "turn", "depth",
 )
 _TABLE: tuple[tuple[object, ...], ...] = (
-    ("operator_a", "better", 0.55, 0.9, 0.3, (0.035, 0.008), 0.00, 0.012, 0.0025, 1.0, 0.00, 0.04, 6, 0.004, 4, 0.00, 6, 0.07),
-    ("operator_b", "better", 0.42, 0.8, 0.4, (0.075, 0.012), 0.05, 0.008, 0.0025, 1.0, 0.25, 0.05, 6, 0.006, 6, 0.00, 7, 0.10),
-    ("operator_c", "okay",   0.45, 0.8, 0.3, (0.020, 0.015), 0.00, 0.060, 0.0060, 0.5, 0.10, 0.12, 5, 0.015, 6, 0.10, 8, 0.08),
-    ("operator_d", "okay",   0.35, 0.7, 0.5, (0.100, 0.020), 0.07, 0.015, 0.0060, 0.8, 0.30, 0.08, 8, 0.020, 6, 0.10, 8, 0.06),
-    ("operator_e", "worse",  0.65, 1.6, 0.2, (0.050, 0.030), 0.08, 0.040, 0.0100, 0.2, 0.50, 0.25, 4, 0.020, 8, 0.35, 10, 0.12),
-    ("operator_f", "worse",  0.32, 0.7, 0.6, (0.050, 0.020), 0.04, 0.025, 0.0100, 0.3, 0.40, 0.15, 8, 0.025, 8, 0.30, 10, 0.06),
-    ("operator_g", "proficient", 1.0, 1.2, 0.3, (0.035, 0.008), 0.00, 0.012, 0.0025, 1.0, 0.00, 0.04, 6, 0.004, 4, 0.00, 6, 0.07),
-    ("operator_h", "proficient", 0.9, 1.1, 0.3, (0.075, 0.012), 0.05, 0.012, 0.0025, 1.0, 0.00, 0.05, 6, 0.006, 6, 0.00, 7, 0.10),
+    ("operator_a", "better", 0.55, 0.9, 0.3, (0.035, 0.008), 0.00, 0.012, 0.0025, 1.0, 0.00, 0.04, 6, 0.004, 4, 0.00, 6, 0.07,
+        (0.0, 0.05), (0.0, 0.003)),
+    ("operator_b", "better", 0.42, 0.8, 0.4, (0.075, 0.012), 0.05, 0.008, 0.0025, 1.0, 0.25, 0.05, 6, 0.006, 6, 0.00, 7, 0.10,
+        (0.4, 0.1), (0.012, 0.004)),
+    ("operator_c", "okay",   0.45, 0.8, 0.3, (0.020, 0.015), 0.00, 0.060, 0.0060, 0.5, 0.10, 0.12, 5, 0.015, 6, 0.10, 8, 0.08,
+        (-0.4, 0.2), (-0.01, 0.006)),
+    ("operator_d", "okay",   0.35, 0.7, 0.5, (0.100, 0.020), 0.07, 0.015, 0.0060, 0.8, 0.30, 0.08, 8, 0.020, 6, 0.10, 8, 0.06,
+        (0.7, 0.2), (0.012, 0.006)),
+    ("operator_e", "worse",  0.65, 1.6, 0.2, (0.050, 0.030), 0.08, 0.040, 0.0100, 0.2, 0.50, 0.25, 4, 0.020, 8, 0.35, 10, 0.12,
+        (0.0, 0.5), (0.0, 0.012)),
+    ("operator_f", "worse",  0.32, 0.7, 0.6, (0.050, 0.020), 0.04, 0.025, 0.0100, 0.3, 0.40, 0.15, 8, 0.025, 8, 0.30, 10, 0.06,
+        (-0.3, 0.3), (0.0, 0.006)),
+    ("operator_g", "proficient", 1.0, 1.2, 0.3, (0.035, 0.008), 0.00, 0.012, 0.0025, 1.0, 0.00, 0.04, 6, 0.004, 4, 0.00, 6, 0.07,
+        (0.0, 0.0), (0.0, 0.0)),
+    ("operator_h", "proficient", 0.9, 1.1, 0.3, (0.075, 0.012), 0.05, 0.012, 0.0025, 1.0, 0.00, 0.05, 6, 0.006, 6, 0.00, 7, 0.10,
+        (0.0, 0.0), (0.0, 0.0)),
 )
 # fmt: on
 
