@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-KILLS = 20
+KILLS = 12
 #: What two runs of the same thing need not have in common: contents (not names) of files by pattern; "pattern:key" a key in them.
 VOLATILE = ("versions.json", "tensorboard/*", "*/tensorboard/*", "*.log")
 Stage = Callable[[Path], Any]
@@ -38,7 +38,7 @@ def in_a_process(file: str, *arguments: str | Path) -> None:
 
 
 def kill_and_resume(stage: Stage, directory: Path, seed: str, ignore: Sequence[str] = ()) -> None:
-    """An undisturbed run of `stage` in directory/reference; in directory/killed runs killed at random moments, 20 kills in all.
+    """An undisturbed run of `stage` in directory/reference; in directory/killed runs killed at random moments, `KILLS` in all.
 
     One that comes to its end before it was killed (a moment on a busy machine says little) is compared, and begun anew.
     """

@@ -172,9 +172,8 @@ def test_members_learn_to_see_and_agree_less_where_nothing_was_shown() -> None:
     np.testing.assert_allclose(factor.covariance()[7].numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["small", "resnet18"])
-def test_in_bfloat16_it_stays_near(kind: Any) -> None:
-    of, found = config(ensemble_size=2, vision=EncoderConfig(4, (4,), kind=kind)), []
+def test_in_bfloat16_it_stays_near() -> None:
+    of, found = config(ensemble_size=2), []
     for precision in ("float32", "bfloat16"):
         compute = Compute(device="cpu", precision=precision)
         rounded = SeeingTraining(made(of), WINDOWS, CHUNKS, NORMALIZATION, 0, compute)

@@ -12,6 +12,7 @@ import sys
 import h5py
 import numpy as np
 import robosuite
+
 from postbc.data.scripted.hands import ScriptedOperators, geometry_of
 from postbc.data.scripted.operators import OPERATORS
 
@@ -37,7 +38,7 @@ def main() -> None:
     }  # fmt: skip
     env = robosuite.make(NAMES[task], **options)
     people = [operator for operator in OPERATORS.values() if operator.quality == "proficient"]
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  robosuite draws from it
     hands, kept, tried = ScriptedOperators(task, 1, geometry_of(task).patience), 0, 0
     with h5py.File(output, "w") as file:
         data = file.create_group("data")
