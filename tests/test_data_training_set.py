@@ -234,9 +234,11 @@ def test_data_of_another_simulator_version_is_not_trained_on(tmp_path: Path, mon
     monkeypatch.setattr("postbc.data.belonging.installed_robosuite", lambda: "1.4.0")
     path = write_demonstrations(tmp_path / "d.hdf5", 2, environment={**LIFT, "env_version": "1.5.1"})
     config = TrainingSetConfig(demonstrations=path)
-    with pytest.raises(InputError, match=r"(?s)another version.*d\.hdf5.*1\.5\.1.*1\.4\.0"):
+    with pytest.raises(InputError, match=r"(?s)another version.*d\.hdf5.*1\.5\.1.*1\.4\.0.*demos convert"):
         load_training_set(config, 0)
-    with pytest.warns(UserWarning, match=r"1\.5\.1"):
+    with pytest.warns(UserWarning, match=r"1\.5\.1"), pytest.warns(UserWarning, match=r'"object".*demos convert'):
         load_training_set(replace(config, allow_version_mismatch=True), 0)
+    of_the_hand = read_robomimic(path, observation_keys=["robot0_eef_pos"])
+    assert len(check_simulator(of_the_hand, allow_version_mismatch=True)) == 1
     monkeypatch.setattr("postbc.data.belonging.installed_robosuite", lambda: None)
     assert check_simulator(read_robomimic(path)) == []  # nothing to compare with

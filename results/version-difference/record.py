@@ -19,6 +19,7 @@ from postbc.data.scripted.operators import OPERATORS
 KEYS = {"robot0_eef_pos": "robot0_eef_pos", "robot0_eef_quat": "robot0_eef_quat", "robot0_gripper_qpos": "robot0_gripper_qpos",
         "object": "object-state"}  # fmt: skip
 NAMES = {"Lift": "Lift", "Can": "PickPlaceCan", "Square": "NutAssemblySquare"}
+OBJECTS = {"Lift": "cube", "Can": "Can", "Square": "SquareNut"}
 #: The arm's controller in robomimic's v1.5 files: 1.4's, with commands in the world's axes (1.5's own default: the robot's base).
 RIGHT = {
     "type": "OSC_POSE", "input_max": 1, "input_min": -1, "output_max": [0.05] * 3 + [0.5] * 3, "output_min": [-0.05] * 3 + [-0.5] * 3,
@@ -54,7 +55,9 @@ def main() -> None:
                 for key, name in KEYS.items():
                     steps[key].append(np.array(seen[name]))
                 steps["states"].append(np.array(env.sim.get_state().flatten()))
-                action = hands.act(np.concatenate([steps[key][-1] for key in KEYS])[None])[0]
+                # the hands know 1.4's order of "object", in which the pose comes first
+                pose = [np.asarray(seen[f"{OBJECTS[task]}_{part}"]) for part in ("pos", "quat")]
+                action = hands.act(np.concatenate([*(steps[key][-1] for key in list(KEYS)[:3]), *pose])[None])[0]
                 seen, reward, _, _ = env.step(action)
                 steps["actions"].append(action)
                 steps["rewards"].append(np.float64(reward > 0))

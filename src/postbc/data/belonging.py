@@ -20,6 +20,8 @@ ROBOSUITE = 1
 #: Settings of a controller that decide what an action means.
 CONTROLLER = ("type", "control_delta", "input_max", "input_min", "output_max", "output_min", "kp", "impedance_mode")
 MISMATCH = "success may be near 0 % without any error"
+#: What makes demonstrations of another version ones of this.
+CONVERT = "postbc demos convert FILE --allow-version-mismatch --output OURS"
 
 
 def controller_of(kwargs: Mapping[str, Any]) -> Any:
@@ -152,14 +154,17 @@ def _pairs(found: Facts, expected: Facts) -> list[tuple[str, Any, Any]]:
 
 
 def check_belongs(
-    found: Facts, expected: Facts, *, file: str | None = None, allow_version_mismatch: bool = False, remedy: str | None = None
-) -> list[str]:
+    found: Facts, expected: Facts, *, file: str | None = None, allow_version_mismatch: bool = False, remedy: str | None = None,
+    of_version: str = "use what was made with this version",
+) -> list[str]:  # fmt: skip
     """Compare what is known on both sides.
 
     Args:
         found: of `file`, which is named in the error.
         expected: of what it shall be used with; nothing is asked of what this leaves unknown.
         allow_version_mismatch: another simulator version is a warning.
+        remedy: what to do about a difference.
+        of_version: what to do about another simulator version.
 
     Returns:
         Warnings, one a sentence: what `found` does not say, a version that was allowed.
@@ -179,7 +184,7 @@ def check_belongs(
             if not allow_version_mismatch:
                 raise InputError(
                     "This was made with another version of the simulator.", file=file, key="version", found=a, expected=b,
-                    remedy=f"use what was made with this version; --allow-version-mismatch tries it all the same ({MISMATCH})",
+                    remedy=f"{of_version}; --allow-version-mismatch tries it all the same ({MISMATCH})",
                 )  # fmt: skip
             warnings.append(f"Made with simulator version {a}, used with {b}: {MISMATCH}.")
         elif not _same(a, b):
@@ -202,9 +207,21 @@ def check_source(
 
 
 def check_simulator(dataset: Dataset, allow_version_mismatch: bool = False) -> list[str]:
-    """Warnings about data of robosuite when that is installed here; InputError when its version is another one."""
+    """Warnings about data of robosuite when that is installed here; InputError when its version is another one.
+
+    robosuite 1.5.1's "object" is not 1.4's: at Lift cube minus hand, not hand minus cube; at Can and Square the pose relative to the
+    hand before the pose in the world, not after it.
+    """
     installed = installed_robosuite()
     if dataset.environment.get("type") != ROBOSUITE or installed is None:
         return []
     facts = Facts.of_env_args(dataset.environment, dataset.source)
-    return check_belongs(facts, Facts(version=installed), file=dataset.source, allow_version_mismatch=allow_version_mismatch)
+    warnings = check_belongs(
+        facts, Facts(version=installed), file=dataset.source, allow_version_mismatch=allow_version_mismatch,
+        of_version=f"`{CONVERT}` plays its states back and observes them as this version does",
+    )  # fmt: skip
+    if warnings and facts.version is not None and "object" in dataset.state_keys:
+        warnings.append(
+            f"Its \"object\" may have other signs and another order (1.5's against 1.4's: it has): `{CONVERT}` observes it anew."
+        )
+    return warnings

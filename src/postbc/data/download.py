@@ -31,9 +31,9 @@ DEMONSTRATIONS: dict[tuple[str, str], int] = {
 #: Of each of LIBERO's tasks.
 OF_A_TASK = 50
 VERSION_NOTE = (
-    "robomimic's v1.5 files were made with robosuite 1.5.1, postbc simulates with 1.4.0: training and `demos replay` refuse them\n"
-    "unless --allow-version-mismatch is given, and a policy trained on them may succeed near 0 % without any error.\n"
-    "--version v1.4.1 fetches the files that belong to this simulator; `postbc doctor FILE` replays a few demonstrations."
+    'robomimic\'s v1.5 files were made with robosuite 1.5.1, postbc simulates with 1.4.0, where "object" has other signs and another\n'
+    "order: training refuses them. `postbc demos convert FILE --allow-version-mismatch --output OURS` observes their states as 1.4.0\n"
+    "does; --version v1.4.1 fetches files that need no conversion; `postbc doctor FILE` replays a few demonstrations."
 )
 
 
