@@ -128,7 +128,7 @@ def category(simulation: NativeSimulation) -> str:
 
 
 def visit(task: str, seed: int, episodes: int, steps: int = 350) -> Iterator[tuple[dict[str, Any], Array, str]]:
-    """States that scripted and random hands come through: (state, next action (7,), category)."""
+    """States that scripted and random hands come through: (state, next action (7,), category); free is what stays so in that step."""
     env = make(task, episodes, horizon=10**6, terminate_on="never", num_threads=1)
     observations = env.reset([int(np.random.SeedSequence([seed, i, 0]).generate_state(1)[0]) for i in range(episodes)])["state"]
     hands = Operators(task, list(range(seed, seed + episodes)), 1000)
@@ -139,10 +139,12 @@ def visit(task: str, seed: int, episodes: int, steps: int = 350) -> Iterator[tup
         if t % 10 == 0:  # a tenth of the hands flail for half a second
             jerk = random.uniform(-1, 1, (episodes, 7)) * (random.random((episodes, 1)) < 0.1)
         actions[:, 0] = np.where(jerk.any(1)[:, None], jerk, actions[:, 0])
-        for i, simulation in enumerate(env.simulations):
-            assert isinstance(simulation, NativeSimulation)
-            yield simulation.get_state(), actions[i, 0].astype(np.float64), category(simulation)
+        simulations = [simulation for simulation in env.simulations if isinstance(simulation, NativeSimulation)]
+        before = [(simulation.get_state(), category(simulation)) for simulation in simulations]
         observations = env.step(actions).observation["state"]
+        for i, (state, kind) in enumerate(before):
+            touched = kind == "free" and category(simulations[i]) != "free"
+            yield state, actions[i, 0].astype(np.float64), "contact" if touched else kind
     env.close()
 
 

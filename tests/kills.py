@@ -34,31 +34,31 @@ def in_a_process(file: str, *arguments: str | Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
-    assert said["kills"] >= said.get("tries", KILLS) / 2, done.stdout
+    assert said["kills"] >= said["tries"] / 2, done.stdout
 
 
-def kill_and_resume(stage: Stage, directory: Path, seed: str, ignore: Sequence[str] = ()) -> None:
-    """An undisturbed run of `stage` in directory/reference; in directory/killed runs killed at random moments, `KILLS` in all.
+def kill_and_resume(stage: Stage, directory: Path, seed: str, ignore: Sequence[str] = (), number: int = KILLS) -> None:
+    """An undisturbed run of `stage` in directory/reference; in directory/killed runs killed at random moments, `number` in all.
 
     One that comes to its end before it was killed (a moment on a busy machine says little) is compared, and begun anew.
     """
     begin = time.monotonic()
     assert _forked(stage, directory / "reference") == 0
-    typical = (time.monotonic() - begin) / KILLS
+    typical = (time.monotonic() - begin) / number
     random.seed(seed)
     kills, attempts, status, since = 0, 0, None, 0
-    while kills < KILLS or status is None:
+    while kills < number or status is None:
         assert attempts < 400, "no progress"
-        delay = random.uniform(0, 3 * typical + 0.02 * since) if kills < KILLS else None
+        delay = random.uniform(0, 3 * typical + 0.02 * since) if kills < number else None
         status, attempts, since = _forked(stage, directory / "killed", delay), attempts + 1, since + 1
         kills += status is None
         assert status in (None, 0)
         if status == 0:
             assert_same_files(directory / "killed", directory / "reference", ignore)
-            if kills < KILLS:
+            if kills < number:
                 shutil.rmtree(directory / "killed")
                 since = 0
-    print(json.dumps({"kills": kills, "seconds": typical * KILLS}))
+    print(json.dumps({"kills": kills, "tries": number, "seconds": typical * number}))
 
 
 def kill_at_every_operation(stage: Stage, directory: Path, ignore: Sequence[str] = (), stride: int = 1, first: int = 1) -> None:

@@ -681,4 +681,4 @@ def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
 
 if __name__ == "__main__":
     ignored = ["*results.json:wall_clock_s", "x/report/*", "x/progress.html", "*/versions.json"]
-    kill_and_resume(functools.partial(killed_experiment, Path(sys.argv[1])), Path(sys.argv[1]), "experiment", ignored)
+    kill_and_resume(functools.partial(killed_experiment, Path(sys.argv[1])), Path(sys.argv[1]), "experiment", ignored, number=6)

@@ -183,4 +183,4 @@ def test_labels_that_are_taken_back_are_asked_for_again(tmp_path: Path) -> None:
 if __name__ == "__main__":
     import reach  # noqa: F401
 
-    kill_at_every_operation(compared, Path(sys.argv[1]) / "k", ("timing/*", "labels.jsonl:time"), stride=31)
+    kill_at_every_operation(compared, Path(sys.argv[1]) / "k", ("timing/*", "labels.jsonl:time"), stride=53)
