@@ -221,7 +221,5 @@ def check_simulator(dataset: Dataset, allow_version_mismatch: bool = False) -> l
         of_version=f"`{CONVERT}` plays its states back and observes them as this version does",
     )  # fmt: skip
     if warnings and facts.version is not None and "object" in dataset.state_keys:
-        warnings.append(
-            f"Its \"object\" may have other signs and another order (1.5's against 1.4's: it has): `{CONVERT}` observes it anew."
-        )
+        warnings.append(f'Its "object" may have other signs or another order (1.5\'s has): `{CONVERT}` observes it anew.')
     return warnings

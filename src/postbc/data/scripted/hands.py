@@ -176,11 +176,11 @@ class ScriptedOperators:
         from where it started, of a round object).
         """
         i, paused = index, int(self.pause[index, : self.clock[index]].sum())
-        round_or_not: Habits = {"turn": float(self.turn[i])}
+        of_shape: Habits = {"turn": float(self.turn[i])}
         if self.geometry.symmetry is not None:
-            round_or_not = {"face": {0.0: "nearest", 1.0: "other"}.get(float(self.face[i]), "none")}
+            of_shape = {"face": {0.0: "nearest", 1.0: "other"}.get(float(self.face[i]), "none")}
         return {
-            "side": side_of(self.via[i, 1]), **round_or_not, "fumble": yes_or_no(self.fumbles[i]),
+            "side": side_of(self.via[i, 1]), **of_shape, "fumble": yes_or_no(self.fumbles[i]),
             "regrasp": yes_or_no(self.attempt[i]), "pause": yes_or_no(paused), "grasps": int(self.attempt[i]) + 1,
             "pause_steps": paused, "speed": float(self.speed[i]), "hover": float(self.hover[i]),
             "grasp_height": float(self.error[i, self.attempt[i], 2] + self.geometry.grasp_height),
