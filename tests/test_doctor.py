@@ -287,6 +287,9 @@ def test_lift_and_a_policy_of_another_controller(tmp_path: Path, monkeypatch: py
     newer = write_robomimic(tmp_path / "newer.hdf5", dataclasses.replace(dataset, environment=made.LIFT_15))
     check = doctor.check_demonstrations(newer)
     assert (check.status, "1.5.1" in check.found) == ("warn", True)  # these replay all the same
+    check = doctor.check_data(doctor.Study(newer, environment="postbc/Lift"))
+    assert (check.status, '"object"' in check.found, "demos convert" in check.found) == ("warn", True, True)
+    assert check.found.count("Made with simulator version") == 1
     still = dataclasses.replace(dataset, episodes=tuple(dataclasses.replace(e, actions=0 * e.actions) for e in dataset))
     check = doctor.check_demonstrations(write_robomimic(tmp_path / "still.hdf5", still))
     assert (check.status, "0 of 2" in check.found, "demos collect" in check.remedy) == ("fail", True, True)

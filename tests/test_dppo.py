@@ -489,4 +489,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "at random":
         kill_and_resume(stage, Path(sys.argv[1]), sys.argv[2], IGNORED)
     else:
-        kill_at_every_operation(stage, Path(sys.argv[1]), IGNORED, stride=17)
+        kill_at_every_operation(stage, Path(sys.argv[1]), IGNORED, stride=29)

@@ -382,6 +382,6 @@ if __name__ == "__main__":
 
     versions()  # the commit may change while the test runs
     if sys.argv[1] == "operations":
-        kill_at_every_operation(killed_stage, Path(sys.argv[2]), ["*/versions.json"], stride=13)
+        kill_at_every_operation(killed_stage, Path(sys.argv[2]), ["*/versions.json"], stride=23)
     else:
         kill_and_resume(killed_stage, Path(sys.argv[2]), "posterior", ["*/versions.json"])

@@ -291,18 +291,19 @@ def _read(study: Study) -> Dataset:
 
 def check_data(study: Study) -> Check:
     """The demonstrations can be read, none of their dimensions is constant, and they are of the environment asked for."""
-    from postbc.data.belonging import Facts, check_belongs
+    from postbc.data import belonging
     from postbc.data.training_set import narrow_dimensions
     from postbc.environments.registry import find_environment
 
     data = _read(study)
     state = ", ".join(f"{key} ({width})" for key, width in zip(data.state_keys, data.state_dims)) or "none"
     found = f"{len(data)} demonstrations, {data.num_steps} steps; state: {state}; actions {data.action_dim}"
+    warnings = belonging.check_simulator(data, allow_version_mismatch=True)
     if study.environment is not None:
-        expected = find_environment(study.environment).belonging()
-        warnings = check_belongs(Facts.of_dataset(data), expected, file=data.source, allow_version_mismatch=True)
-        if warnings:
-            return Check("data", "warn", f"{found}. {' '.join(warnings)}", "see `postbc demos replay`")
+        facts, expected = belonging.Facts.of_dataset(data), find_environment(study.environment).belonging()
+        warnings += belonging.check_belongs(facts, expected, file=data.source, allow_version_mismatch=True)
+    if warnings:
+        return Check("data", "warn", f"{found}. {' '.join(dict.fromkeys(warnings))}", "see `postbc demos replay`")
     narrow = narrow_dimensions(data)
     if narrow:
         remedy = (
