@@ -139,12 +139,14 @@ def visit(task: str, seed: int, episodes: int, steps: int = 350) -> Iterator[tup
         if t % 10 == 0:  # a tenth of the hands flail for half a second
             jerk = random.uniform(-1, 1, (episodes, 7)) * (random.random((episodes, 1)) < 0.1)
         actions[:, 0] = np.where(jerk.any(1)[:, None], jerk, actions[:, 0])
-        simulations = [simulation for simulation in env.simulations if isinstance(simulation, NativeSimulation)]
-        before = [(simulation.get_state(), category(simulation)) for simulation in simulations]
+        before = []
+        for simulation in env.simulations:
+            assert isinstance(simulation, NativeSimulation)
+            before.append((simulation, simulation.get_state(), category(simulation)))
         observations = env.step(actions).observation["state"]
-        for i, (state, kind) in enumerate(before):
-            touched = kind == "free" and category(simulations[i]) != "free"
-            yield state, actions[i, 0].astype(np.float64), "contact" if touched else kind
+        for (simulation, state, kind), action in zip(before, actions[:, 0]):
+            touched = kind == "free" and category(simulation) != "free"
+            yield state, action.astype(np.float64), "contact" if touched else kind
     env.close()
 
 

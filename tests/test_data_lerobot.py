@@ -519,9 +519,11 @@ def test_a_large_copy_in_hdf5_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         return write_robomimic(path, dataset, **options)
 
     monkeypatch.setattr(convert, "write_robomimic", stopping)
-    monkeypatch.setattr(convert, "LARGE", 3000)  # two episodes: 12 steps of 4 * 19 + 6 * 8 * 3 bytes each
+    monkeypatch.setattr(convert, "LARGE", 6000)  # two episodes: 12 steps of 4 * (19 + 7) + 6 * 8 * 3 bytes each
     with pytest.raises(KeyboardInterrupt):
-        convert.copy_dataset(read_dataset(folder, image_keys=["agentview"], parts=PARTS), "another", tmp_path / "b.hdf5")
+        convert.copy_dataset(
+            read_dataset(folder, image_keys=["agentview"], parts=PARTS), lambda: "another", tmp_path / "b.hdf5"
+        )
     assert made == ["demo_0 demo_1", "demo_2 demo_3", "demo_4 demo_5"]
     made, stop = [], 2
     convert_it = ["demos", "convert", str(folder), *arguments, str(tmp_path / "b.hdf5")]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image, pieces_of
 from postbc.data.recordings import Recording
 from postbc.data.robomimic import PARTS, read_robomimic
-from postbc.data.robomimic_write import LARGE, bytes_of, check_writable, write_robomimic
+from postbc.data.robomimic_write import LARGE, check_writable, write_robomimic
 from postbc.files import digest, load_tree, os_errors, save_tree, write_text
 
 
@@ -77,13 +77,15 @@ def convert_recording(
     return complete(output, dataset)
 
 
-def copy_dataset(dataset: Dataset, chosen: str, output: str | Path, progress: Callable[[int], None] | None = None) -> Path:
+def copy_dataset(
+    dataset: Dataset, chosen: Callable[[], str], output: str | Path, progress: Callable[[int], None] | None = None
+) -> Path:
     """Write a dataset of any format to `output`, which is replaced; returns its path.
 
     One of more than `LARGE` bytes is written in pieces, which wait as those of :func:`convert_recording` do.
 
     Args:
-        chosen: what says which dataset this is: a second call goes on from the pieces of the first where it is the same.
+        chosen: says which dataset this is, and is asked if there are pieces: another call goes on from the same dataset's.
         progress: called with the number of episodes that are done.
 
     Raises:
@@ -91,32 +93,19 @@ def copy_dataset(dataset: Dataset, chosen: str, output: str | Path, progress: Ca
     """
     output = Path(output)
     check_writable(output)
-    pieces = list(_pieces(dataset))
+    pieces = pieces_of(dataset, LARGE)
     if len(pieces) == 1:
         return write_robomimic(output, dataset, progress=progress)
     cameras = [key for key in dataset[0].observations if is_image(key)]
-    identity, episodes = hashlib.sha256(chosen.encode()).hexdigest()[:16], list[Episode]()
+    identity, episodes = hashlib.sha256(chosen().encode()).hexdigest()[:16], list[Episode]()
     for i, piece in enumerate(pieces):
-        file, done = parts_of(output) / f"{identity}.{i}.hdf5", len(episodes)
+        file, part = parts_of(output) / f"{identity}.{i}.hdf5", dataset.episodes[piece.start : piece.stop]
         if not file.exists():
-            count = None if progress is None else lambda n, done=done: progress(done + n)
-            write_robomimic(file, replace(dataset, episodes=piece, filters={}), progress=count)
+            count = None if progress is None else lambda n, before=piece.start: progress(before + n)
+            write_robomimic(file, replace(dataset, episodes=part, filters={}), progress=count)
         written = {e.name: e for e in read_robomimic(file, image_keys=cameras, parts=PARTS, check_actions=False)}
-        episodes += [written[episode.name] for episode in piece]
+        episodes += [written[episode.name] for episode in part]
     return complete(output, replace(dataset, episodes=tuple(episodes)))
-
-
-def _pieces(dataset: Dataset) -> Iterator[tuple[Episode, ...]]:
-    """Episodes of `LARGE` bytes or a little more each time, the rest last."""
-    piece, size = list[Episode](), 0
-    for episode in dataset:
-        piece.append(episode)
-        size += bytes_of([episode])
-        if size > LARGE:
-            yield tuple(piece)
-            piece, size = [], 0
-    if piece:
-        yield tuple(piece)
 
 
 def complete(output: Path, dataset: Dataset) -> Path:

@@ -12,6 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
+from postbc.data.belonging import CONVERT
 from postbc.data.libero_tasks import find_tasks
 from postbc.errors import InputError, require
 from postbc.files import digest
@@ -32,7 +33,7 @@ DEMONSTRATIONS: dict[tuple[str, str], int] = {
 OF_A_TASK = 50
 VERSION_NOTE = (
     'robomimic\'s v1.5 files were made with robosuite 1.5.1, postbc simulates with 1.4.0, where "object" has other signs and another\n'
-    "order: training refuses them. `postbc demos convert FILE --allow-version-mismatch --output OURS` observes their states as 1.4.0\n"
+    f"order: training refuses them. `{CONVERT}` observes their states as 1.4.0\n"
     "does; --version v1.4.1 fetches files that need no conversion; `postbc doctor FILE` replays a few demonstrations."
 )
 

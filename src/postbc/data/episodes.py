@@ -298,6 +298,18 @@ class Dataset:
         return self.keep(draw(self.names, n, seed, self.source, self.task_of))
 
 
+def pieces_of(dataset: Dataset, size: int) -> list[range]:
+    """Episodes on end of at most `size` bytes of observations and actions together; one that is larger is a piece of its own."""
+    sizes = [sum(values.nbytes for values in e.observations.values()) + e.actions.nbytes for e in dataset]
+    pieces, begin, total = [], 0, 0
+    for i, more in enumerate(sizes):
+        if i > begin and total + more > size:
+            pieces.append(range(begin, i))
+            begin, total = i, 0
+        total += more
+    return [*pieces, range(begin, len(sizes))]
+
+
 def check_filters(filters: Mapping[str, Sequence[str]], names: Sequence[str], source: str) -> None:
     """InputError if a filter names an episode that is not there."""
     known = set(names)

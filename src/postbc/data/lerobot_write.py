@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from postbc.data.episodes import Dataset, Episode, is_image
+from postbc.data.episodes import Dataset, Episode, is_image, pieces_of
 from postbc.data.lerobot import ACTION, DONE, OURS, REWARD, SIMULATOR, feature_name, state_parts
 from postbc.data.lerobot_files import INFO, VERSION, library
 from postbc.disk import atomic_path, os_errors, remove_leftovers, write_json, write_text
@@ -70,7 +70,7 @@ class LeRobotWriter:
         self.identity = hashlib.sha256(settings.encode()).hexdigest()
         names = dict.fromkeys(episode.task or "" for episode in dataset)
         self.tasks = {task: i for i, task in enumerate(names)}
-        self.pieces = self._pieces()
+        self.pieces = pieces_of(dataset, PIECE)
 
     # -- what is written ---------------------------------------------------------------------------------------------------------
     def _features(self) -> dict[str, dict[str, Any]]:
@@ -97,16 +97,6 @@ class LeRobotWriter:
         for name in ("timestamp", "frame_index", "episode_index", "index", "task_index"):
             found[name] = {"dtype": "float32" if name == "timestamp" else "int64", "shape": [1], "names": None}
         return found
-
-    def _pieces(self) -> list[range]:
-        sizes = [sum(values.nbytes for values in e.observations.values()) + e.actions.nbytes for e in self.dataset]
-        pieces, begin, size = [], 0, 0
-        for i, more in enumerate(sizes):
-            if i > begin and size + more > PIECE:
-                pieces.append(range(begin, i))
-                begin, size = i, 0
-            size += more
-        return [*pieces, range(begin, len(sizes))]
 
     def _columns(self, episode: Episode, number: int, first: int) -> dict[str, np.ndarray]:
         """(N, width) of every feature that is numbers."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from postbc.data.episodes import LOW_DIM_KEYS, Dataset, Episode, is_image
+from postbc.data.episodes import LOW_DIM_KEYS, Dataset, is_image
 from postbc.data.lazy import SparseFrames
 from postbc.errors import require
 from postbc.files import atomic_path, write_bytes
@@ -26,11 +26,6 @@ def check_writable(path: Path) -> None:
     above = next((parent for parent in path.absolute().parents if parent.exists()), None)
     require(above is not None and above.is_dir() and os.access(above, os.W_OK), "The file cannot be written.", file=path,
             found=f"{above} is not a directory that may be written", remedy="choose another place")  # fmt: skip
-
-
-def bytes_of(episodes: Iterable[Episode]) -> int:
-    """Bytes that the episodes' observations would take in memory."""
-    return sum(values.nbytes for episode in episodes for values in episode.observations.values())
 
 
 def write_robomimic(
@@ -61,7 +56,7 @@ def write_robomimic(
     require(not others, "The layout has no place for these observations.", file=path, key=", ".join(others),
             expected="state, image.<camera>, and language of episodes whose task is known")  # fmt: skip
     check_writable(path)
-    if bytes_of(dataset) > LARGE:
+    if sum(e.observations[key].nbytes for e in dataset for key in e.observations) > LARGE:
         with atomic_path(path) as whole:
             _write(whole, dataset, model_xml, attributes or {}, next_observations, progress)
         return path

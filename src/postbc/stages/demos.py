@@ -432,7 +432,7 @@ class Convert:
 
         dataset = self._read()
         with progress("Writing", len(dataset)) as bar:
-            copy_dataset(dataset, self._chosen(), self.output, bar.reach)
+            copy_dataset(dataset, self._chosen, self.output, bar.reach)
         return dataset.num_steps, len(dataset), _said(dataset)
 
     def _read(self) -> Any:
