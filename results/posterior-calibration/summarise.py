@@ -1,8 +1,9 @@
-"""What a sweep made, as tables: `python summarise.py OUTPUT RUNS`.
+"""What sweeps made, as tables: `python summarise.py OUTPUT RUNS`.
 
 Writes results.csv (a row an arm and seed), differences.csv (paired over seeds: each arm against BC and against α = 1, `auto` against
-the fixed α that is best in hindsight, closed-form-auto against auto) and tables.md. Coverage is of RUNS/tries.json, what α was told of
-the policy's calibration.json or of RUNS/calibration, where these are there.
+the fixed α that is best in hindsight, closed-form-auto against auto) and tables.md. Rows of OUTPUT/results.csv that RUNS does not have
+stay: one machine ran some seeds, another the others. Coverage is of OUTPUT/tries.json, what α was told of the policy's calibration.json
+or of RUNS/calibration, where these are there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from postbc.statistics import FEWEST_SEEDS, compare, holm, steps_to_threshold
 
 STEPS = "dsrl_steps_to_0.9"
 MEASURES = ("before", "best-of-n", "dsrl", "coverage", STEPS)
+COLUMNS = (
+    "setting", "arm", "seed", "alpha", "before", "best-of-n", "coverage", "posterior_seconds", "dsrl", STEPS, "told", "low", "high",
+    "safe", "source",
+)  # fmt: skip
 SETTINGS = ("five", "mixed", "human", "can", "pusht")
 REFERENCES = {"closed-form-auto": ("bc", "alpha-1", "auto"), "auto": ("bc", "alpha-1", "best"), "alpha-1": ("bc",)}
 """What an arm is held against, if not BC and α = 1."""
@@ -58,8 +63,6 @@ def steps_to(entry: Entry, success: float = 0.9) -> float:
 
 def rows_of(runs: Path) -> list[dict[str, Any]]:
     """A row an arm and seed, of what has finished."""
-    tries = json.loads((runs / "tries.json").read_text()) if (runs / "tries.json").exists() else {}
-    coverage = {policy_fingerprint(load_policy(path)): found["solved_within"][-1] for path, found in tries.items()}
     finished = [path.parent for path in runs.glob("pretraining/*/seed_*/policy.safetensors")]
     facts = {policy_fingerprint(load_policy(path)): facts_of(path, runs) for path in finished}
     made: dict[tuple[str, str, int], dict[str, Any]] = {}
@@ -71,9 +74,28 @@ def rows_of(runs: Path) -> list[dict[str, Any]]:
             row = made.setdefault((setting, arm, entry.seed), {"setting": setting, "arm": arm, "seed": entry.seed})
             kind = "dsrl" if entry.finetuner.startswith("dsrl") else entry.finetuner
             row |= {"alpha": entry.posterior_weight, "before": entry.success_before, kind: entry.success_after}
-            row |= {"coverage": coverage.get(policy), **facts.get(policy, {})}
+            row |= facts.get(policy, {})
             if kind == "dsrl":
                 row[STEPS] = steps_to(entry)
+    return [*made.values()]
+
+
+def rows_in(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results.csv, empty cells left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{key: yaml.safe_load(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def together(former: list[dict[str, Any]], new: list[dict[str, Any]], tries: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Former rows with new cells over them and the coverage of tries ("setting/arm/seed"), in the order of settings, arms and seeds."""
+    made: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in (*former, *new):
+        made.setdefault((row["setting"], row["arm"], row["seed"]), {}).update(row)
+    for (setting, arm, seed), row in made.items():
+        if (found := tries.get(f"{setting}/{arm}/{seed}")) is not None:
+            row["coverage"] = found["solved_within"][-1]
     return [made[key] for key in sorted(made, key=lambda key: (SETTINGS.index(key[0]), key[1], key[2]))]
 
 
@@ -147,11 +169,12 @@ def tables(rows: list[dict[str, Any]], between: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     output, runs = map(Path, sys.argv[1:3])
-    rows = rows_of(runs)
+    tries = json.loads((output / "tries.json").read_text()) if (output / "tries.json").exists() else {}
+    rows = together(rows_in(output / "results.csv"), rows_of(runs), tries)
     between = differences(rows)
-    for name, table in (("results.csv", rows), ("differences.csv", between)):
+    for name, table, columns in (("results.csv", rows, COLUMNS), ("differences.csv", between, [*between[0]])):
         with (output / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
+            writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(table)
     text = tables(rows, between)

@@ -1,4 +1,6 @@
-"""Share of initial states that a policy solves at least once in k tries: `python tries.py OUTPUT.json POLICY [POLICY ...] [--tries 8]`.
+"""Share of initial states that a policy solves at least once in k tries.
+
+`python tries.py OUTPUT.json SETTING/ARM POLICY [POLICY ...] [--tries 8]`.
 
 Each policy plays its own environment. A try has other noise of the policy and, for a coherent one, other coordinates of each episode.
 """
@@ -54,6 +56,7 @@ def main() -> None:
     """Play every policy's tries and write successes (tries, episodes), and the shares solved within 1 … k tries."""
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
+    parser.add_argument("of", help="what the policies are: mixed/alpha-1")
     parser.add_argument("policies", nargs="+", type=Path)
     parser.add_argument("--tries", type=int, default=8)
     parser.add_argument("--episodes", type=int, default=100)
@@ -61,9 +64,10 @@ def main() -> None:
     torch.set_num_threads(1)
     found = json.loads(chosen.output.read_text()) if chosen.output.exists() else {}
     for path in chosen.policies:
-        if str(path) in found:
-            continue
         agent, about = load_agent(path)
+        name = f"{chosen.of}/{about.seed}"
+        if name in found:
+            continue
         environment = environment_of(None, about, path)
         tries = []
         for k in range(chosen.tries):
@@ -71,11 +75,11 @@ def main() -> None:
             seed = (about.seed or 0) + 1_000_000 * k
             tries.append(evaluate(player, environment, episodes=chosen.episodes, agent_seed=seed).outcomes())
         solved = np.maximum.accumulate(np.stack(tries), 0).mean(1)
-        found[str(path)] = {
+        found[name] = {
             "environment": environment.name, "successes": np.stack(tries).astype(int).tolist(), "solved_within": solved.tolist()
         }  # fmt: skip
         write_json(chosen.output, found)
-        print(path, " ".join(f"{share:.2f}" for share in solved), flush=True)
+        print(name, " ".join(f"{share:.2f}" for share in solved), flush=True)
 
 
 if __name__ == "__main__":
