@@ -33,6 +33,8 @@ COLUMNS = (
     "safe", "source",
 )  # fmt: skip
 SETTINGS = ("five", "mixed", "human", "can", "pusht")
+AUTO = {"alpha-1": "auto", "closed-form-1": "closed-form-auto"}
+"""Arms of α = 1, and what is the same run, to the bit, where `auto` falls back to 1."""
 REFERENCES = {"closed-form-auto": ("bc", "alpha-1", "auto"), "auto": ("bc", "alpha-1", "best"), "alpha-1": ("bc",)}
 """What an arm is held against, if not BC and α = 1."""
 
@@ -89,13 +91,19 @@ def rows_in(path: Path) -> list[dict[str, Any]]:
 
 
 def together(former: list[dict[str, Any]], new: list[dict[str, Any]], tries: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Former rows with new cells over them and the coverage of tries ("setting/arm/seed"), in the order of settings, arms and seeds."""
+    """Former rows with new cells over them and the coverage of tries ("setting/arm/seed"), in the order of settings, arms and seeds.
+
+    Where `auto` fell back, its row is α = 1's.
+    """
     made: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in (*former, *new):
         made.setdefault((row["setting"], row["arm"], row["seed"]), {}).update(row)
     for (setting, arm, seed), row in made.items():
         if (found := tries.get(f"{setting}/{arm}/{seed}")) is not None:
             row["coverage"] = found["solved_within"][-1]
+    for (setting, arm, seed), row in [*made.items()]:
+        if arm in AUTO and row.get("source") == "fallback":
+            made.setdefault((setting, AUTO[arm], seed), {**row, "arm": AUTO[arm]})
     return [made[key] for key in sorted(made, key=lambda key: (SETTINGS.index(key[0]), key[1], key[2]))]
 
 

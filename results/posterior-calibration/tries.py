@@ -53,7 +53,7 @@ class Redrawn:
 
 
 def main() -> None:
-    """Play every policy's tries and write successes (tries, episodes), and the shares solved within 1 … k tries."""
+    """Play every policy's tries and write successes (a try, a digit an episode), and the shares solved within 1 … k tries."""
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("of", help="what the policies are: mixed/alpha-1")
@@ -76,8 +76,10 @@ def main() -> None:
             tries.append(evaluate(player, environment, episodes=chosen.episodes, agent_seed=seed).outcomes())
         solved = np.maximum.accumulate(np.stack(tries), 0).mean(1)
         found[name] = {
-            "environment": environment.name, "successes": np.stack(tries).astype(int).tolist(), "solved_within": solved.tolist()
-        }  # fmt: skip
+            "environment": environment.name,
+            "successes": ["".join(map(str, outcomes.astype(int))) for outcomes in tries],
+            "solved_within": solved.tolist(),
+        }
         write_json(chosen.output, found)
         print(name, " ".join(f"{share:.2f}" for share in solved), flush=True)
 
