@@ -156,7 +156,7 @@ def tables(rows: list[dict[str, Any]], between: list[dict[str, Any]]) -> str:
         made.append(Table(header, lines, f"{setting}: means over seeds"))
     lines = []
     for row in (row for row in rows if row.get("source")):
-        safe = "–" if row["safe"] is None else f"{row['safe']:.2f}"
+        safe = "–" if row.get("safe") is None else f"{row['safe']:.2f}"
         told = f"{row['told']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         lines.append(
             [*map(Cell, (row["setting"], row["arm"], str(row["seed"]), f"{row['alpha']:.2f}", told, safe, row["source"]))]
