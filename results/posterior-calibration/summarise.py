@@ -28,10 +28,6 @@ from postbc.statistics import FEWEST_SEEDS, compare, holm, steps_to_threshold
 
 STEPS = "dsrl_steps_to_0.9"
 MEASURES = ("before", "best-of-n", "dsrl", "coverage", STEPS)
-COLUMNS = (
-    "setting", "arm", "seed", "alpha", "before", "best-of-n", "coverage", "posterior_seconds", "dsrl", STEPS, "told", "low", "high",
-    "safe", "source",
-)  # fmt: skip
 SETTINGS = ("five", "mixed", "human", "can", "pusht")
 AUTO = {"alpha-1": "auto", "closed-form-1": "closed-form-auto"}
 """Arms of α = 1, and what is the same run, to the bit, where `auto` falls back to 1."""
@@ -103,7 +99,7 @@ def together(former: list[dict[str, Any]], new: list[dict[str, Any]], tries: Map
             row["coverage"] = found["solved_within"][-1]
     for (setting, arm, seed), row in [*made.items()]:
         if arm in AUTO and row.get("source") == "fallback":
-            made.setdefault((setting, AUTO[arm], seed), {**row, "arm": AUTO[arm]})
+            made[setting, AUTO[arm], seed] = {**row, "arm": AUTO[arm]}
     return [made[key] for key in sorted(made, key=lambda key: (SETTINGS.index(key[0]), key[1], key[2]))]
 
 
@@ -180,9 +176,9 @@ def main() -> None:
     tries = json.loads((output / "tries.json").read_text()) if (output / "tries.json").exists() else {}
     rows = together(rows_in(output / "results.csv"), rows_of(runs), tries)
     between = differences(rows)
-    for name, table, columns in (("results.csv", rows, COLUMNS), ("differences.csv", between, [*between[0]])):
+    for name, table in (("results.csv", rows), ("differences.csv", between)):
         with (output / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in table for key in row)))
             writer.writeheader()
             writer.writerows(table)
     text = tables(rows, between)
