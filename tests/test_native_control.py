@@ -90,9 +90,10 @@ def test_a_step_from_states_free_in_contact_and_grasping_is_robosuites(task: str
     result = check_control.compare_states(task, 45)
     assert {"free", "contact", "grasp"} <= set(result)
     for kind, found in result.items():
-        tolerance = 1e-6 if kind == "free" else 1e-4
-        assert found["arm_qpos"]["max"] < tolerance, kind
-        assert found["object_position"]["max"] < tolerance, kind
+        assert found["arm_qpos"]["max"] < (1e-6 if kind == "free" else 1e-4), kind
+        # an object that rests has contacts too: where the solver stops depends, in a state of some, on the processor's rounding
+        assert found["object_position"]["max"] < (1e-5 if kind == "free" else 1e-4), kind
+        assert found["object_position"]["median"] < (1e-12 if kind == "free" else 1e-6), kind
         assert found["observation"]["max"] < 1e-4, kind  # its quaternions are those of objects in contact with the table
         assert found["success_flags_equal"] == found["states"], kind
 

@@ -352,6 +352,29 @@ def test_episodes_are_seen_and_labelled_by_keyboard(folder, review, visit):
     expect(page.get_by_label("You")).to_have_value("Ada")  # asked once
 
 
+def test_a_state_from_before_a_label_does_not_take_it_back(review, visit):
+    page = visit(review, "Ada")
+    expect(page.locator("#list li")).to_have_count(4)
+    held: list[tuple[Any, Any]] = []
+    page.route("**/state*", lambda route: held.append((route, route.fetch())))
+    page.keyboard.press("s")
+    expect(page.locator("#episode")).to_have_text("Episode 1")
+    while not held or '"success":1' not in held[-1][1].text():  # a state that has the first label
+        if held:
+            route, response = held.pop()
+            route.fulfill(response=response)
+        page.wait_for_timeout(50)
+    page.keyboard.press("f")
+    expect(page.locator("#episode")).to_have_text("Episode 2")
+    route, response = held.pop()
+    route.fulfill(response=response)  # and comes after the second
+    while not held:
+        page.wait_for_timeout(50)
+    page.get_by_label("Show").select_option("unlabelled")
+    expect(page.locator("#list li")).to_have_count(2)
+    page.unroute_all(behavior="ignoreErrors")
+
+
 def test_two_people_label_at_once(folder, review, visit):
     ada, ben = visit(review, "Ada"), visit(review, "Ben")
     for page in (ada, ben):

@@ -4,6 +4,7 @@ import { $, alarm, ask, askWho, badge, clock, connected, enable, follow, keys, s
 let episodes = [], seen = "", selected = null, kept = null; // kept: the list as it was filtered; labels do not take episodes out under one's eyes
 const told = new Set();
 let first = true;
+let decided = 0, asked = 0; // labels given and taken back here: by now, and when the state that is awaited was asked for
 
 const disagreed = (e) => new Set(Object.values(e.opinions)).size > 1;
 const FILTERS = {
@@ -123,6 +124,7 @@ async function label(label) {
   }
   try {
     await ask("/label", { episode, label, by: who() }, 5000);
+    decided += 1;
     const e = find(episode);
     e.label = label;
     e.opinions[who()] = label; // what the next state will say
@@ -136,6 +138,7 @@ async function undo() {
   if ($("undo").disabled) return;
   try {
     const { episode } = await ask("/undo", { by: who() }, 5000);
+    decided += 1;
     const e = find(episode);
     if (e) { e.label = null; e.opinions = {}; kept.add(episode); select(episode); }
     say(`Episode ${episode} has no label now.`, "good", 4);
@@ -150,7 +153,7 @@ function failed(error) {
 
 function got(state) {
   $("lost").hidden = true;
-  if (state.seen !== seen && state.episodes) {
+  if (state.seen !== seen && state.episodes && asked === decided) { // an older state may lack the last decision: the next has it
     seen = state.seen;
     episodes = state.episodes;
     $("counts").replaceChildren(...Object.entries(state.labels).map(([name, number]) => badge(name, number)));
@@ -189,4 +192,4 @@ $("after").onclick = () => move(1);
 $("filter").onchange = () => { kept = null; show(); $("filter").blur(); };
 $("speed").onchange = () => { $("film").playbackRate = $("film").defaultPlaybackRate = Number($("speed").value); $("speed").blur(); };
 askWho();
-follow(() => `/state?seen=${seen}`, 500, got, whenLost);
+follow(() => { asked = decided; return `/state?seen=${seen}`; }, 500, got, whenLost);
