@@ -290,9 +290,9 @@ def _read(study: Study) -> Dataset:
 
 
 def check_data(study: Study) -> Check:
-    """The demonstrations can be read, none of their dimensions is constant, and they are of the environment asked for."""
+    """The demonstrations can be read and are of the environment asked for; no dimension is constant, no quaternion jumps."""
     from postbc.data import belonging
-    from postbc.data.training_set import narrow_dimensions
+    from postbc.data.training_set import jumping_quaternions, narrow_dimensions
     from postbc.environments.registry import find_environment
 
     data = _read(study)
@@ -304,12 +304,19 @@ def check_data(study: Study) -> Check:
         warnings += belonging.check_belongs(facts, expected, file=data.source, allow_version_mismatch=True)
     if warnings:
         return Check("data", "warn", f"{found}. {' '.join(dict.fromkeys(warnings))}", "see `postbc demos replay`")
-    narrow = narrow_dimensions(data)
+    said, remedies = [], []
+    narrow, jumping = narrow_dimensions(data), jumping_quaternions(data)
+    if jumping:
+        which = ", ".join(f"{name} at {share:.1%} of the steps" for name, share in jumping.items())
+        said.append(f"quaternions change their sign, not the rotation: {which}")
+        remedies.append("--data.rotations 6d reads rotations without signs, which are easier to learn from")
     if narrow:
-        remedy = (
+        said.append(f"constant or nearly so: {', '.join(narrow)}")
+        remedies.append(
             "--data.minimum-range 0.02 (raw units) widens them, or give more demonstrations: other values would become huge"
         )
-        return Check("data", "warn", f"{found}; constant or nearly so: {', '.join(narrow)}", remedy)
+    if said:
+        return Check("data", "warn", "; ".join((found, *said)), "; ".join(remedies))
     return Check("data", "ok", found)
 
 

@@ -1,8 +1,11 @@
-"""Min-max normalisation to [-1, 1], as in DPPO's preprocessing: x -> 2 (x - min) / (max - min + 1e-6) - 1, never clamped."""
+"""Min-max normalisation to [-1, 1], as in DPPO's preprocessing: x -> 2 (x - min) / (max - min + 1e-6) - 1, never clamped.
+
+A state's quaternions may be read as rotations instead: the first two columns of their matrices, which are within ±1 as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from postbc.data.episodes import Dataset
+from postbc.data.rotations import find_quaternions, rotation_6d
 from postbc.errors import InputError, require
 
 #: Added to every range (DPPO, `process_robomimic_dataset.py`). A constant dimension is therefore divided by 1e-6.
 EPSILON = 1e-6
 PARTS = ("state", "action")
+Rotations = Literal["as-recorded", "6d"]
 
 
 class Normalization(nn.Module):
@@ -25,9 +30,10 @@ class Normalization(nn.Module):
     Args:
         state_low, state_high: (S,) ends of each state dimension; S may be 0.
         action_low, action_high: (A,).
+        quaternions: columns of the state where quaternions (x, y, z, w) begin that become six numbers each, behind all others.
 
     Raises:
-        InputError: shapes that differ, not finite, or low above high.
+        InputError: shapes that differ, not finite, or low above high; quaternions that overlap or end beyond the state.
     """
 
     state_low: Tensor
@@ -39,7 +45,9 @@ class Normalization(nn.Module):
     action_scale: Tensor
     """(A,) float32."""
 
-    def __init__(self, state_low: Any, state_high: Any, action_low: Any, action_high: Any) -> None:
+    def __init__(
+        self, state_low: Any, state_high: Any, action_low: Any, action_high: Any, quaternions: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for part, low, high in (("state", state_low, state_high), ("action", action_low, action_high)):
@@ -55,6 +63,19 @@ class Normalization(nn.Module):
             self._ends[part] = low, high
             self.register_buffer(f"{part}_low", torch.tensor(low, dtype=torch.float32))
             self.register_buffer(f"{part}_scale", torch.tensor(2 / (high - low + EPSILON), dtype=torch.float32))
+        self.quaternions = tuple(quaternions)
+        columns = [[first + i for i in range(4)] for first in self.quaternions]
+        flat = [column for four in columns for column in four]
+        require(
+            flat == sorted(set(flat)) and all(0 <= column < self.state_dim for column in flat),
+            "Quaternions are four columns of the state each, one after another.", key="quaternions", found=self.quaternions,
+            expected=f"first columns, at least 4 apart, 0 to {self.state_dim - 4}",
+        )  # fmt: skip
+        others = [column for column in range(self.state_dim) if column not in flat]
+        self._quaternions: Tensor  # (Q, 4)
+        self._others: Tensor  # (S − 4·Q,)
+        self.register_buffer("_quaternions", torch.tensor(columns, dtype=torch.int64), persistent=False)
+        self.register_buffer("_others", torch.tensor(others, dtype=torch.int64), persistent=False)
 
     @property
     def state_dim(self) -> int:
@@ -66,20 +87,27 @@ class Normalization(nn.Module):
         """A."""
         return self.action_low.shape[0]
 
+    @property
+    def state_features(self) -> int:
+        """Width of a normalised state: S, and two more for each quaternion."""
+        return self.state_dim + 2 * len(self.quaternions)
+
     def _check(self, part: str, x: Tensor, width: int) -> None:
         require(x.shape[-1:] == (width,), f"The {part} has another width than the data this normalisation was made from.",
                 key=part, found=f"shape {tuple(x.shape)}", expected=f"(..., {width})",
                 remedy="use data of the same task and the same observation keys")  # fmt: skip
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """(..., S) raw units -> (..., S), the data's range becoming [-1, 1]; values outside it go outside (no clamp)."""
-        self._check("state", state, self.state_dim)
-        return (state - self.state_low) * self.state_scale - 1
+        """(..., S) raw units -> (..., S + 2·Q), the data's range becoming [-1, 1]; values outside it go outside (no clamp).
 
-    def unnormalize_state(self, state: Tensor) -> Tensor:
-        """(..., S) normalised -> (..., S) raw units."""
+        Q of `quaternions`, each of which is six numbers in [-1, 1] at the end.
+        """
         self._check("state", state, self.state_dim)
-        return (state + 1) / self.state_scale + self.state_low
+        normalised = (state - self.state_low) * self.state_scale - 1
+        if not self.quaternions:
+            return normalised
+        rotations = rotation_6d(state[..., self._quaternions]).flatten(-2)
+        return torch.cat((normalised[..., self._others], rotations), -1)
 
     def normalize_action(self, action: Tensor) -> Tensor:
         """(..., A) raw units -> (..., A) normalised; chunks (..., T, A) step by step with the same numbers."""
@@ -102,19 +130,21 @@ class Normalization(nn.Module):
                 self._ends[part] = low, low + np.maximum(2 / scale.double().numpy() - EPSILON, 0)
 
     @classmethod
-    def fit(cls, dataset: Dataset, *, minimum_range: float = 0.0) -> Normalization:
+    def fit(cls, dataset: Dataset, *, minimum_range: float = 0.0, rotations: Rotations = "as-recorded") -> Normalization:
         """Minimum and maximum of every dimension over all steps of all episodes.
 
         `minimum_range` (raw units) widens narrower dimensions around their middle; 0 is DPPO's behaviour, where a dimension that is
         constant in the data is divided by 1e-6, so that any other value met later becomes huge (`demos inspect` lists them).
+        `rotations` "6d": the quaternions that are found in the states (:func:`~postbc.data.rotations.find_quaternions`) become six
+        numbers each, whatever their range.
         """
         require(0 <= minimum_range < np.inf, "The minimum range is not negative.", key="minimum_range", found=minimum_range)
-        ends = []
-        for values in (dataset.states, dataset.actions):
+        ends: dict[str, Any] = {}
+        for part, values in zip(PARTS, (dataset.states, dataset.actions)):
             low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
             extra = np.maximum(minimum_range - (high - low), 0) / 2
-            ends += [low - extra, high + extra]
-        return cls(*ends)
+            ends[f"{part}_low"], ends[f"{part}_high"] = low - extra, high + extra
+        return cls(**ends, quaternions=find_quaternions(dataset.states) if rotations == "6d" else ())
 
     @classmethod
     def identity(cls, state_dim: int, action_dim: int) -> Normalization:
@@ -123,21 +153,27 @@ class Normalization(nn.Module):
         return cls(-s, s, -a, a)
 
     def to_dict(self) -> dict[str, list[float]]:
-        """Plain lists, for JSON; floats survive the round trip exactly."""
-        return {f"{part}_{end}": self._ends[part][i].tolist() for part in PARTS for i, end in enumerate(("low", "high"))}
+        """Plain lists, for JSON; floats survive the round trip exactly. Quaternions only where there are some."""
+        values = {f"{part}_{end}": self._ends[part][i].tolist() for part in PARTS for i, end in enumerate(("low", "high"))}
+        return values | ({"quaternions": list(self.quaternions)} if self.quaternions else {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Normalization:
         """Inverse of :meth:`to_dict`. InputError when a part is missing or is not numbers."""
         keys = [f"{part}_{end}" for part in PARTS for end in ("low", "high")]
-        require(isinstance(values, Mapping) and set(values) == set(keys), "The normalisation is incomplete.",
+        require(isinstance(values, Mapping) and set(values) - {"quaternions"} == set(keys), "The normalisation is incomplete.",
                 found=sorted(values) if isinstance(values, Mapping) else type(values).__name__, expected=", ".join(keys))  # fmt: skip
-        return cls(*(values[key] for key in keys))
+        quaternions = values.get("quaternions", [])
+        require(isinstance(quaternions, list) and all(type(first) is int for first in quaternions),
+                "Quaternions are said by their first columns.", key="quaternions", found=quaternions,
+                expected="a list of integers")  # fmt: skip
+        return cls(**values)
 
 
 def fit_normalization(
-    subset: Dataset, full: Dataset, statistics: Literal["full", "subset"] = "full", minimum_range: float = 0.0
-) -> Normalization:
+    subset: Dataset, full: Dataset, statistics: Literal["full", "subset"] = "full", minimum_range: float = 0.0,
+    rotations: Rotations = "as-recorded",
+) -> Normalization:  # fmt: skip
     """Normalisation for training on `subset` drawn from `full`.
 
     "full" takes the statistics of the whole file, as the paper's code base does (DPPO computes them before it takes the first
@@ -145,4 +181,4 @@ def fit_normalization(
     """
     require(statistics in ("full", "subset"), "Unknown normalisation statistics.", key="statistics", found=repr(statistics),
             expected="'full' or 'subset'")  # fmt: skip
-    return Normalization.fit(full if statistics == "full" else subset, minimum_range=minimum_range)
+    return Normalization.fit(full if statistics == "full" else subset, minimum_range=minimum_range, rotations=rotations)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,15 +16,18 @@ import torch
 from postbc.data.belonging import Facts, check_simulator
 from postbc.data.episodes import LOW_DIM_KEYS, Dataset, choose, draw
 from postbc.data.language import read_vectors, with_language
-from postbc.data.normalization import Normalization, fit_normalization
+from postbc.data.normalization import Normalization, Rotations, fit_normalization
 from postbc.data.readers import list_dataset, read_dataset
 from postbc.data.robomimic import Listing
+from postbc.data.rotations import find_quaternions, sign_jumps
 from postbc.data.windows import Windows
 from postbc.errors import require
 from postbc.schemas import Count, NonNegative, Seed, later, schema
 
 #: A dimension whose values span less is called narrow; raw units (metres, quaternion components, commands).
 NARROW = 1e-3
+#: A quaternion whose sign changes at more than this share of the steps is said to jump (one jump in an episode is a turn beyond 180°).
+JUMPS = 0.02
 
 
 @schema
@@ -59,6 +63,9 @@ class TrainingSetConfig:
     """Clip commands to the controller's [-1, 1], as robosuite did when it executed them; otherwise others are refused."""
     minimum_range: NonNegative = 0.0
     """Raw units: a dimension that is narrower in the data is normalised as if it were this wide. 0: DPPO's rule."""
+    rotations: Rotations = later("as-recorded")
+    """Quaternions of the state: as recorded (the paper's, robomimic's), or each as two columns of its rotation matrix (6d), which do
+    not jump as quaternions' signs do."""
     allow_version_mismatch: bool = False
     """Train on demonstrations of another robosuite version than the installed one (success may be near 0 % without any error)."""
 
@@ -125,9 +132,14 @@ def load_training_set(
         vectors = torch.as_tensor(told, device=device)
     subset = full if len(chosen) == len(full) else full.keep(chosen)
     ranges = full if config.statistics == "full" else subset
-    for message in (*check_simulator(full, config.allow_version_mismatch), *_narrow(ranges, config)):
+    normalization = fit_normalization(subset, full, config.statistics, config.minimum_range, config.rotations).to(device)
+    notes = (
+        *check_simulator(full, config.allow_version_mismatch),
+        *_narrow(ranges, config, normalization),
+        *_jumps(ranges, config),
+    )
+    for message in notes:
         warnings.warn(message, UserWarning, stacklevel=2)
-    normalization = fit_normalization(subset, full, config.statistics, config.minimum_range).to(device)
     windows = Windows(subset, config.chunk, tail=config.tail, observation_steps=config.observation_steps, device=device)
     return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset), vectors)
 
@@ -146,16 +158,32 @@ def dimension_names(dataset: Dataset) -> tuple[list[str], list[str]]:
     return states, osc if robosuite else [f"action[{i}]" for i in range(dataset.action_dim)]
 
 
-def narrow_dimensions(dataset: Dataset, least: float = NARROW) -> list[str]:
-    """Names of the dimensions whose values span less than `least`."""
-    names = []
-    for values, words in zip((dataset.states, dataset.actions), dimension_names(dataset)):
-        names += [words[i] for i in np.flatnonzero(np.ptp(values, axis=0) < least).tolist()]
-    return names
+def narrow_dimensions(dataset: Dataset, least: float = NARROW, quaternions: Sequence[int] = ()) -> list[str]:
+    """Names of the dimensions whose values span less than `least`; without those of quaternions that are read as rotations."""
+    left_out = {first + i for first in quaternions for i in range(4)}
+    states, actions = dimension_names(dataset)
+    names = [states[i] for i in np.flatnonzero(np.ptp(dataset.states, axis=0) < least).tolist() if i not in left_out]
+    return names + [actions[i] for i in np.flatnonzero(np.ptp(dataset.actions, axis=0) < least).tolist()]
 
 
-def _narrow(dataset: Dataset, config: TrainingSetConfig) -> list[str]:
-    names = [] if config.minimum_range >= NARROW else narrow_dimensions(dataset)
+def jumping_quaternions(dataset: Dataset, least: float = JUMPS) -> dict[str, float]:
+    """Name -> share of steps at which its sign jumps, of the state's quaternions where that is more than `least`."""
+    names, _ = dimension_names(dataset)
+    shares = {first: sign_jumps(dataset, first) for first in find_quaternions(dataset.states)}
+    return {f"{names[first]} to {names[first + 3]}": share for first, share in shares.items() if share > least}
+
+
+def _jumps(dataset: Dataset, config: TrainingSetConfig) -> list[str]:
+    jumping = {} if config.rotations == "6d" else jumping_quaternions(dataset)
+    return [
+        f"The quaternion {name} changes its sign at {share:.1%} of the steps, where the rotation does not change: hard to learn from. "
+        "--data.rotations 6d reads rotations without signs."
+        for name, share in jumping.items()
+    ]
+
+
+def _narrow(dataset: Dataset, config: TrainingSetConfig, normalization: Normalization) -> list[str]:
+    names = [] if config.minimum_range >= NARROW else narrow_dimensions(dataset, quaternions=normalization.quaternions)
     if not names:
         return []
     return [

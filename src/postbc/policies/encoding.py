@@ -44,7 +44,7 @@ class EncodingPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.action_dim, self.chunk, self.about = config, action_dim, chunk, about or About()
-        self.encoder = Encoder(config.encoder, shapes, observation_steps, generator)
+        self.encoder = Encoder(config.encoder, shapes, observation_steps, generator, normalization.state_features)
         self.shapes, self.observation_steps, self.feature_dim = self.encoder.shapes, observation_steps, self.encoder.feature_dim
         self.normalization = normalization
 

@@ -58,7 +58,8 @@ class PosteriorHead:
         if self.config.encoder == "features":
             return Ensemble(self.config, self.feature_dim, *sizes, nothing)
         require(self.shapes is not None, "The header does not say what is observed.", key="shapes")
-        return SeeingEnsemble(self.config, self.shapes or {}, self.observation_steps, *sizes, nothing)
+        width = Normalization.from_dict(self.normalization).state_features
+        return SeeingEnsemble(self.config, self.shapes or {}, self.observation_steps, *sizes, nothing, width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,10 +32,11 @@ class Member(nn.Module):
     """One regressor: an encoder and a multilayer perceptron; raw named observations of B states -> (B, outputs)."""
 
     def __init__(
-        self, config: EnsembleConfig, shapes: Shapes, observation_steps: int, outputs: int, generator: torch.Generator
-    ) -> None:
+        self, config: EnsembleConfig, shapes: Shapes, observation_steps: int, outputs: int, generator: torch.Generator,
+        state_features: int | None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.encoder = Encoder(config.vision, shapes, observation_steps, generator)
+        self.encoder = Encoder(config.vision, shapes, observation_steps, generator, state_features)
         self.head = MLP(self.encoder.feature_dim, (config.hidden,) * config.layers, outputs, generator)
 
     def forward(
@@ -55,6 +56,7 @@ class SeeingEnsemble(Regressors):
         chunk: T.
         action_dim: A.
         generator: source of the members' initialisation, one after another.
+        state_features: as encoders take it.
 
     Raises:
         InputError: no image is observed, or one that the encoders cannot take.
@@ -62,14 +64,15 @@ class SeeingEnsemble(Regressors):
 
     def __init__(
         self, config: EnsembleConfig, shapes: Shapes, observation_steps: int, chunk: int, action_dim: int,
-        generator: torch.Generator,
+        generator: torch.Generator, state_features: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(config, chunk, action_dim)
         require(any(len(shape) == 3 for shape in shapes.values()), "There are no images for encoders.", key="ensemble.encoder",
                 found=f"own, and observations {', '.join(shapes)}", expected="features",
                 remedy="leave it out, or give --data.image-keys")  # fmt: skip
         self.shapes, self.observation_steps = {name: tuple(shape) for name, shape in shapes.items()}, observation_steps
-        made = (Member(config, shapes, observation_steps, self.outputs, generator) for _ in range(config.ensemble_size))
+        what = config, shapes, observation_steps, self.outputs, generator, state_features
+        made = (Member(*what) for _ in range(config.ensemble_size))
         self.members = nn.ModuleList(made)
         first: Any = self.members[0]
         self.feature_dim = first.encoder.feature_dim
@@ -177,7 +180,8 @@ def fit_seeing_ensemble(
     if vectors is not None:
         config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, language=vectors.shape[1]))
     generator = make_generator(seed, "ensemble/initialisation")
-    what = (config, windows.shapes, windows.observation_steps, windows.chunk_size, windows.action_dim, generator)
+    what = (config, windows.shapes, windows.observation_steps, windows.chunk_size, windows.action_dim, generator,
+            normalization.state_features)  # fmt: skip
     with torch.device("meta"):
         check_memory(SeeingEnsemble(*what), 4, device, "ensemble")
     ensemble = SeeingEnsemble(*what).to(device)

@@ -143,6 +143,7 @@ class Inspect:
         """Print the tables and write the picture."""
         from postbc.data.inspect import draw, draw_beside, summarise
         from postbc.data.readers import describe, read_dataset
+        from postbc.data.training_set import jumping_quaternions
 
         say(describe(self.file))
         dataset = read_dataset(
@@ -201,6 +202,8 @@ class Inspect:
             )
         else:
             say("No dimension is constant.")
+        for name, share in jumping_quaternions(dataset).items():
+            say(f"The quaternion {name} changes its sign at {share:.1%} of the steps, not its rotation: --data.rotations 6d.")
         if self.output is not None:
             say(f"Picture: {draw(dataset, self.output, self.overwrite)}")
             return

@@ -150,13 +150,19 @@ class Encoder(nn.Module):
         shapes: name -> shape: "state" (S,), "image.<camera>" (C, H, W); another name's vector (E,) is taken as it is.
         observation_steps: observations stand (B, To, ...) where it is above 1; their features are put side by side, the newest last.
         generator: source of the initialisation; states draw nothing.
+        state_features: width of a normalised state, if it is not S (`Normalization.state_features`).
 
     Raises:
         InputError: a shape that cannot be encoded, or an image smaller than the crop.
     """
 
     def __init__(
-        self, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]], observation_steps: int, generator: torch.Generator
+        self,
+        config: EncoderConfig,
+        shapes: Mapping[str, tuple[int, ...]],
+        observation_steps: int,
+        generator: torch.Generator,
+        state_features: int | None = None,
     ) -> None:
         super().__init__()
         self.shapes, self.observation_steps = {name: tuple(shape) for name, shape in shapes.items()}, observation_steps
@@ -179,6 +185,8 @@ class Encoder(nn.Module):
         told = config.language is not None and "language" in self.shapes
         self.register_buffer("vectors", torch.zeros(*self.shapes["language"], config.language or 0) if told else None)
         own = {name: self._image(name).feature_dim if len(shape) == 3 else shape[0] for name, shape in self.shapes.items()}
+        if "state" in own and state_features is not None:
+            own["state"] = state_features
         widths = ((config.language or 0) if told and name == "language" else width for name, width in own.items())
         self.widths: list[int] = [width for width in widths for _ in range(observation_steps)]
         self.feature_dim = sum(self.widths)
