@@ -24,6 +24,7 @@ from postbc.posterior.calibration import (
     ALPHAS,
     FALLBACK,
     LEVELS,
+    MOST,
     SIGMAS,
     Estimate,
     against_bc,
@@ -120,7 +121,7 @@ def test_alpha_is_found_where_it_is_known(alpha, members):
     assert (mean == pytest.approx(alpha, rel=0.12)) if members == 40 else (alpha - 0.15 < mean < 1.12 * alpha)
     assert sum(c.chunk.low <= alpha <= c.chunk.high for c in found) >= 4
     if members == 40 and alpha >= 1:
-        assert sum(c.source == "calibrated" and c.posterior_weight == c.chunk.alpha <= c.safe for c in found) >= 4
+        assert sum(c.source == "calibrated" and c.posterior_weight == min(c.chunk.alpha, MOST) <= c.safe for c in found) >= 4
     own = [(oob.residual.square().mean(), oob.factor.std().square().mean()) for oob in oobs]
     assert [c.chunk.moments for c in found] == pytest.approx([math.sqrt(max(e / c - 1 / members, 0)) for e, c in own])
 
@@ -239,7 +240,9 @@ def test_sign_flips_is_the_permutation_test_of_the_greatest_t():
 
 def test_a_larger_alpha_than_is_shown_to_be_safe_is_not_taken():
     estimate, wide = Estimate(2.0, 1.5, 2.5, 0.1, 3.0), Estimate(2.0, 0.4, 2.5, 0.1, 3.0)
-    assert choose(estimate, 3.0, 9, 9, 0.05)[:2] == (2.0, "calibrated")
+    assert choose(estimate, 3.0, 9, 9, 0.05)[:2] == (MOST, "calibrated")
+    assert choose(estimate, 1.5, 9, 9, 0.05)[:2] == (MOST, "calibrated")
+    assert choose(Estimate(0.9, 0.8, 1.1, 0.1, 3.0), 3.0, 9, 9, 0.05)[:2] == (0.9, "calibrated")
     assert choose(estimate, 0.5, 9, 9, 0.05)[:2] == (0.5, "no-regression")
     assert choose(wide, 3.0, 9, 9, 0.05)[:2] == (FALLBACK, "fallback")
     assert choose(wide, 0.3, 9, 9, 0.05)[:2] == (0.3, "fallback")
@@ -256,6 +259,7 @@ def test_it_says_why_it_cannot_tell():
         ((estimate, 3.0, 4, 20), "too few members, 4 of 20 trajectories"),
         ((wide, 3.0, 9, 9), r"interval of 9 trajectories left out is \[0.40, 2.50\]$"),
         ((wide, 0.5, 9, 9), r"\[0.40, 2.50\]; larger ones are not shown, at level 0.05, to explain"),
+        ((estimate, 3.0, 9, 9), "9 trajectories left out are explained best by 2.00; no more is taken"),
         ((estimate, None, 9, 9), "but no α is shown, at level 0.05, to explain"),
     ):
         assert re.search(words, choose(*arguments, 0.05)[2])

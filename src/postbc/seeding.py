@@ -16,7 +16,7 @@ STREAMS = {
     "online/initialisation": 400, "online/base": 401, "online/acting": 402, "online/data": 403, "online/noise": 404,
     "residual/demonstrations": 405,
     "best-of-n/initialisation": 410, "best-of-n/data": 411, "rollouts/acting": 420, "report/actions": 500,
-    "evaluation/saliency": 501,
+    "evaluation/saliency": 501, "held-out/sampling": 502,
     "evaluation/acting": 7000,
     "robot/acting": 10**10,  # beyond evaluation's, whose offsets are episode seeds
 }  # fmt: skip

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain", "Algorithm 2: BC, σ-BC or PostBC"),
     "evaluate": ("evaluate", "success rates with intervals, episodes and videos"),
     "no-regression": ("no_regression", "is a policy no worse than BC? Plays both until the answer is known"),
+    "held-out": ("held_out", "the same question by demonstrations that neither was trained on; nothing is played"),
     "finetune dsrl": ("finetune", "RL over the policy's latent noise (NA or SAC)"),
     "finetune dppo": ("finetune", "PPO through the policy's last denoising steps"),
     "finetune residual": ("finetune", "a small correction of the policy's chunks, learnt off-policy: the fewest steps"),

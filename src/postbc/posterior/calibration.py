@@ -34,6 +34,9 @@ FEW_WINDOWS = 400
 """So many where posteriors are compared."""
 FALLBACK = 1.0
 """α where the trajectories are too few to tell: the paper's for most tasks."""
+MOST = 1.0
+"""`auto` takes no more. Where the posterior is wide demonstrators may differ too, which the likelihood cannot tell apart and the policy
+plays anyway: on Push-T it said 2, and policies of 2 played worse (results/posterior-calibration)."""
 SAFE_FROM = 0.25
 """The smallest α that is held against BC; below it there is little to lose."""
 FEWEST, WIDEST = 5, 4.0
@@ -281,7 +284,7 @@ def sign_flips(difference: np.ndarray, seed: int = 0, exact_up_to: int = 12) -> 
 def choose(
     chunk: Estimate, safe: float | None, trajectories: int, demonstrations: int, level: float
 ) -> tuple[float, Literal["calibrated", "no-regression", "fallback"], str]:
-    """What `auto` takes, (α, its source, why): never more than what is safe, where anything is shown to be."""
+    """What `auto` takes, (α, its source, why): never more than `MOST`, nor than what is safe, where anything is shown to be."""
     shown = f"shown, at level {level:g}, to explain trajectories left out better than BC"
     few, wide = trajectories < FEWEST, chunk.high > WIDEST * max(chunk.low, SAFE_FROM)
     if few or wide:
@@ -298,6 +301,12 @@ def choose(
     if safe is None:
         weight = min(FALLBACK, chunk.alpha)
         return weight, "fallback", f"α = {chunk.alpha:.2f} explains them best, but no α is {shown}"
+    if min(chunk.alpha, safe) > MOST:
+        return (
+            MOST,
+            "calibrated",
+            f"{trajectories} trajectories left out are explained best by {chunk.alpha:.2f}; no more is taken",
+        )
     if chunk.alpha <= safe:
         return chunk.alpha, "calibrated", f"{trajectories} trajectories left out are explained best by it"
     return safe, "no-regression", f"larger ones are not {shown}"
