@@ -24,7 +24,7 @@ from postbc.progress import Status, listening, say
 STAGES = tuple(
     f"postbc.stages.{name}"
     for name in (
-        "demos", "posterior", "calibrate", "pretrain", "evaluate", "no_regression", "best_of_n", "dsrl", "dppo", "residual",
+        "demos", "posterior", "calibrate", "pretrain", "evaluate", "no_regression", "held_out", "best_of_n", "dsrl", "dppo", "residual",
     )
 )  # fmt: skip
 """What jobs are made of. Importing them takes 3 s, so it is done once; the processes of the jobs are forked from one that has."""

@@ -138,7 +138,7 @@ def compare_held_out(config: HeldOut, seed: int) -> Scored:
                 device=device) for policy in policies
     ]  # fmt: skip
     inputs = {"candidate": policy_fingerprint(candidate), "reference": policy_fingerprint(reference),
-              **({"demonstrations": content} if content else {})}  # fmt: skip
+              "demonstrations": made[0].fingerprint}  # fmt: skip
     moved = ("compute", "policy", "reference", "demonstrations")
     with Run(
         config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs, revisable=moved
