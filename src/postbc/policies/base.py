@@ -150,6 +150,10 @@ class About:
     versions: dict[str, Any] | None = None
     """Of what decided the result."""
 
+    def is_of(self, path: Path, content: str) -> bool:
+        """Whether `path` is the demonstrations' file: its digest is `content`; of a policy that knows none, by its name."""
+        return self.data == path.name if self.data_digest is None else self.data_digest == content
+
 
 @schema
 class PolicyHead:

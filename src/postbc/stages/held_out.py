@@ -131,8 +131,7 @@ def compare_held_out(config: HeldOut, seed: int) -> Scored:
     candidate, reference = policies
     require(candidate.chunk == reference.chunk, "Chunks of different lengths have scores that cannot be compared.", key="chunk",
             file=paths[0], found=candidate.chunk, expected=reference.chunk)  # fmt: skip
-    content = digest(config.demonstrations) if config.demonstrations.is_file() else None
-    left = unseen(config.demonstrations, content, policies)
+    left = unseen(config.demonstrations, policies)
     made = [
         Windows(read_rollouts(config.demonstrations, policy, names=left), policy.chunk, observation_steps=policy.observation_steps,
                 device=device) for policy in policies
@@ -159,18 +158,17 @@ def compare_held_out(config: HeldOut, seed: int) -> Scored:
     return comparison
 
 
-def unseen(path: Path, content: str | None, policies: list[Any]) -> list[str]:
+def unseen(path: Path, policies: list[Any]) -> list[str]:
     """Names of the trajectories of a file that none of the policies was trained on, as far as they know.
 
     Raises:
         InputError: a policy that is of this file does not say which, or fewer than two are left.
     """
     left = list(list_dataset(path).names)
-    there = len(left)
+    there, content = len(left), digest(path)
     for policy in policies:
         about = about_of(policy)
-        its_own = about.data == path.name if about.data_digest is None or content is None else about.data_digest == content
-        if its_own:
+        if about.is_of(path, content):
             require(about.trajectories is not None, "The policy does not say which trajectories it was trained on.", file=path,
                     remedy="give demonstrations of another file")  # fmt: skip
             left = [name for name in left if name not in set(about.trajectories or ())]

@@ -121,8 +121,7 @@ def of_demonstrations(
         key="training.reward", found="environment", expected="sparse or negative", remedy="or leave the demonstrations out",
     )  # fmt: skip
     about, names, there = about_of(policy), None, set(list_dataset(path).names)
-    its_own = about.data == Path(path).name if about.data_digest is None else about.data_digest == content
-    if about.trajectories is not None and its_own:
+    if about.trajectories is not None and about.is_of(Path(path), content):
         names = [name for name in about.trajectories if name in there]
         require(names, "The trajectories that the policy was trained on are not in this file.", file=path,
                 found=", ".join(sorted(there))[:80], expected=", ".join(about.trajectories)[:80])  # fmt: skip
