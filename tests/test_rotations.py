@@ -63,11 +63,14 @@ def jumping(steps: int = 30, episodes: int = 3) -> Dataset:
 
 def test_quaternions_are_found_and_nothing_else() -> None:
     data = jumping()
-    assert find_quaternions(data.states) == (2, 7)
-    assert find_quaternions(data.states[:, :5]) == ()
-    assert find_quaternions(np.zeros((5, 8), np.float32)) == ()
+    assert find_quaternions(data) == (2, 7)
     assert sign_jumps(data, 2) == pytest.approx(11 / 29)  # out of step 0, into and out of each of 5, 10, … 25
-    assert find_quaternions(np.delete(data.states, 0, 1)) == (1, 6)
+    actions = np.zeros((9, 1), np.float32)
+    for states, expected in (
+        (data.states[:9, 1:], (1,)), (data.states[-9:, 1:], (1, 6)), (data.states[:9, :5], ()), (data.states[:9, :3], ()),
+        (np.zeros((9, 8), np.float32), ()), (1.1 * data.states[-9:], ()),
+    ):  # fmt: skip
+        assert find_quaternions(Dataset((Episode({"state": states}, actions),))) == expected
 
 
 # -- in a policy ---------------------------------------------------------------------------------------------------------------------

@@ -144,7 +144,7 @@ class Normalization(nn.Module):
             low, high = values.min(0).astype(np.float64), values.max(0).astype(np.float64)
             extra = np.maximum(minimum_range - (high - low), 0) / 2
             ends[f"{part}_low"], ends[f"{part}_high"] = low - extra, high + extra
-        return cls(**ends, quaternions=find_quaternions(dataset.states) if rotations == "6d" else ())
+        return cls(**ends, quaternions=find_quaternions(dataset) if rotations == "6d" else ())
 
     @classmethod
     def identity(cls, state_dim: int, action_dim: int) -> Normalization:

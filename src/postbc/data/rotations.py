@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from postbc.data.episodes import Dataset
@@ -13,21 +12,23 @@ from postbc.data.episodes import Dataset
 TOLERANCE = 1e-3
 
 
-def find_quaternions(states: NDArray[np.floating]) -> tuple[int, ...]:
-    """(N, S) -> first columns of its quaternions: four numbers of length 1 at every step (or all 0: that object is not there).
+def find_quaternions(dataset: Dataset) -> tuple[int, ...]:
+    """First columns of the state's quaternions: four numbers of length 1 at every step (or all 0: that object is not there).
 
     Numbers that are only ever 0 and ±1 are none: one-hot vectors have length 1, too.
     """
-    squares = np.square(states, dtype=np.float64)
-    found: list[int] = []
-    for first in range(states.shape[1] - 3):
-        if found and first < found[-1] + 4:
-            continue
-        length = squares[:, first : first + 4].sum(1)
+    columns = max(sum(dataset.state_dims) - 3, 0)
+    unit, seen, between = np.ones(columns, bool), np.zeros(columns, bool), np.zeros(columns + 3, bool)
+    for episode in dataset if columns else ():
+        squares = np.square(episode.state, dtype=np.float64)
+        length = sum(squares[:, i : i + columns] for i in range(4))  # of the four numbers from each column on
         there = length > 0
-        if not there.any() or np.abs(length[there] - 1).max() > 2 * TOLERANCE:
-            continue
-        if not np.isin(squares[:, first : first + 4], (0.0, 1.0)).all():
+        unit &= ~(there & (np.abs(length - 1) > 2 * TOLERANCE)).any(0)
+        seen |= there.any(0)
+        between |= ~((squares == 0) | (squares == 1)).all(0)
+    found: list[int] = []
+    for first in np.flatnonzero(unit & seen).tolist():
+        if between[first : first + 4].any() and (not found or first >= found[-1] + 4):
             found.append(first)
     return tuple(found)
 

@@ -169,7 +169,7 @@ def narrow_dimensions(dataset: Dataset, least: float = NARROW, quaternions: Sequ
 def jumping_quaternions(dataset: Dataset, least: float = JUMPS) -> dict[str, float]:
     """Name -> share of steps at which its sign jumps, of the state's quaternions where that is more than `least`."""
     names, _ = dimension_names(dataset)
-    shares = {first: sign_jumps(dataset, first) for first in find_quaternions(dataset.states)}
+    shares = {first: sign_jumps(dataset, first) for first in find_quaternions(dataset)}
     return {f"{names[first]} to {names[first + 3]}": share for first, share in shares.items() if share > least}
 
 
