@@ -39,7 +39,8 @@ class PretrainingConfig:
     method: Method = "postbc"
     """Target of the regression: bc, sigma-bc or postbc; or value-dice, which is no regression (postbc.value_dice)."""
     posterior_weight: NonNegative | Literal["auto"] = 1.0
-    """α, multiplies the posterior's standard deviation (postbc). auto: by trajectories left out (`postbc posterior calibrate`)."""
+    """α, multiplies the posterior's standard deviation (postbc). auto: by trajectories left out (`postbc posterior calibrate`),
+    1 at most."""
     sigma: NonNegative = 0.1
     """σ, standard deviation of isotropic noise, normalised units (sigma-bc)."""
     steps: Count = 6000

@@ -34,7 +34,8 @@ class PostBC:
     """What `lerobot-train` has no argument for."""
 
     weight: NonNegative | Literal["auto"] = 1.0
-    """α, multiplies the posterior's standard deviation; 0 is plain training, to the bit. auto: by trajectories left out of the fit."""
+    """α, multiplies the posterior's standard deviation; 0 is plain training, to the bit. auto: by trajectories left out of the fit,
+    1 at most."""
     factors: Path = Path("factors.safetensors")
     """The posterior of every frame; fitted first where there is no such file."""
     encoder: str = "ResNet18_Weights.IMAGENET1K_V1"
