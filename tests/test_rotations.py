@@ -74,6 +74,17 @@ def test_quaternions_are_found_and_nothing_else() -> None:
 
 
 # -- in a policy ---------------------------------------------------------------------------------------------------------------------
+def test_of_those_that_overlap_the_nearer_is_taken_and_keys_are_not_crossed() -> None:
+    random = np.random.default_rng(0)
+    turn = Rotation.from_rotvec([[np.pi, 0, 0]]) * Rotation.from_rotvec(0.01 * random.standard_normal((50, 3)))
+    state = np.concatenate((random.uniform(0.4, 0.5, (50, 2)), random.uniform(0, 0.01, (50, 1)), turn.as_quat()), 1).astype(
+        np.float32
+    )
+    episode = Episode({"state": state}, np.zeros((50, 1), np.float32))
+    assert find_quaternions(Dataset((episode,))) == (3,)  # not (2,): height, x, y, z, as w is near 0
+    assert find_quaternions(Dataset((episode,), ("a", "b"), (5, 2))) == ()
+
+
 def flipped(states: torch.Tensor) -> torch.Tensor:
     states = states.clone()
     states[..., [2, 3, 4, 5, 7, 8, 9, 10]] *= -1

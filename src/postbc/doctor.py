@@ -380,7 +380,10 @@ def check_statistics(study: Study) -> Check:
     names = [f"{key}[{i}]" for key, width in zip(keys, dims) for i in range(width)]
     names += [f"action[{i}]" for i in range(agent.action_dim)]
     low, high = (np.array([*normalization[f"state_{end}"], *normalization[f"action_{end}"]]) for end in ("low", "high"))
-    constant = high - low < NARROW
+    measured = np.ones(len(low), bool)  # quaternions that are read as rotations are not normalised
+    for first in policy.policy.normalization.quaternions:
+        measured[first : first + 4] = False
+    constant = measured & (high - low < NARROW)
     remedy = "pretrain with --data.minimum-range 0.02, or on more demonstrations: other values of these become huge"
     told = [(f"constant or nearly so: {_some(names, constant)}", remedy)] if constant.any() else []
     if study.demonstrations is None:
@@ -391,18 +394,18 @@ def check_statistics(study: Study) -> Check:
     require(values.shape[1] == len(names), "The demonstrations are not as wide as the policy.", file=data.source, key="state, actions",
             found=values.shape[1], expected=len(names), remedy=remedy)  # fmt: skip
     normalised = 2 * (values - low) / np.maximum(high - low, NARROW) - 1
-    strange = ~constant & (np.abs(np.median(normalised, axis=0)) > 1 + FILLED)
+    strange = measured & ~constant & (np.abs(np.median(normalised, axis=0)) > 1 + FILLED)
     found = f"{len(names)} dimensions, against {len(data)} demonstrations"
     if strange.any():
         found += f": more than half of the data's values lie outside the policy's range in {_some(names, strange)}"
         return Check(
             "statistics", "fail", found, "these are statistics of other data or units: pretrain on these demonstrations"
         )
-    outside = ~constant & (np.abs(normalised).max(axis=0) > FAR)
+    outside = measured & ~constant & (np.abs(normalised).max(axis=0) > FAR)
     if outside.any():
         remedy = "normalise by more demonstrations (--data.statistics full), or drop those that stand apart"
         told.append((f"demonstrations go far outside the policy's range in {_some(names, outside)}", remedy))
-    empty = (np.ptp(values, axis=0) >= NARROW) & (np.ptp(normalised, axis=0) < 2 * FILLED)
+    empty = measured & (np.ptp(values, axis=0) >= NARROW) & (np.ptp(normalised, axis=0) < 2 * FILLED)
     if empty.any():
         remedy = "were they other units? Pretrain on these demonstrations"
         told.append((f"demonstrations fill less than {FILLED:.0%} of the policy's range in {_some(names, empty)}", remedy))

@@ -13,24 +13,28 @@ TOLERANCE = 1e-3
 
 
 def find_quaternions(dataset: Dataset) -> tuple[int, ...]:
-    """First columns of the state's quaternions: four numbers of length 1 at every step (or all 0: that object is not there).
+    """First columns of the state's quaternions: four numbers of a key, of length 1 at every step (or all 0: the object is not there).
 
-    Numbers that are only ever 0 and ±1 are none: one-hot vectors have length 1, too.
+    Numbers that are only ever 0 and ±1 are none: one-hot vectors have length 1, too. Of those that overlap the one is taken whose
+    length is nearest to 1: beside a quaternion whose first or last number is always near 0 another number near 0 may stand.
     """
     columns = max(sum(dataset.state_dims) - 3, 0)
-    unit, seen, between = np.ones(columns, bool), np.zeros(columns, bool), np.zeros(columns + 3, bool)
+    off, seen, between = np.zeros(columns), np.zeros(columns, bool), np.zeros(columns + 3, bool)
     for episode in dataset if columns else ():
         squares = np.square(episode.state, dtype=np.float64)
         length = sum(squares[:, i : i + columns] for i in range(4))  # of the four numbers from each column on
         there = length > 0
-        unit &= ~(there & (np.abs(length - 1) > 2 * TOLERANCE)).any(0)
+        off = np.maximum(off, np.where(there, np.abs(length - 1), 0).max(0))
         seen |= there.any(0)
         between |= ~((squares == 0) | (squares == 1)).all(0)
+    ends = np.cumsum(dataset.state_dims)
+    inside = [first for end, width in zip(ends, dataset.state_dims) for first in range(end - width, end - 3)]
+    fit = [first for first in inside if seen[first] and off[first] <= 2 * TOLERANCE and between[first : first + 4].any()]
     found: list[int] = []
-    for first in np.flatnonzero(unit & seen).tolist():
-        if between[first : first + 4].any() and (not found or first >= found[-1] + 4):
-            found.append(first)
-    return tuple(found)
+    for first in sorted(fit, key=lambda first: (off[first], first)):
+        if all(abs(first - other) >= 4 for other in found):
+            found.append(int(first))
+    return tuple(sorted(found))
 
 
 def sign_jumps(dataset: Dataset, first: int) -> float:

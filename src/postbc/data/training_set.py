@@ -22,6 +22,7 @@ from postbc.data.robomimic import Listing
 from postbc.data.rotations import find_quaternions, sign_jumps
 from postbc.data.windows import Windows
 from postbc.errors import require
+from postbc.progress import say
 from postbc.schemas import Count, NonNegative, Seed, later, schema
 
 #: A dimension whose values span less is called narrow; raw units (metres, quaternion components, commands).
@@ -140,6 +141,10 @@ def load_training_set(
     )
     for message in notes:
         warnings.warn(message, UserWarning, stacklevel=2)
+    if config.rotations == "6d":
+        names, _ = dimension_names(full)
+        found = ", ".join(f"{names[first]} to {names[first + 3]}" for first in normalization.quaternions)
+        say(f"Read as rotations: {found or 'nothing, as no four numbers of the state are of length 1 throughout'}")
     windows = Windows(subset, config.chunk, tail=config.tail, observation_steps=config.observation_steps, device=device)
     return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset), vectors)
 

@@ -119,7 +119,7 @@ class Calibration:
     posterior_weight: NonNegative
     """α that `auto` takes."""
     source: Literal["calibrated", "no-regression", "fallback"]
-    """The likelihood's α; the largest that is shown to be no worse than BC; or neither is told."""
+    """The likelihood's α (at most `MOST`); the largest that is shown to be no worse than BC; or neither is told."""
     reason: str
     """The same in a sentence."""
     chunk: Estimate

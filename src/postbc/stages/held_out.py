@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,7 @@ from postbc.files import digest, write_json
 from postbc.policies import load_policy, policy_fingerprint
 from postbc.policies.base import POLICY_FILE, Policy
 from postbc.posterior.calibration import evenly, sign_flips
-from postbc.progress import progress
+from postbc.progress import progress, say
 from postbc.runs import Run
 from postbc.schemas import Count, NonNegative, OpenShare, Seed, Share, plain, read_json, schema
 from postbc.seeding import make_generator
@@ -31,6 +32,7 @@ from postbc.statistics import mean_interval
 from postbc.training.rollouts import read_rollouts
 
 HELD_OUT_FILE = "held_out.json"
+REMEDY = "train on fewer (--data.num-trajectories), give demonstrations of another file, or more --windows"
 
 
 @schema
@@ -54,11 +56,14 @@ class HeldOut:
     margin: OpenShare = 0.01
     """A loss that would not matter, as a share of the reference's score."""
     level: OpenShare = 0.05
-    """Of each of two one-sided tests: that the loss is smaller than the margin ("not worse"), that it is larger ("worse")."""
+    """Of each of two one-sided tests: that the loss is smaller than the margin ("not worse"), that it is larger ("worse"); where the
+    trajectories' differences are as likely as far above their mean as below it."""
     samples: Annotated[int, Field(ge=2, le=1024)] = 16
     """Chunks that each policy draws at a state."""
     windows: Count = 3000
     """At most so many states, evenly spaced: neighbours tell the same."""
+    allow_version_mismatch: bool = False
+    """Go on although the demonstrations were made with another version of the simulator."""
     compute: Annotated[Compute, tyro.conf.arg(name="")] = Compute()
     jobs: Count = 1
     """Seeds at a time, each a process of its own."""
@@ -132,25 +137,31 @@ def compare_held_out(config: HeldOut, seed: int) -> Scored:
     require(candidate.chunk == reference.chunk, "Chunks of different lengths have scores that cannot be compared.", key="chunk",
             file=paths[0], found=candidate.chunk, expected=reference.chunk)  # fmt: skip
     left = unseen(config.demonstrations, policies)
+    read = [read_rollouts(config.demonstrations, p, None, config.allow_version_mismatch, names=left) for p in policies]
+    whole = [name for name, length in zip(read[0].names, read[0].lengths) if length >= candidate.chunk]
+    if len(whole) < len(left):
+        say(f"note: {len(left) - len(whole)} trajectories are left out, which are shorter than a chunk")
+    enough(len(whole), config)
     made = [
-        Windows(read_rollouts(config.demonstrations, policy, names=left), policy.chunk, observation_steps=policy.observation_steps,
-                device=device) for policy in policies
-    ]  # fmt: skip
+        Windows(dataset.keep(whole), policy.chunk, observation_steps=policy.observation_steps, device=device)
+        for dataset, policy in zip(read, policies)
+    ]
+    rows = evenly(len(made[0]), config.windows)
+    names, which = np.unique(np.asarray(made[0].episode)[rows.numpy()], return_inverse=True)
+    enough(len(names), config)
     inputs = {"candidate": policy_fingerprint(candidate), "reference": policy_fingerprint(reference),
-              "demonstrations": made[0].fingerprint}  # fmt: skip
+              "demonstrations": " ".join(windows.fingerprint for windows in made)}  # fmt: skip
     moved = ("compute", "policy", "reference", "demonstrations")
     with Run(
         config.output / f"seed_{seed}", of_one_seed(config, seed), resume=config.resume, inputs=inputs, revisable=moved
     ) as run:
         if (run.directory / HELD_OUT_FILE).exists():
             return read_json(run.directory / HELD_OUT_FILE, Scored)
-        rows = evenly(len(made[0]), config.windows)
         actions = made[0].chunk(rows).flatten(0, 1)
         scale = actions.std(0).to(device)
         scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
         with progress(f"held-out scores, seed {seed}", 2 * len(rows)) as bar:
             both = torch.stack([scores(p, w, rows, scale, config.samples, seed, bar) for p, w in zip(policies, made)], 1)
-        names, which = np.unique(np.asarray(made[0].episode)[rows.numpy()], return_inverse=True)
         by_trajectory = np.stack([both.numpy()[which == i].mean(0) for i in range(len(names))]).astype(np.float64)
         comparison = compare_scores(by_trajectory, len(rows), config.margin, config.level, seed)
         write_json(run.directory / HELD_OUT_FILE, plain(comparison))
@@ -162,31 +173,45 @@ def unseen(path: Path, policies: list[Any]) -> list[str]:
     """Names of the trajectories of a file that none of the policies was trained on, as far as they know.
 
     Raises:
-        InputError: a policy that is of this file does not say which, or fewer than two are left.
+        InputError: a policy that is of this file does not say which, or none is left.
     """
     left = list(list_dataset(path).names)
     there, content = len(left), digest(path)
     for policy in policies:
         about = about_of(policy)
-        if about.is_of(path, content):
+        same = about.is_of(path, content)
+        changed = not same and about.data == path.name
+        if changed:
+            say(f"note: {path} is not as it was when a policy was trained on it; trajectories of the same names are left out")
+        elif not same:
+            say(f"note: a policy was trained on {about.data or 'an unknown file'}: it counts as not having seen {path}")
+        if same or changed:
             require(about.trajectories is not None, "The policy does not say which trajectories it was trained on.", file=path,
                     remedy="give demonstrations of another file")  # fmt: skip
             left = [name for name in left if name not in set(about.trajectories or ())]
-    require(len(left) >= 2, "Too few trajectories are left that the policies were not trained on.", file=path,
-            found=f"{len(left)} of {there}", expected="2 at least",
-            remedy="train on fewer of them (--data.num-trajectories), or give demonstrations of another file")  # fmt: skip
+    require(left, "The policies were trained on all of these trajectories.", file=path, found=there, remedy=REMEDY)
     return left
+
+
+def enough(count: int, config: HeldOut) -> None:
+    """Raise :class:`InputError` where so few trajectories can show nothing: the smallest p of G sign flips is 2⁻ᴳ."""
+    least = max(2, math.ceil(-math.log2(config.level)))
+    require(count >= least, "So few trajectories that the policies were not trained on cannot tell anything.",
+            file=config.demonstrations, found=count, expected=f"{least} at least", remedy=REMEDY)  # fmt: skip
 
 
 def compare_scores(by_trajectory: np.ndarray, windows: int, margin: float, level: float, seed: int = 0) -> Scored:
     """(G, 2) scores of candidate and reference, trajectory by trajectory -> what they tell."""
     score, reference = by_trajectory.mean(0)
-    loss = (by_trajectory[:, 0] - by_trajectory[:, 1]) / reference
-    mean, low, high = mean_interval(loss)
-    good, bad = (float(sign_flips(sign * (margin - loss)[:, None], seed)[0]) for sign in (1, -1))
+    loss = float(score / reference - 1)
+    below = (1 + margin) * by_trajectory[:, 1] - by_trajectory[:, 0]
+    good, bad = (float(sign_flips(sign * below[:, None], seed)[0]) for sign in (1, -1))
+    _, low, high = mean_interval(
+        (by_trajectory[:, 0] - (1 + loss) * by_trajectory[:, 1]) / reference
+    )  # a ratio's, to first order
     return Scored(
-        "not worse" if good <= level else "worse" if bad <= level else "open", len(loss), windows, float(score), float(reference),
-        mean, (low, high), good, bad, margin, level,
+        "not worse" if good <= level else "worse" if bad <= level else "open", len(below), windows, float(score),
+        float(reference), loss, (loss + low, loss + high), good, bad, margin, level,
     )  # fmt: skip
 
 

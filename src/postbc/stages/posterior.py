@@ -209,7 +209,7 @@ def posterior_at(path: str | Path, data: TrainingSet, seed: int, device: str | t
     require(
         posterior.fingerprint == data.fingerprint, "The posterior was fitted on other windows than these.", file=file,
         found=f"fingerprint {posterior.fingerprint}", expected=data.fingerprint,
-        remedy="use the same demonstrations, subset, chunk, tail and statistics for `posterior fit` and `pretrain`",
+        remedy="use the same demonstrations, subset, chunk, tail, statistics and rotations for `posterior fit` and `pretrain`",
     )  # fmt: skip
     model, encode = posterior.model, None
     found, expected = (model.chunk, model.action_dim), (data.windows.chunk_size, data.windows.action_dim)
