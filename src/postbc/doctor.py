@@ -370,6 +370,7 @@ def check_statistics(study: Study) -> Check:
     """A policy's normalisation: no constant dimension, and the ranges of the demonstrations. InputError: these are of another task."""
     from postbc.agents.base import load_agent
     from postbc.data.belonging import Facts, check_belongs
+    from postbc.data.rotations import columns_of
     from postbc.data.training_set import NARROW
 
     assert study.policy is not None
@@ -381,8 +382,7 @@ def check_statistics(study: Study) -> Check:
     names += [f"action[{i}]" for i in range(agent.action_dim)]
     low, high = (np.array([*normalization[f"state_{end}"], *normalization[f"action_{end}"]]) for end in ("low", "high"))
     measured = np.ones(len(low), bool)  # quaternions that are read as rotations are not normalised
-    for first in policy.policy.normalization.quaternions:
-        measured[first : first + 4] = False
+    measured[columns_of(policy.policy.normalization.quaternions)] = False
     constant = measured & (high - low < NARROW)
     remedy = "pretrain with --data.minimum-range 0.02, or on more demonstrations: other values of these become huge"
     told = [(f"constant or nearly so: {_some(names, constant)}", remedy)] if constant.any() else []

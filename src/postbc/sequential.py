@@ -20,6 +20,12 @@ BETS = np.linspace(0.02, 0.98, 33)
 """λ as a share of the largest that cannot lose everything."""
 
 
+def in_words(decision: Decision | Literal["open"], margin: str, otherwise: str) -> str:
+    """What a test with this margin has decided; `otherwise`, if it has not."""
+    words = {"not worse": f"not worse (by {margin} or more)", "worse": f"worse by more than {margin}"}
+    return words.get(decision, otherwise)
+
+
 class PairedTest:
     """The test of one pair of policies; errors of either kind have probability `level` at most, whenever it stops.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from postbc.data.episodes import Dataset
-from postbc.data.rotations import find_quaternions, rotation_6d
+from postbc.data.rotations import columns_of, find_quaternions, rotation_6d
 from postbc.errors import InputError, require
 
 #: Added to every range (DPPO, `process_robomimic_dataset.py`). A constant dimension is therefore divided by 1e-6.
@@ -64,17 +64,16 @@ class Normalization(nn.Module):
             self.register_buffer(f"{part}_low", torch.tensor(low, dtype=torch.float32))
             self.register_buffer(f"{part}_scale", torch.tensor(2 / (high - low + EPSILON), dtype=torch.float32))
         self.quaternions = tuple(quaternions)
-        columns = [[first + i for i in range(4)] for first in self.quaternions]
-        flat = [column for four in columns for column in four]
+        columns = columns_of(self.quaternions)
         require(
-            flat == sorted(set(flat)) and all(0 <= column < self.state_dim for column in flat),
+            columns == sorted(set(columns)) and all(0 <= column < self.state_dim for column in columns),
             "Quaternions are four columns of the state each, one after another.", key="quaternions", found=self.quaternions,
             expected=f"first columns, at least 4 apart, 0 to {self.state_dim - 4}",
         )  # fmt: skip
-        others = [column for column in range(self.state_dim) if column not in flat]
+        others = [column for column in range(self.state_dim) if column not in columns]
         self._quaternions: Tensor  # (Q, 4)
         self._others: Tensor  # (S − 4·Q,)
-        self.register_buffer("_quaternions", torch.tensor(columns, dtype=torch.int64), persistent=False)
+        self.register_buffer("_quaternions", torch.tensor(columns, dtype=torch.int64).view(-1, 4), persistent=False)
         self.register_buffer("_others", torch.tensor(others, dtype=torch.int64), persistent=False)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,6 +37,11 @@ def find_quaternions(dataset: Dataset) -> tuple[int, ...]:
         if all(abs(first - other) >= 4 for other in found):
             found.append(int(first))
     return tuple(sorted(found))
+
+
+def columns_of(quaternions: Iterable[int]) -> list[int]:
+    """Of quaternions by their first columns, all four columns of each, one quaternion after another."""
+    return [first + i for first in quaternions for i in range(4)]
 
 
 def sign_jumps(dataset: Dataset, first: int) -> float:

@@ -19,7 +19,7 @@ from postbc.data.language import read_vectors, with_language
 from postbc.data.normalization import Normalization, Rotations, fit_normalization
 from postbc.data.readers import list_dataset, read_dataset
 from postbc.data.robomimic import Listing
-from postbc.data.rotations import find_quaternions, sign_jumps
+from postbc.data.rotations import columns_of, find_quaternions, sign_jumps
 from postbc.data.windows import Windows
 from postbc.errors import require
 from postbc.progress import say
@@ -142,8 +142,7 @@ def load_training_set(
     for message in notes:
         warnings.warn(message, UserWarning, stacklevel=2)
     if config.rotations == "6d":
-        names, _ = dimension_names(full)
-        found = ", ".join(f"{names[first]} to {names[first + 3]}" for first in normalization.quaternions)
+        found = ", ".join(_quaternion_name(full, first) for first in normalization.quaternions)
         say(f"Read as rotations: {found or 'nothing, as no four numbers of the state are of length 1 throughout'}")
     windows = Windows(subset, config.chunk, tail=config.tail, observation_steps=config.observation_steps, device=device)
     return TrainingSet(subset, normalization, windows, Facts.of_dataset(subset), vectors)
@@ -165,17 +164,22 @@ def dimension_names(dataset: Dataset) -> tuple[list[str], list[str]]:
 
 def narrow_dimensions(dataset: Dataset, least: float = NARROW, quaternions: Sequence[int] = ()) -> list[str]:
     """Names of the dimensions whose values span less than `least`; without those of quaternions that are read as rotations."""
-    left_out = {first + i for first in quaternions for i in range(4)}
-    states, actions = dimension_names(dataset)
-    names = [states[i] for i in np.flatnonzero(np.ptp(dataset.states, axis=0) < least).tolist() if i not in left_out]
-    return names + [actions[i] for i in np.flatnonzero(np.ptp(dataset.actions, axis=0) < least).tolist()]
+    names = []
+    left_out: tuple[list[int], list[int]] = columns_of(quaternions), []
+    for values, words, rotated in zip((dataset.states, dataset.actions), dimension_names(dataset), left_out):
+        names += [words[i] for i in np.flatnonzero(np.ptp(values, axis=0) < least).tolist() if i not in rotated]
+    return names
+
+
+def _quaternion_name(dataset: Dataset, first: int) -> str:
+    names, _ = dimension_names(dataset)
+    return f"{names[first]} to {names[first + 3]}"
 
 
 def jumping_quaternions(dataset: Dataset, least: float = JUMPS) -> dict[str, float]:
     """Name -> share of steps at which its sign jumps, of the state's quaternions where that is more than `least`."""
-    names, _ = dimension_names(dataset)
-    shares = {first: sign_jumps(dataset, first) for first in find_quaternions(dataset)}
-    return {f"{names[first]} to {names[first + 3]}": share for first, share in shares.items() if share > least}
+    shares = {_quaternion_name(dataset, first): sign_jumps(dataset, first) for first in find_quaternions(dataset)}
+    return {name: share for name, share in shares.items() if share > least}
 
 
 def _jumps(dataset: Dataset, config: TrainingSetConfig) -> list[str]:

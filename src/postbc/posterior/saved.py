@@ -50,16 +50,15 @@ class PosteriorHead:
     observation_steps: Annotated[int, Field(ge=1, le=1000)] = later(1)
     """Of those observations."""
 
-    def make(self) -> Model:
-        """The model, its weights drawn."""
+    def make(self, state_features: int) -> Model:
+        """The model, its weights drawn; `state_features` of the normalisation."""
         sizes, nothing = (self.chunk, self.action_dim), torch.Generator()
         if self.closed_form is not None:
             return ClosedForm(self.config, self.closed_form, self.feature_dim, *sizes)
         if self.config.encoder == "features":
             return Ensemble(self.config, self.feature_dim, *sizes, nothing)
         require(self.shapes is not None, "The header does not say what is observed.", key="shapes")
-        width = Normalization.from_dict(self.normalization).state_features
-        return SeeingEnsemble(self.config, self.shapes or {}, self.observation_steps, *sizes, nothing, width)
+        return SeeingEnsemble(self.config, self.shapes or {}, self.observation_steps, *sizes, nothing, state_features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +110,12 @@ class Posterior:
             require(normalization.action_dim == head.action_dim, "The normalisation has another width than the posterior.",
                     key="action_dim", found=normalization.action_dim, expected=head.action_dim)  # fmt: skip
             with torch.device("meta"):  # shapes without memory: a header may ask for anything
-                blank = head.make()
+                blank = head.make(normalization.state_features)
             check_weights(weights, blank.state_dict(), path)
             model = blank
             if isinstance(blank, SeeingEnsemble):  # whose encoders have buffers that no file holds
                 with from_file():
-                    model = head.make()
+                    model = head.make(normalization.state_features)
             model.load_state_dict(weights, assign=True)
         model.to(device).eval().requires_grad_(False)
         return cls(model, normalization.to(device), head.fingerprint, head.seed, head.encoder)

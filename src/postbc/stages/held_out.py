@@ -27,6 +27,7 @@ from postbc.progress import progress, say
 from postbc.runs import Run
 from postbc.schemas import Count, NonNegative, OpenShare, Seed, Share, plain, read_json, schema
 from postbc.seeding import make_generator
+from postbc.sequential import in_words
 from postbc.stages.seeds import file_of_seed, of_one_seed, require_seed
 from postbc.statistics import mean_interval
 from postbc.training.rollouts import read_rollouts
@@ -179,16 +180,15 @@ def unseen(path: Path, policies: list[Any]) -> list[str]:
     there, content = len(left), digest(path)
     for policy in policies:
         about = about_of(policy)
-        same = about.is_of(path, content)
-        changed = not same and about.data == path.name
-        if changed:
+        if not about.is_of(path, content):
+            if about.data != path.name:
+                say(f"note: a policy was trained on {about.data or 'an unknown file'}: it counts as not having seen {path}")
+                continue
             say(f"note: {path} is not as it was when a policy was trained on it; trajectories of the same names are left out")
-        elif not same:
-            say(f"note: a policy was trained on {about.data or 'an unknown file'}: it counts as not having seen {path}")
-        if same or changed:
-            require(about.trajectories is not None, "The policy does not say which trajectories it was trained on.", file=path,
-                    remedy="give demonstrations of another file")  # fmt: skip
-            left = [name for name in left if name not in set(about.trajectories or ())]
+        require(about.trajectories is not None, "The policy does not say which trajectories it was trained on.", file=path,
+                remedy="give demonstrations of another file")  # fmt: skip
+        known = set(about.trajectories or ())
+        left = [name for name in left if name not in known]
     require(left, "The policies were trained on all of these trajectories.", file=path, found=there, remedy=REMEDY)
     return left
 
@@ -206,9 +206,8 @@ def compare_scores(by_trajectory: np.ndarray, windows: int, margin: float, level
     loss = float(score / reference - 1)
     below = (1 + margin) * by_trajectory[:, 1] - by_trajectory[:, 0]
     good, bad = (float(sign_flips(sign * below[:, None], seed)[0]) for sign in (1, -1))
-    _, low, high = mean_interval(
-        (by_trajectory[:, 0] - (1 + loss) * by_trajectory[:, 1]) / reference
-    )  # a ratio's, to first order
+    apart = (by_trajectory[:, 0] - (1 + loss) * by_trajectory[:, 1]) / reference  # a ratio's errors, to first order
+    _, low, high = mean_interval(apart)
     return Scored(
         "not worse" if good <= level else "worse" if bad <= level else "open", len(below), windows, float(score),
         float(reference), loss, (loss + low, loss + high), good, bad, margin, level,
@@ -218,13 +217,8 @@ def compare_scores(by_trajectory: np.ndarray, windows: int, margin: float, level
 def summary(output: Path, seed: int) -> str:
     """What came out of one seed, in a line."""
     c = read_json(output / f"seed_{seed}" / HELD_OUT_FILE, Scored)
-    said = {
-        "not worse": f"not worse (by {c.margin:.1%} or more)",
-        "worse": f"worse by more than {c.margin:.1%}",
-        "open": "not told",
-    }
-    low, high = c.loss_interval
+    said, (low, high) = in_words(c.decision, f"{c.margin:.1%}", "not told"), c.loss_interval
     return (
-        f"seed {seed}: {said[c.decision]} on {c.trajectories} trajectories held out: energy score {c.score:.4f} and "
+        f"seed {seed}: {said} on {c.trajectories} trajectories held out: energy score {c.score:.4f} and "
         f"{c.reference_score:.4f}, {c.loss:+.1%} [{low:+.1%}, {high:+.1%}]"
     )

@@ -19,7 +19,7 @@ from postbc.progress import note, progress
 from postbc.runs import Run
 from postbc.schemas import Count, CountOrZero, NonNegative, OpenShare, Seed, Share, plain, read_json, schema
 from postbc.seeding import EVALUATION_SEED, TRIAL_SEED, evaluation_seeds
-from postbc.sequential import PairedTest
+from postbc.sequential import PairedTest, in_words
 from postbc.stages.evaluate import digests, environment_of
 from postbc.stages.seeds import agent_of, of_one_seed, require_seed
 
@@ -148,9 +148,5 @@ def play_pairs(config: NoRegression, seed: int) -> Verdict:
 def summary(output: Path, seed: int) -> str:
     """What came out of one seed, in a line."""
     v = read_json(output / f"seed_{seed}" / VERDICT, Verdict)
-    said = {
-        "not worse": f"not worse (by {v.margin:g} or more)",
-        "worse": f"worse by more than {v.margin:g}",
-        "open": "not known yet",
-    }
-    return f"seed {seed}: {said[v.decision]}, after {v.pairs} pairs of episodes: {v.success:.3f} and {v.reference_success:.3f}"
+    said = in_words(v.decision, f"{v.margin:g}", "not known yet")
+    return f"seed {seed}: {said}, after {v.pairs} pairs of episodes: {v.success:.3f} and {v.reference_success:.3f}"
